@@ -8,5 +8,7 @@
 #![warn(missing_docs)]
 
 pub mod batch;
+pub mod error_code;
+pub mod frame;
 pub mod limits;
 pub mod types;

@@ -1,0 +1,562 @@
+//! The frames: what two peers say to each other.
+//!
+//! Owns: one struct per frame, without its bytes (those are `codec`'s).
+//! Never: decides whether a frame is allowed now (that is `connection`'s).
+//!
+//! C = client to broker, B = broker to client. A frame on stream 0 concerns the connection.
+
+use crate::batch::BatchHeader;
+use crate::error_code::{ErrorCode, Outcome, Scope};
+use crate::types::{
+    BrokerId, Name, Offset, PartitionId, ProducerId, RequestId, Sequence, StreamId, TopicId,
+};
+use bytes::Bytes;
+
+/// Any frame of either direction.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Frame {
+    /// C 0x01: first frame of a connection.
+    Hello(Hello),
+    /// B 0x02: the answer to HELLO.
+    Welcome(Welcome),
+    /// C 0x03: the authentication step; may follow HELLO at once.
+    Auth(Auth),
+    /// B 0x04: authentication is through, streams and requests may follow.
+    Ready,
+    /// CB 0x05: the peer is alive.
+    Heartbeat,
+    /// CB 0x06: no new work on this connection.
+    GoAway(GoAway),
+    /// B 0x07: a refusal that concerns a request, a stream or the connection.
+    Error(ErrorFrame),
+    /// C 0x10: opens a publisher on a stream.
+    OpenPublisher(OpenPublisher),
+    /// B 0x11: the publisher is open; a GRANT follows.
+    PublisherOpened(PublisherOpened),
+    /// C 0x12: one batch.
+    Publish(Publish),
+    /// B 0x13: batches that are stored, and the newest grant.
+    Published(Published),
+    /// B 0x14: a batch that is not stored, or whose outcome is unknown.
+    Refused(Refused),
+    /// CB 0x15: what the peer may send on this stream, as absolute limits.
+    Grant(StreamId, Grant),
+    /// C 0x16: what the publisher would send if it might.
+    Demand(StreamId, Demand),
+    /// B 0x17: asks for unspent credit back.
+    Revoke(StreamId, Revoke),
+    /// C 0x18: answers a revoke.
+    Revoked(StreamId, Revoked),
+    /// C 0x19: ends a stream.
+    CloseStream(StreamId),
+    /// B 0x1a: the stream is over; `code` is none when the client asked for it.
+    StreamClosed(StreamClosed),
+    /// C 0x20: opens a consumer on a stream.
+    Subscribe(Subscribe),
+    /// B 0x21: the consumer is open.
+    Subscribed(Subscribed),
+    /// B 0x22: batches.
+    Deliver(Deliver),
+    /// C 0x23: everything below this offset is done.
+    Settle(Settle),
+    /// B 0x24: the settle is committed; sent when asked for.
+    Settled(Settled),
+    /// C 0x30: asks for topics.
+    Metadata(Metadata),
+    /// B 0x31: a page of topics.
+    MetadataPage(MetadataPage),
+    /// C 0x32: creates a topic.
+    CreateTopic(CreateTopic),
+    /// C 0x33: changes a topic.
+    AlterTopic(AlterTopic),
+    /// C 0x34: removes a topic and its records.
+    DeleteTopic(DeleteTopic),
+    /// B 0x35: the request is done.
+    Done(RequestId),
+}
+
+/// What both peers announce in HELLO and WELCOME; each obeys the other's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerLimits {
+    /// Longest frame that the announcer reads.
+    pub frame_bytes_max: u32,
+    /// Longest message (key, headers, value).
+    pub message_bytes_max: u32,
+    /// Most streams of one connection.
+    pub streams_max: u32,
+    /// Most requests that wait for an answer.
+    pub requests_max: u32,
+    /// Heartbeats are due after this silence.
+    pub heartbeat_ms: u32,
+}
+
+/// First frame of a connection.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hello {
+    /// Oldest version the client speaks.
+    pub version_min: u16,
+    /// Newest version the client speaks.
+    pub version_max: u16,
+    /// Feature bits that the client understands.
+    pub features: u64,
+    /// What the client reads.
+    pub limits: PeerLimits,
+    /// Shown in logs and lists; free text, at most 255 bytes.
+    pub client_name: String,
+}
+
+/// The answer to HELLO.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Welcome {
+    /// The version that this connection speaks.
+    pub version: u16,
+    /// Feature bits that both understand.
+    pub features: u64,
+    /// What the broker reads.
+    pub limits: PeerLimits,
+    /// The least that a message costs of a publisher's credit.
+    pub message_cost_min: u32,
+    /// Identity of the cluster.
+    pub cluster_id: u128,
+    /// Identity of this broker.
+    pub broker_id: BrokerId,
+    /// Name of this broker.
+    pub broker_name: String,
+    /// Authentication methods the broker accepts, comma separated.
+    pub auth_methods: String,
+}
+
+/// The authentication step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Auth {
+    /// `anonymous`, for now.
+    pub method: String,
+    /// The method's own content.
+    pub content: Bytes,
+}
+
+/// No new work on this connection.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GoAway {
+    /// Why.
+    pub code: u16,
+    /// The connection is closed by then; what is paid for is still answered.
+    pub deadline_ms: u32,
+    /// Reconnect after this delay (already spread at random by the broker).
+    pub reconnect_after_ms: u32,
+    /// For people.
+    pub text: String,
+}
+
+/// What every refusal says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refusal {
+    /// `ErrorCode` number; codes of newer versions are kept as they are.
+    pub code: u16,
+    /// What became of the batch or request.
+    pub outcome: Outcome,
+    /// What it applies to.
+    pub scope: Scope,
+    /// When to try again; 0 = on the next grant, or no hint.
+    pub retry_after_ms: u32,
+    /// `reason_bits`.
+    pub reason_bits: u32,
+    /// The value that broke the limit (bytes, a sequence, an offset), 0 = none.
+    pub observed: u64,
+    /// The limit, or what was expected instead.
+    pub limit: u64,
+    /// For people: what, where, what to do.
+    pub text: String,
+}
+
+impl Refusal {
+    /// A refusal of one message or request, not stored, without hint or numbers.
+    pub fn new(code: ErrorCode, text: impl Into<String>) -> Self {
+        Self {
+            code: code.number(),
+            outcome: Outcome::NotStored,
+            scope: Scope::Message,
+            retry_after_ms: 0,
+            reason_bits: 0,
+            observed: 0,
+            limit: 0,
+            text: text.into(),
+        }
+    }
+}
+
+/// A refusal that concerns a request (`request` non-zero), or the connection.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ErrorFrame {
+    /// The request; 0 = none.
+    pub request: RequestId,
+    /// Why.
+    pub refusal: Refusal,
+}
+
+/// Opens a publisher on a stream.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OpenPublisher {
+    /// Number of the new stream.
+    pub stream: StreamId,
+    /// Echoed in the answer.
+    pub request: RequestId,
+    /// Where to publish.
+    pub topic: Name,
+    /// Which partition.
+    pub partition: PartitionId,
+    /// Durable identity for idempotence; none = an identity that lives as long as the client
+    /// (which asks for it by `producer_id`).
+    pub producer: Option<Name>,
+    /// On the first open 0; when a client reopens after a reconnect, the id it was given.
+    pub producer_id: ProducerId,
+    /// On the first open 0; when a client reopens, the epoch it was given, which must still be
+    /// the newest.
+    pub producer_epoch: u32,
+}
+
+/// The publisher is open.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PublisherOpened {
+    /// The stream.
+    pub stream: StreamId,
+    /// Of the request.
+    pub request: RequestId,
+    /// Identity to put into batches.
+    pub producer_id: ProducerId,
+    /// Epoch to put into batches.
+    pub producer_epoch: u32,
+    /// The sequence behind the last stored record of this producer in this partition.
+    pub next_sequence: Sequence,
+    /// The log end when the publisher was opened.
+    pub log_end: Offset,
+}
+
+/// One batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Publish {
+    /// The publisher's stream.
+    pub stream: StreamId,
+    /// Relative deadline: not appended later than this after it was read; 0 = none.
+    pub deadline_ms: u32,
+    /// Bytes of cost that wait at the client for credit behind this batch.
+    pub demand: u64,
+    /// As the publisher made it (salt 0).
+    pub header: BatchHeader,
+    /// Record table and payload.
+    pub body: Bytes,
+}
+
+/// One batch that is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredRange {
+    /// Sequence of its first record.
+    pub base_sequence: Sequence,
+    /// Offset of its first record; `u64::MAX` for a duplicate whose offset is not known any more.
+    pub base_offset: Offset,
+    /// Its records.
+    pub record_count: u32,
+    /// It had been stored before.
+    pub duplicate: bool,
+}
+
+/// Batches that are stored, in the order of their sequences, and the newest grant.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Published {
+    /// The publisher's stream.
+    pub stream: StreamId,
+    /// What is stored.
+    pub stored: Vec<StoredRange>,
+    /// The newest grant of the stream.
+    pub grant: Grant,
+}
+
+/// A batch that is not stored, or whose outcome is unknown.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refused {
+    /// The publisher's stream.
+    pub stream: StreamId,
+    /// Sequence of its first record.
+    pub base_sequence: Sequence,
+    /// Its records.
+    pub record_count: u32,
+    /// Why.
+    pub refusal: Refusal,
+    /// The newest grant of the stream.
+    pub grant: Grant,
+}
+
+/// What the receiver may send on a stream, as absolute limits since the stream's epoch began.
+///
+/// Publishers: `limit_cost` counts cost (`max(512, bytes)` per record), `limit_messages` is
+/// `u64::MAX`. Consumers: `limit_cost` counts stored bytes, `limit_messages` records.
+/// Invariant: within an epoch limits only rise, but for a revoke that was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Grant {
+    /// Rises when limits restart from 0 (a reopened stream).
+    pub epoch: u32,
+    /// Total cost or bytes that may be sent.
+    pub limit_cost: u64,
+    /// Total messages that may be sent.
+    pub limit_messages: u64,
+    /// The unspent part lapses after this; 0 = never.
+    pub ttl_ms: u32,
+    /// Overload level, 0 (none) to 3.
+    pub level: u8,
+    /// Why it is not more: `reason_bits`.
+    pub reason_bits: u32,
+}
+
+/// What a publisher would send if it might.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Demand {
+    /// Cost that waits at the client, beyond the credit it has.
+    pub cost: u64,
+    /// Cost of the largest batch that waits: a grant below it is of no use.
+    pub largest: u64,
+}
+
+/// Asks for unspent credit back: the publisher answers with what it has spent and may from then
+/// on not exceed `limit_cost` (or what it had spent, if that is more).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Revoke {
+    /// Epoch of the grant.
+    pub epoch: u32,
+    /// The lower limit.
+    pub limit_cost: u64,
+}
+
+/// Answers a revoke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Revoked {
+    /// Epoch of the grant.
+    pub epoch: u32,
+    /// Total cost spent so far: the limit is now the larger of this and the revoke's.
+    pub spent_cost: u64,
+}
+
+/// The stream is over.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StreamClosed {
+    /// The stream.
+    pub stream: StreamId,
+    /// Why, unless the client asked for it.
+    pub refusal: Option<Refusal>,
+}
+
+/// Where a consumer starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// At the log start.
+    Earliest,
+    /// At the high watermark.
+    Latest,
+    /// At this offset.
+    Offset(Offset),
+    /// At the first record whose log time is at or after this, milliseconds since the epoch.
+    Time(u64),
+}
+
+/// Opens a consumer on a stream.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Subscribe {
+    /// Number of the new stream.
+    pub stream: StreamId,
+    /// Echoed in the answer.
+    pub request: RequestId,
+    /// Where to read.
+    pub topic: Name,
+    /// Which partition.
+    pub partition: PartitionId,
+    /// Durable subscription (mode `stream`), created by its first consumer; none = an ephemeral
+    /// reader.
+    pub subscription: Option<Name>,
+    /// Where to start; a durable subscription that exists starts at its cursor instead.
+    pub start: Start,
+    /// Initial credit: the grant with epoch 0.
+    pub credit: Grant,
+}
+
+/// The consumer is open.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Subscribed {
+    /// The stream.
+    pub stream: StreamId,
+    /// Of the request.
+    pub request: RequestId,
+    /// First offset that will be delivered.
+    pub start: Offset,
+    /// First offset of the log.
+    pub log_start: Offset,
+    /// The high watermark now (exclusive).
+    pub high_watermark: Offset,
+    /// The cursor had fallen behind the log start and was moved: records the consumer missed.
+    pub skipped: u64,
+}
+
+/// Batches, as they are stored: each with header, body and padding to 32 bytes.
+///
+/// The first batch may begin below what the consumer asked for: it skips those records.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Deliver {
+    /// The consumer's stream.
+    pub stream: StreamId,
+    /// Salt of the segment that the batches come from.
+    pub salt: u64,
+    /// Records in the batches.
+    pub record_count: u32,
+    /// The high watermark (exclusive) when this was sent.
+    pub high_watermark: Offset,
+    /// The batches, in offset order; several slices when they do not touch on disk.
+    pub batches: Vec<Bytes>,
+}
+
+/// Everything below this offset is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settle {
+    /// The consumer's stream.
+    pub stream: StreamId,
+    /// Exclusive.
+    pub upto: Offset,
+    /// Answer with SETTLED when it is committed.
+    pub confirm: bool,
+}
+
+/// The settle is committed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settled {
+    /// The consumer's stream.
+    pub stream: StreamId,
+    /// The cursor as it stands (exclusive).
+    pub upto: Offset,
+    /// Why it is not what was asked for.
+    pub refusal: Option<Refusal>,
+}
+
+/// Asks for topics.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Metadata {
+    /// Echoed in the answer.
+    pub request: RequestId,
+    /// One topic; none = all, by name.
+    pub topic: Option<Name>,
+    /// Only topics behind this one.
+    pub after: Option<Name>,
+}
+
+/// What happens to publishers when a topic is full and nothing may be trimmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[repr(u8)]
+pub enum Overflow {
+    /// Publishers get no more credit until there is room.
+    #[default]
+    Backpressure = 0,
+    /// Publishes are refused with BACKLOG_FULL.
+    Reject = 1,
+    /// The oldest records go, counted.
+    Expire = 2,
+}
+
+/// When a publish is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[repr(u8)]
+pub enum Durability {
+    /// When a quorum has flushed it.
+    #[default]
+    Fsync = 0,
+    /// When a quorum holds it in memory; the flush follows. Weaker: power loss may lose it.
+    Memory = 1,
+}
+
+/// The configuration of a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TopicConfig {
+    /// Partitions.
+    pub partitions: u32,
+    /// When a publish is acknowledged.
+    pub durability: Durability,
+    /// What happens at the limit.
+    pub overflow: Overflow,
+    /// Bytes of each partition's log that are retained.
+    pub max_bytes: u64,
+    /// Age at which records are trimmed, milliseconds; 0 = never.
+    pub max_age_ms: u64,
+}
+
+/// One partition as metadata shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartitionView {
+    /// Its number.
+    pub partition: PartitionId,
+    /// The broker that leads it, if one does.
+    pub leader: Option<BrokerId>,
+    /// First offset.
+    pub log_start: Offset,
+    /// High watermark (exclusive).
+    pub high_watermark: Offset,
+    /// Bytes of its log on disk.
+    pub bytes: u64,
+}
+
+/// One topic as metadata shows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TopicView {
+    /// Its name.
+    pub name: Name,
+    /// Its identity.
+    pub id: TopicId,
+    /// Its configuration.
+    pub config: TopicConfig,
+    /// Its partitions, by number.
+    pub partitions: Vec<PartitionView>,
+}
+
+/// A page of topics.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MetadataPage {
+    /// Of the request.
+    pub request: RequestId,
+    /// Ask again with `after` = the last name.
+    pub more: bool,
+    /// The topics, by name.
+    pub topics: Vec<TopicView>,
+}
+
+/// Creates a topic.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CreateTopic {
+    /// Echoed in the answer.
+    pub request: RequestId,
+    /// Its name.
+    pub topic: Name,
+    /// Its configuration.
+    pub config: TopicConfig,
+}
+
+/// Changes a topic; `None` leaves a setting as it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AlterTopic {
+    /// Echoed in the answer.
+    pub request: RequestId,
+    /// Its name.
+    pub topic: Name,
+    /// More partitions; never fewer.
+    pub partitions: Option<u32>,
+    /// When a publish is acknowledged.
+    pub durability: Option<Durability>,
+    /// What happens at the limit.
+    pub overflow: Option<Overflow>,
+    /// Bytes that are retained.
+    pub max_bytes: Option<u64>,
+    /// Age at which records are trimmed, milliseconds; 0 = never.
+    pub max_age_ms: Option<u64>,
+}
+
+/// Removes a topic and its records.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeleteTopic {
+    /// Echoed in the answer.
+    pub request: RequestId,
+    /// Its name.
+    pub topic: Name,
+}
