@@ -1,0 +1,97 @@
+//! Owns: everything the broker takes from its surroundings: disk, executor, network, wall clock
+//! and seed. The simulator passes its own; the binary passes [`Seams::os`].
+//! Never: a decision.
+//! Invariant: monotonic time is `tokio::time::Instant::now()`, which a paused runtime controls;
+//! nothing else in the broker asks the operating system for time, randomness, files or sockets.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use weir_storage::{Disk, Executor};
+
+/// A boxed future, so that the seams stay object safe.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A byte stream to a peer.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// Where connections come from.
+pub trait Network: Send + Sync {
+    /// Binds `address`; port 0 picks one.
+    fn listen(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn Listener>>>;
+}
+
+/// A bound address.
+pub trait Listener: Send {
+    /// The address with its real port.
+    fn local_address(&self) -> io::Result<SocketAddr>;
+    /// The next connection. Cancel safe.
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<(Box<dyn Stream>, SocketAddr)>>;
+}
+
+/// The time of day, which may jump.
+pub trait WallClock: Send + Sync {
+    /// Milliseconds since the epoch.
+    fn now_ms(&self) -> u64;
+}
+
+/// What the broker takes from its surroundings.
+#[derive(Clone)]
+pub struct Seams {
+    /// Files.
+    pub disk: Arc<dyn Disk>,
+    /// Threads: flushes, preparation of segments, cold reads, checkpoints.
+    pub executor: Arc<dyn Executor>,
+    /// Sockets.
+    pub network: Arc<dyn Network>,
+    /// The time of day.
+    pub wall: Arc<dyn WallClock>,
+    /// Seed of every random choice the broker makes.
+    pub seed: u64,
+}
+
+/// TCP of the operating system.
+#[derive(Debug, Default)]
+pub struct OsNetwork;
+
+impl Network for OsNetwork {
+    fn listen(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn Listener>>> {
+        Box::pin(async move {
+            let listener = TcpListener::bind(address).await?;
+            Ok(Box::new(listener) as Box<dyn Listener>)
+        })
+    }
+}
+
+impl Listener for TcpListener {
+    fn local_address(&self) -> io::Result<SocketAddr> {
+        self.local_addr()
+    }
+
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<(Box<dyn Stream>, SocketAddr)>> {
+        Box::pin(async move {
+            let (stream, peer) = TcpListener::accept(self).await?;
+            // Replies are written whole; waiting to fill a packet only adds latency.
+            TcpStream::set_nodelay(&stream, true)?;
+            Ok((Box::new(stream) as Box<dyn Stream>, peer))
+        })
+    }
+}
+
+/// The operating system's time of day.
+#[derive(Debug, Default)]
+pub struct OsWallClock;
+
+impl WallClock for OsWallClock {
+    #[expect(clippy::disallowed_methods, reason = "this is the seam the ban points to")]
+    fn now_ms(&self) -> u64 {
+        std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |elapsed| elapsed.as_millis() as u64)
+    }
+}
