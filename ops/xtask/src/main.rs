@@ -1,1 +1,55 @@
-fn main() {}
+//! The project's chores. `cargo xtask --help` lists them.
+//!
+//! Owns: checks that need the whole tree, and what needs root or mounts.
+//! Never: is needed to build, test or run Weir.
+
+#![forbid(unsafe_code)]
+
+mod advisories;
+mod tidy;
+
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The project's chores")]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Check the rules of CONTRIBUTING.md that the compiler does not know
+    Tidy,
+    /// Check Cargo.lock against a snapshot of the RustSec advisories
+    Advisories {
+        /// Folder of the snapshot (it holds `crates/`)
+        #[arg(long, env = "ADVISORY_DB")]
+        db: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let root = workspace_root();
+    let outcome = match Arguments::parse().chore {
+        Chore::Tidy => tidy::check(&root),
+        Chore::Advisories { db } => advisories::check(&root.join("Cargo.lock"), &db),
+    };
+    match outcome {
+        Ok(summary) => {
+            println!("{summary}");
+            ExitCode::SUCCESS
+        }
+        Err(problems) => {
+            eprintln!("{problems}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn workspace_root() -> PathBuf {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).map(PathBuf::from).expect("xtask lies two folders below the root")
+}
