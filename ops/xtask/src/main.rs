@@ -6,6 +6,10 @@
 #![forbid(unsafe_code)]
 
 mod advisories;
+mod diskfull;
+mod mount;
+mod powercut;
+mod process;
 mod tidy;
 
 use clap::{Parser, Subcommand};
@@ -29,6 +33,14 @@ enum Chore {
         #[arg(long, env = "ADVISORY_DB")]
         db: PathBuf,
     },
+    /// Publish to a broker on a loop-mounted ext4 and cut its power (needs root)
+    Powercut {
+        /// How often
+        #[arg(long, default_value_t = 1)]
+        cuts: u32,
+    },
+    /// Fill the disk of a broker on a loop-mounted ext4 and make room again (needs root)
+    Diskfull,
 }
 
 fn main() -> ExitCode {
@@ -36,6 +48,8 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().chore {
         Chore::Tidy => tidy::check(&root),
         Chore::Advisories { db } => advisories::check(&root.join("Cargo.lock"), &db),
+        Chore::Powercut { cuts } => powercut::check(&root, cuts),
+        Chore::Diskfull => diskfull::check(&root),
     };
     match outcome {
         Ok(summary) => {

@@ -1,0 +1,82 @@
+//! A real `weir` broker in a process of its own.
+//!
+//! Owns: the child, its ready line and its end.
+//! Never: leaves it running: it is killed on drop.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// A running broker.
+pub(crate) struct BrokerProcess {
+    child: Child,
+    /// `weir://HOST:PORT`.
+    pub(crate) endpoint: String,
+    /// `HOST:PORT` of the admin server.
+    pub(crate) admin: String,
+}
+
+impl BrokerProcess {
+    /// Starts `weir serve` and waits for its ready line. Port 0 picks one.
+    pub(crate) fn start(weir: &Path, data_dir: &Path, port: u16) -> Result<Self, String> {
+        let mut child = Command::new(weir)
+            .args(["serve", "--admin", "127.0.0.1:0", "--listen"])
+            .arg(format!("127.0.0.1:{port}"))
+            .arg("--data-dir")
+            .arg(data_dir)
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|e| format!("{}: {e}", weir.display()))?;
+        let stdout = child.stdout.take().ok_or("no stdout")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line).map_err(|e| e.to_string())?;
+        let field = |name: &str| {
+            let prefix = format!("{name}=");
+            line.split_whitespace().find_map(|word| word.strip_prefix(&prefix)).map(str::to_owned)
+        };
+        match (line.starts_with("weir ready "), field("native"), field("admin")) {
+            (true, Some(native), Some(admin)) => {
+                Ok(Self { child, endpoint: format!("weir://{native}"), admin })
+            }
+            _ => {
+                let status = child.wait().map_err(|e| e.to_string())?;
+                Err(format!("the broker did not get ready: {line:?}, {status}"))
+            }
+        }
+    }
+
+    /// The port of the native listener.
+    pub(crate) fn port(&self) -> Result<u16, String> {
+        let port = self.endpoint.rsplit(':').next().and_then(|port| port.parse().ok());
+        port.ok_or_else(|| format!("{} has no port", self.endpoint))
+    }
+
+    /// SIGKILL, and waits until the process is gone.
+    pub(crate) fn kill(mut self) -> Result<(), String> {
+        self.child.kill().map_err(|e| e.to_string())?;
+        self.child.wait().map(|_| ()).map_err(|e| e.to_string())
+    }
+
+    /// Whether the process still runs.
+    pub(crate) fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for BrokerProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The release binary of this workspace.
+pub(crate) fn weir_binary(root: &Path) -> Result<PathBuf, String> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
+    let binary = target.join("release/weir");
+    if binary.is_file() {
+        Ok(binary)
+    } else {
+        Err(format!("{} is missing: cargo build --release -p weir", binary.display()))
+    }
+}
