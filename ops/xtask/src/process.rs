@@ -12,8 +12,6 @@ pub(crate) struct BrokerProcess {
     child: Child,
     /// `weir://HOST:PORT`.
     pub(crate) endpoint: String,
-    /// `HOST:PORT` of the admin server.
-    pub(crate) admin: String,
 }
 
 impl BrokerProcess {
@@ -34,10 +32,8 @@ impl BrokerProcess {
             let prefix = format!("{name}=");
             line.split_whitespace().find_map(|word| word.strip_prefix(&prefix)).map(str::to_owned)
         };
-        match (line.starts_with("weir ready "), field("native"), field("admin")) {
-            (true, Some(native), Some(admin)) => {
-                Ok(Self { child, endpoint: format!("weir://{native}"), admin })
-            }
+        match (line.starts_with("weir ready "), field("native")) {
+            (true, Some(native)) => Ok(Self { child, endpoint: format!("weir://{native}") }),
             _ => {
                 let status = child.wait().map_err(|e| e.to_string())?;
                 Err(format!("the broker did not get ready: {line:?}, {status}"))
