@@ -1,0 +1,272 @@
+//! One replica of one replicated log: proposals go in, committed batches are read from the log.
+//!
+//! Owns: the consensus engine, the only place that names it; the VOID stamp; when a vote, a
+//! checkpoint or a trim may reach the disk.
+//! Never: knows what a batch means. Nothing here is applied: the engine's state machine only
+//! advances [`ReplicaState::committed`], and the partition's task reads the log up to it.
+//! Invariants:
+//! - The order of [`Replica::propose`] calls is the order in the log, and a proposal of another
+//!   term than the leader's never gets into it.
+//! - A refused proposal is never overtaken by its successor: whatever follows it in its run is
+//!   refused too or stamped VOID.
+//! - Votes are saved after every earlier append of the same log is durable; checkpoints are never
+//!   later than the durable log; appends complete in their order.
+//! - A failed flush fences the replica until it is opened anew; it is never retried.
+
+mod codec;
+mod engine;
+mod log_map;
+mod log_store;
+pub mod metadata;
+mod maintain;
+mod network;
+mod open;
+mod refusal;
+mod runs;
+mod shared;
+mod state_machine;
+//cfgtest
+//mod tests;
+
+pub use codec::CodecError;
+pub use open::{OpenReplicaError, OpenReport, ReplicaOptions};
+
+use engine::Types;
+use openraft::impls::leader_id_std;
+use openraft::Raft;
+use refusal::Flight;
+use shared::Shared;
+use state_machine::Shell;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use tokio::sync::watch;
+use weir_protocol::types::{Index, ReplicaId, Term};
+use weir_storage::{LogReader, NewBatch};
+
+/// Proposals of one replica between [`Replica::propose`] and their fate. A partition closes its
+/// mailbox well before this; the engine's channel is larger, so that a proposal never waits.
+pub const INFLIGHT_MAX: usize = 64;
+/// Messages that the engine's channel holds: proposals, and the few calls beside them.
+const ENGINE_CHANNEL_MESSAGES: u64 = 256;
+const _: () = assert!(INFLIGHT_MAX * 2 <= ENGINE_CHANNEL_MESSAGES as usize);
+
+/// What one call proposes: it becomes one index of the log.
+///
+/// Every batch carries its run and its number in it, consecutive over the proposal and over the
+/// proposals of the run, from 0; a term's runs count upwards. Index, term and the mark of the last
+/// batch are stamped here.
+#[derive(Debug)]
+pub struct Proposal {
+    /// The term that the proposer believes to lead.
+    pub term: Term,
+    /// At least one batch, DATA or CONTROL.
+    pub batches: Vec<NewBatch>,
+}
+
+/// How far a topic's acknowledgement reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Durability {
+    /// A batch counts as stored once it is flushed.
+    Fsync,
+    /// A batch counts as stored once it is in memory; the flush follows.
+    Memory,
+}
+
+/// What the replica is in its group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// It leads `Term`. Proposals are in order once [`ReplicaState::leading`] says so.
+    Leader(Term),
+    /// It follows, or looks for a leader.
+    Follower {
+        /// The leader, if one is known.
+        leader: Option<ReplicaId>,
+    },
+    /// It asks for votes.
+    Candidate,
+    /// It has ended. Reading what is committed goes on; writing needs a new [`Replica::open`].
+    Fenced(Fence),
+}
+
+/// Why a replica ended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fence {
+    /// The device is full: open the replica again once it has room.
+    #[error("the device is full")]
+    NoSpace,
+    /// A write or a flush failed: what the device holds is not known. End the process.
+    #[error("the device failed: {0}")]
+    Device(String),
+    /// The engine stopped over an error of its own or of what it read.
+    #[error("replication stopped: {0}")]
+    Engine(String),
+    /// [`Replica::shutdown`].
+    #[error("the replica was shut down")]
+    Shutdown,
+}
+
+/// Whether a refused proposal may be in the log after all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StoredOutcome {
+    /// It never entered the log.
+    NotStored,
+    /// It may have.
+    Unknown,
+}
+
+/// A run that was broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    /// The run's term.
+    pub term: Term,
+    /// The run.
+    pub run: u32,
+    /// The first number of it that was refused. Later ones are refused too or become VOID.
+    pub number: u32,
+    /// The outcome of the least certain refusal.
+    pub outcome: StoredOutcome,
+}
+
+impl Refused {
+    /// Both refusals in one: the newer run's, or of the same run the wider.
+    fn merge(self, other: Self) -> Self {
+        let (this_run, other_run) = ((self.term, self.run), (other.term, other.run));
+        match this_run.cmp(&other_run) {
+            std::cmp::Ordering::Less => other,
+            std::cmp::Ordering::Greater => self,
+            std::cmp::Ordering::Equal => Self {
+                number: self.number.min(other.number),
+                outcome: self.outcome.max(other.outcome),
+                ..self
+            },
+        }
+    }
+}
+
+/// What the replica shows to the partition's task: one register, always the latest value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicaState {
+    /// What the replica is.
+    pub role: Role,
+    /// Every batch up to and including this index is committed and may be read and obeyed.
+    pub committed: Index,
+    /// The term of the batch at `committed`.
+    pub committed_term: Term,
+    /// The latest run that was broken, if any was.
+    pub refused: Option<Refused>,
+}
+
+impl ReplicaState {
+    /// The term in which proposals are in order: the replica leads it and has seen a batch of
+    /// that term committed, so every earlier record is before the partition's duplicate check
+    /// as soon as the partition has read up to `committed`.
+    pub fn leading(&self) -> Option<Term> {
+        match self.role {
+            Role::Leader(term) if term == self.committed_term => Some(term),
+            _ => None,
+        }
+    }
+}
+
+/// Why a proposal was not handed over. Nothing of it is stored, and its numbers may be used again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// The replica does not lead the proposal's term.
+    #[error("this replica does not lead term {0}")]
+    NotLeader(Term),
+    /// [`INFLIGHT_MAX`] proposals wait for their fate.
+    #[error("{INFLIGHT_MAX} proposals are in flight")]
+    Full,
+    /// The proposal holds no batch.
+    #[error("a proposal needs at least one batch")]
+    Empty,
+    /// The replica has ended.
+    #[error(transparent)]
+    Fenced(#[from] Fence),
+}
+
+/// Why a checkpoint or a trim was not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MaintainError {
+    /// The replica has ended.
+    #[error(transparent)]
+    Fenced(#[from] Fence),
+    /// A checkpoint beyond what is committed.
+    #[error("index {at} is beyond the committed index {committed}")]
+    NotCommitted {
+        /// The index asked for.
+        at: Index,
+        /// The committed one.
+        committed: Index,
+    },
+    /// The disk refused.
+    #[error("the disk refused: {0}")]
+    Disk(String),
+}
+
+/// One replica of one replicated log. Cheap to clone.
+#[derive(Clone)]
+pub struct Replica {
+    raft: Raft<Types, Shell>,
+    shared: Arc<Shared>,
+    flight: Arc<Flight>,
+}
+
+impl Replica {
+    /// Opens the log in `options.dir`, recovers it, and starts to take part in its group. A group
+    /// of one voter elects itself at once.
+    pub async fn open(options: ReplicaOptions) -> Result<(Self, OpenReport), OpenReplicaError> {
+        open::open(options).await
+    }
+
+    /// Hands one proposal over; never waits. What becomes of it is learnt from the log (its
+    /// batches appear in it under its term, run and numbers) or from [`ReplicaState::refused`].
+    pub fn propose(&self, proposal: Proposal) -> Result<(), ProposeError> {
+        let Proposal { term, batches } = proposal;
+        let first = batches.first().ok_or(ProposeError::Empty)?;
+        let place = Refused {
+            term,
+            run: first.header.run,
+            number: first.header.run_number,
+            outcome: StoredOutcome::Unknown,
+        };
+        match &self.shared.state.borrow().role {
+            Role::Leader(led) if *led == term => {}
+            Role::Fenced(fence) => return Err(fence.clone().into()),
+            _ => return Err(ProposeError::NotLeader(term)),
+        }
+        let guard = self.flight.admit(place, INFLIGHT_MAX).ok_or(ProposeError::Full)?;
+        let leader = leader_id_std::LeaderId { term: term.0, voted_for: self.shared.replica };
+        let write = self
+            .raft
+            .write(engine::Batches::Proposed(batches))
+            .responder(guard)
+            .with_leader(openraft::vote::RaftLeaderId::to_committed(&leader));
+        // The channel has room for every proposal that may be in flight, so one poll sends it;
+        // tokio's budget must not make that poll wait.
+        let mut send = pin!(tokio::task::unconstrained(write.into_future()));
+        match send.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => Ok(()),
+            // The guard has reported the refusal already where the engine has ended.
+            Poll::Ready(Err(_)) => Err(self.shared.fence_or(Fence::Shutdown).into()),
+            Poll::Pending => Err(ProposeError::Full),
+        }
+    }
+
+    /// Proposals whose fate is still open.
+    pub fn in_flight(&self) -> usize {
+        self.flight.in_flight()
+    }
+
+    /// The register to watch.
+    pub fn state(&self) -> watch::Receiver<ReplicaState> {
+        self.shared.state.subscribe()
+    }
+
+    /// The log to read from, up to [`ReplicaState::committed`].
+    pub fn log(&self) -> LogReader {
+        self.shared.reader.clone()
+    }
+}

@@ -1,0 +1,101 @@
+//! Owns: checkpoints, trims and the orderly end of a replica.
+//! Invariants: a checkpoint reaches the disk after the log it stands behind; the log is trimmed
+//! only up to a checkpoint, so that it can always be rebuilt; ending waits for what was appended.
+
+use super::codec::Checkpoint;
+use super::engine::{self, Types};
+use super::shared::Shared;
+use super::{Fence, MaintainError, Replica};
+use bytes::Bytes;
+use openraft::LogIdOptionExt;
+use openraft::async_runtime::WatchReceiver;
+use std::io;
+use std::sync::Arc;
+use weir_protocol::types::Index;
+
+impl Replica {
+    /// Stores `state` as what the log up to and including `at` amounts to. Waits until that part
+    /// of the log is durable first: a checkpoint beyond it would outlive what it is made of.
+    pub async fn checkpoint(&self, at: Index, state: Bytes) -> Result<(), MaintainError> {
+        self.shared.check()?;
+        let committed = self.shared.state.borrow().committed;
+        if at > committed {
+            return Err(MaintainError::NotCommitted { at, committed });
+        }
+        let checkpoint = self.shared.checkpoint_of(at, state)?;
+        if self.shared.reader.bounds().flushed_index < at {
+            self.shared.flushed().await.map_err(|error| self.disk(&error))?;
+        }
+        let shared = self.shared.clone();
+        let written = self.shared.on_executor(move || shared.write_checkpoint(at, &checkpoint));
+        written.await.map_err(|error| self.disk(&error))
+    }
+
+    /// Gives up the log up to the newest checkpoint at or below `upto`, in whole segments. Returns
+    /// the index of that checkpoint; the log then begins at or before the next one. [`Index`] 0:
+    /// there is no checkpoint to trim to.
+    pub async fn trim(&self, upto: Index) -> Result<Index, MaintainError> {
+        self.shared.check()?;
+        let shared = self.shared.clone();
+        let found = self.shared.on_executor(move || shared.checkpoint_at(upto)).await;
+        let Some((at, _)) = found.map_err(|error| self.disk(&error))? else {
+            return Ok(Index(0));
+        };
+        let Some(engine_at) = engine::engine_index(at) else { return Ok(Index(0)) };
+        self.shared.set_snapshot_at(at);
+        let ended = |_| MaintainError::Fenced(self.shared.fence_or(Fence::Shutdown));
+        self.raft.trigger().snapshot().await.map_err(ended)?;
+        self.reached(|seen| seen.snapshot.index() >= Some(engine_at)).await?;
+        self.raft.trigger().purge_log(engine_at).await.map_err(ended)?;
+        self.reached(|seen| seen.purged.index() >= Some(engine_at)).await?;
+        Ok(at)
+    }
+
+    /// Takes the replica out of its group and waits until everything appended is durable.
+    pub async fn shutdown(self) {
+        if self.raft.shutdown().await.is_err() {
+            tracing::error!("the consensus engine did not end in order");
+        }
+        if self.shared.check().is_ok() && self.shared.flushed().await.is_ok() {
+            let _ = self.shared.store_hard_state().await;
+        }
+        self.shared.fence(Fence::Shutdown);
+    }
+
+    /// Waits until the engine says so.
+    async fn reached(
+        &self,
+        holds: impl Fn(&openraft::metrics::RaftDataMetrics<Types>) -> bool,
+    ) -> Result<(), MaintainError> {
+        let mut seen = self.raft.data_metrics();
+        while !holds(&seen.borrow_watched()) {
+            if seen.changed().await.is_err() {
+                return Err(MaintainError::Fenced(self.shared.fence_or(Fence::Shutdown)));
+            }
+        }
+        Ok(())
+    }
+
+    fn disk(&self, error: &io::Error) -> MaintainError {
+        match self.shared.check() {
+            Err(fence) => fence.into(),
+            Ok(()) => MaintainError::Disk(error.to_string()),
+        }
+    }
+}
+
+impl Shared {
+    /// `state` with what the engine needs beside it.
+    fn checkpoint_of(&self, at: Index, state: Bytes) -> Result<Checkpoint, MaintainError> {
+        let map = self.map();
+        let known = map.term_at(at).zip(map.membership_before(at).cloned());
+        let (term, membership) =
+            known.ok_or_else(|| MaintainError::Disk(format!("index {at} was trimmed")))?;
+        Ok(Checkpoint { term, membership, state })
+    }
+
+    fn write_checkpoint(self: &Arc<Self>, at: Index, checkpoint: &Checkpoint) -> io::Result<()> {
+        let bytes = checkpoint.encode();
+        self.log().write_checkpoint(at, &bytes).map_err(io::Error::other)
+    }
+}

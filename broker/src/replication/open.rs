@@ -1,0 +1,287 @@
+//! Owns: how a replica comes to life: recover the log, read what was voted, build the maps, start
+//! the engine, form the group where the log is empty, and call an election where nobody else
+//! could.
+//! Invariants: the engine starts behind the newest checkpoint that the durable log reaches; a
+//! replica that led before it ended never leads the same term again.
+
+use super::codec::{self, Checkpoint, CodecError, HardState};
+use super::engine::{self, Runtime, StoredMembership, Types};
+use super::log_map::LogMap;
+use super::log_store::LogStore;
+use super::network::NoPeers;
+use super::refusal::Flight;
+use super::shared::{Parts, Shared};
+use super::state_machine::Shell;
+use super::{Durability, ENGINE_CHANNEL_MESSAGES, Fence, Replica, ReplicaState, Role};
+use crate::task::{self, TaskKind};
+use bytes::Bytes;
+use openraft::async_runtime::WatchReceiver;
+use openraft::{Config, Raft, ServerState, SnapshotPolicy};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::watch;
+use weir_protocol::batch::BatchType;
+use weir_protocol::limits::BATCH_HEADER_BYTES;
+use weir_protocol::types::{BrokerId, Index, ReplicaId, Term};
+use weir_storage::{Device, Lane, Log, LogOptions, OpenError, Recovered};
+
+/// What a replica is opened with.
+#[derive(Clone)]
+pub struct ReplicaOptions {
+    /// Its identity, never reused.
+    pub replica: ReplicaId,
+    /// The members of a group that is formed now: used only where the log is empty.
+    pub voters: Vec<(ReplicaId, BrokerId)>,
+    /// The folder of the log.
+    pub dir: PathBuf,
+    /// The device that the folder lies on.
+    pub device: Arc<Device>,
+    /// How the log is kept.
+    pub log: LogOptions,
+    /// How far an acknowledgement reaches.
+    pub durability: Durability,
+    /// Seed of the engine's random choices (when to call an election).
+    pub seed: u64,
+    /// Milliseconds between the heartbeats of a leader.
+    pub heartbeat_ms: u64,
+    /// Milliseconds of silence after which a follower calls an election: from here to this and
+    /// two thirds more.
+    pub election_ms: u64,
+}
+
+/// Milliseconds between the heartbeats of a leader, up to 100 groups a broker.
+pub const HEARTBEAT_MS: u64 = 200;
+/// The shortest silence after which a follower calls an election.
+pub const ELECTION_MS: u64 = 600;
+
+/// What was found in the log.
+#[derive(Debug)]
+pub struct OpenReport {
+    /// What recovery did.
+    pub recovered: Recovered,
+    /// The newest checkpoint and the state in it. Its maker begins there and reads the log from
+    /// the next index up to [`ReplicaState::committed`].
+    pub checkpoint: Option<(Index, Bytes)>,
+    /// Whether the group was formed by this call.
+    pub formed: bool,
+}
+
+/// Why a replica could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenReplicaError {
+    /// The log could not be opened.
+    #[error(transparent)]
+    Log(#[from] OpenError),
+    /// The log cannot be read.
+    #[error("the log cannot be read at index {index}: {reason}")]
+    Read {
+        /// Where.
+        index: Index,
+        /// Why.
+        reason: String,
+    },
+    /// What was voted, or the checkpoint, cannot be read.
+    #[error("the {what} cannot be read: {reason}")]
+    Codec {
+        /// What was to be read.
+        what: &'static str,
+        /// Why not.
+        reason: CodecError,
+    },
+    /// The log is empty and the replica is not among the voters of the group to form.
+    #[error("replica {0} is not among the voters of its new group")]
+    NotAVoter(ReplicaId),
+    /// The engine did not start.
+    #[error("replication did not start: {0}")]
+    Engine(String),
+}
+
+pub(super) async fn open(
+    options: ReplicaOptions,
+) -> Result<(Replica, OpenReport), OpenReplicaError> {
+    let found = recover(&options).await?;
+    let Found { shared, checkpoint, recovered } = found;
+    let shell = Shell::new(shared.clone(), checkpoint.as_ref().map(|(at, taken)| (*at, taken)));
+    let store = LogStore::new(shared.clone());
+    let empty = shared.map().last() == Index(0) && shared.hard().vote.is_none();
+    if empty && !options.voters.iter().any(|(replica, _)| *replica == options.replica) {
+        return Err(OpenReplicaError::NotAVoter(options.replica));
+    }
+    let raft = Runtime::scope(options.seed, start(&options, store, shell)).await?;
+    let flight = Flight::new(shared.state.clone());
+    watch_role(&raft, shared.clone());
+    let replica = Replica { raft, shared, flight };
+    replica.take_part(&options, empty).await?;
+    let checkpoint = checkpoint.map(|(at, taken)| (at, taken.state));
+    Ok((replica, OpenReport { recovered, checkpoint, formed: empty }))
+}
+
+struct Found {
+    shared: Arc<Shared>,
+    checkpoint: Option<(Index, Checkpoint)>,
+    recovered: Recovered,
+}
+
+/// Opens the log on the executor: recovery reads from the device.
+async fn recover(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
+    let (done, wait) = tokio::sync::oneshot::channel();
+    let task = options.clone();
+    options.device.executor().submit(
+        Lane::Checkpoint,
+        Box::new(move || {
+            let _ = done.send(recover_here(&task));
+        }),
+    );
+    let ended = |_| OpenReplicaError::Engine("the executor has ended".into());
+    wait.await.map_err(ended)?
+}
+
+fn recover_here(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
+    let unreadable = |what| move |reason| OpenReplicaError::Codec { what, reason };
+    let (log, recovered) =
+        Log::open(options.device.clone(), &options.dir, options.log.clone())?;
+    let hard = HardState::decode(&log.meta()).map_err(unreadable("hard state"))?;
+    let checkpoint = match log.latest_checkpoint(log.reader().bounds().last_index) {
+        Some((at, bytes)) => {
+            let taken = Checkpoint::decode(&Bytes::from(bytes)).map_err(unreadable("checkpoint"))?;
+            Some((at, taken))
+        }
+        None => None,
+    };
+    let map = map_of(&log, &hard, checkpoint.as_ref())?;
+    let (at, term) = checkpoint.as_ref().map_or((Index(0), Term(0)), |(at, taken)| (*at, taken.term));
+    let state = ReplicaState {
+        role: Role::Follower { leader: None },
+        committed: at,
+        committed_term: term,
+        refused: None,
+    };
+    let shared = Shared::new(Parts {
+        replica: options.replica,
+        durability: options.durability,
+        device: options.device.clone(),
+        log,
+        map,
+        hard,
+        state: watch::Sender::new(state),
+    });
+    Ok(Found { shared, checkpoint, recovered })
+}
+
+/// Reads the headers of the log once: terms, and the memberships behind the checkpoint.
+fn map_of(
+    log: &Log,
+    hard: &HardState,
+    checkpoint: Option<&(Index, Checkpoint)>,
+) -> Result<LogMap, OpenReplicaError> {
+    let reader = log.reader();
+    let bounds = reader.bounds();
+    let purged = hard.purged.map(|id| {
+        (engine::index_of(id.index()), Term(id.committed_leader_id().term))
+    });
+    let mut map = LogMap::behind(purged);
+    if let Some((_, taken)) = checkpoint {
+        map.set_membership(taken.membership.clone());
+    }
+    let first = bounds.first_index.max(Index(map.last().0 + 1));
+    for index in first.0..=bounds.last_index.0 {
+        let index = Index(index);
+        let missing = || OpenReplicaError::Read { index, reason: "no batch has it".into() };
+        let header = reader.header_at(index).ok_or_else(missing)?;
+        map.extend(index, header.term);
+        if header.batch_type == BatchType::Config {
+            let read = |reason: String| OpenReplicaError::Read { index, reason };
+            let slices = reader.read_from_index(index, 1).map_err(|error| read(error.to_string()))?;
+            let slice = slices.first().ok_or_else(missing)?;
+            let control = control_of(&slice.bytes, header.control_len);
+            let membership = codec::decode_membership(control)
+                .map_err(|reason| OpenReplicaError::Codec { what: "membership", reason })?;
+            let log_id = engine::log_id(header.term.0, index);
+            map.set_membership(StoredMembership::new(log_id, membership));
+        }
+    }
+    Ok(map)
+}
+
+/// The control section of a stored batch, without its CRC.
+fn control_of(stored: &[u8], control_len: u32) -> &[u8] {
+    let end = BATCH_HEADER_BYTES + (control_len as usize).saturating_sub(4);
+    stored.get(BATCH_HEADER_BYTES..end).unwrap_or_default()
+}
+
+/// Builds the engine and starts its tasks; they inherit the seed of the scope around this.
+async fn start(
+    options: &ReplicaOptions,
+    store: LogStore,
+    shell: Shell,
+) -> Result<Raft<Types, Shell>, OpenReplicaError> {
+    let alone = options.voters.len() == 1;
+    let config = Config {
+        cluster_name: options.dir.display().to_string(),
+        heartbeat_interval: options.heartbeat_ms,
+        election_timeout_min: options.election_ms,
+        election_timeout_max: options.election_ms * 5 / 3,
+        // A restarted leader would otherwise resume its term, while everything volatile is gone.
+        enable_leader_restore: Some(false),
+        enable_pre_vote: Some(true),
+        // Nobody to beat for and nobody to miss: without the tick an idle group costs nothing.
+        enable_tick: !alone,
+        snapshot_policy: SnapshotPolicy::Never,
+        // Trimming is the partition's decision alone.
+        max_in_snapshot_log_to_keep: u64::MAX / 2,
+        max_payload_entries: 64,
+        api_channel_size: Some(ENGINE_CHANNEL_MESSAGES),
+        notification_channel_size: Some(4096),
+        state_machine_channel_size: Some(64),
+        ..Config::default()
+    };
+    let config = config.validate().map_err(|error| OpenReplicaError::Engine(error.to_string()))?;
+    let raft = Raft::new(options.replica, Arc::new(config), NoPeers, store, shell).await;
+    raft.map_err(|error| OpenReplicaError::Engine(error.to_string()))
+}
+
+impl Replica {
+    /// Forms the group where the log is empty; calls an election where no other voter could.
+    async fn take_part(&self, options: &ReplicaOptions, empty: bool) -> Result<(), OpenReplicaError> {
+        if empty {
+            let voters: BTreeMap<_, _> = options.voters.iter().copied().collect();
+            let formed = self.raft.initialize(voters).await;
+            return formed.map_err(|error| OpenReplicaError::Engine(error.to_string()));
+        }
+        let alone = self.raft.voter_ids().all(|voter| voter == options.replica);
+        if alone {
+            let called = self.raft.trigger().elect(false).await;
+            called.map_err(|error| OpenReplicaError::Engine(error.to_string()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Follows the engine's role until it ends.
+fn watch_role(raft: &Raft<Types, Shell>, shared: Arc<Shared>) {
+    let mut roles = raft.server_metrics();
+    let ends = raft.metrics();
+    task::spawn("replica-role", TaskKind::Core, async move {
+        loop {
+            let role = role_of(&roles.borrow_watched());
+            shared.role(role);
+            if roles.changed().await.is_err() {
+                break;
+            }
+        }
+        let reason = match &ends.borrow_watched().running_state {
+            Err(openraft::errors::Fatal::Stopped) | Ok(()) => Fence::Shutdown,
+            Err(error) => Fence::Engine(error.to_string()),
+        };
+        shared.fence(reason);
+    });
+}
+
+fn role_of(seen: &openraft::metrics::RaftServerMetrics<Types>) -> Role {
+    match seen.state {
+        ServerState::Leader if seen.vote.committed => Role::Leader(Term(seen.vote.leader_id.term)),
+        ServerState::Leader | ServerState::Candidate => Role::Candidate,
+        _ => Role::Follower { leader: seen.current_leader },
+    }
+}

@@ -1,0 +1,239 @@
+//! Owns: what the store, the state machine and the handles of one replica share, and the two
+//! registers among it: the state that is shown, and the first failure.
+//! Never: holds one of its locks over an await.
+//! Invariants: lock order is log, map, hard state; the first failure stays for ever.
+
+use super::codec::{Checkpoint, HardState};
+use super::engine::{self, Snapshot, Types};
+use super::log_map::LogMap;
+use super::state_machine::snapshot_of;
+use super::{Durability, Fence, ReplicaState, Role};
+use bytes::Bytes;
+use openraft::storage::IOFlushed;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use tokio::sync::{oneshot, watch};
+use weir_protocol::types::{Index, ReplicaId, Term};
+use weir_storage::{AppendError, Device, FlushError, Lane, Log, LogReader, NewBatch};
+
+pub(super) struct Shared {
+    pub replica: ReplicaId,
+    pub durability: Durability,
+    pub device: Arc<Device>,
+    pub reader: LogReader,
+    pub state: watch::Sender<ReplicaState>,
+    log: Mutex<Log>,
+    map: Mutex<LogMap>,
+    hard: Mutex<HardState>,
+    fence: OnceLock<Fence>,
+    /// The index of the checkpoint that the engine may take as its snapshot: the log start, or
+    /// where a trim is about to put it.
+    snapshot_at: AtomicU64,
+}
+
+/// What [`Shared`] is made of.
+pub(super) struct Parts {
+    pub replica: ReplicaId,
+    pub durability: Durability,
+    pub device: Arc<Device>,
+    pub log: Log,
+    pub map: LogMap,
+    pub hard: HardState,
+    pub state: watch::Sender<ReplicaState>,
+}
+
+impl Shared {
+    pub(super) fn new(parts: Parts) -> Arc<Self> {
+        let start = parts.map.purged().map_or(0, |id| engine::index_of(id.index()).0);
+        Arc::new(Self {
+            snapshot_at: AtomicU64::new(start),
+            replica: parts.replica,
+            durability: parts.durability,
+            device: parts.device,
+            reader: parts.log.reader(),
+            state: parts.state,
+            log: Mutex::new(parts.log),
+            map: Mutex::new(parts.map),
+            hard: Mutex::new(parts.hard),
+            fence: OnceLock::new(),
+        })
+    }
+
+    pub(super) fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn map(&self) -> MutexGuard<'_, LogMap> {
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn hard(&self) -> MutexGuard<'_, HardState> {
+        self.hard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everything up to `index`, which is of `term`, is committed.
+    pub(super) fn committed(&self, index: Index, term: Term) {
+        self.state.send_if_modified(|state| {
+            let forward = index > state.committed;
+            if forward {
+                (state.committed, state.committed_term) = (index, term);
+            }
+            forward
+        });
+    }
+
+    /// Shows what the engine says the replica is, unless it has ended.
+    pub(super) fn role(&self, role: Role) {
+        self.state.send_if_modified(|state| {
+            let changed = state.role != role && !matches!(state.role, Role::Fenced(_));
+            if changed {
+                state.role = role;
+            }
+            changed
+        });
+    }
+
+    /// Ends the replica over its first failure.
+    pub(super) fn fence(&self, fence: Fence) {
+        let first = self.fence.get_or_init(|| fence).clone();
+        self.state.send_if_modified(|state| {
+            let role = Role::Fenced(first);
+            let changed = state.role != role;
+            state.role = role;
+            changed
+        });
+    }
+
+    /// The first failure, or `otherwise` where none is known.
+    pub(super) fn fence_or(&self, otherwise: Fence) -> Fence {
+        self.fence.get().cloned().unwrap_or(otherwise)
+    }
+
+    /// An error unless the replica is whole.
+    pub(super) fn check(&self) -> Result<(), Fence> {
+        self.fence.get().map_or(Ok(()), |fence| Err(fence.clone()))
+    }
+}
+
+/// The disk side. Everything that waits for a device runs on the executor, but for the append
+/// itself: it stores through memory.
+impl Shared {
+    /// Appends stamped batches and tells `callback` when they count as stored.
+    pub(super) fn append(
+        self: &Arc<Self>,
+        batches: Vec<NewBatch>,
+        callback: IOFlushed<Types>,
+    ) -> io::Result<()> {
+        let mut log = self.log();
+        if let Err(error) = log.append(batches) {
+            drop(log);
+            return Err(self.fenced_by(fence_of_append(&error)));
+        }
+        let waiting = match self.durability {
+            Durability::Fsync => Some(callback),
+            Durability::Memory => {
+                callback.io_completed(Ok(()));
+                None
+            }
+        };
+        let shared = self.clone();
+        log.flush(Box::new(move |outcome| {
+            let outcome = outcome.map_err(|error| shared.fenced_by(fence_of_flush(&error)));
+            if let Some(callback) = waiting {
+                callback.io_completed(outcome);
+            }
+        }));
+        Ok(())
+    }
+
+    /// Waits until everything appended so far is durable.
+    pub(super) async fn flushed(self: &Arc<Self>) -> io::Result<()> {
+        let (done, wait) = oneshot::channel();
+        self.log().flush(Box::new(move |outcome| {
+            let _ = done.send(outcome);
+        }));
+        match wait.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(self.fenced_by(fence_of_flush(&error))),
+            Err(_) => Err(self.fenced_by(Fence::Shutdown)),
+        }
+    }
+
+    /// Runs `job` where it may wait for the device.
+    pub(super) async fn on_executor<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let (done, wait) = oneshot::channel();
+        self.device.executor().submit(
+            Lane::Checkpoint,
+            Box::new(move || {
+                let _ = done.send(job());
+            }),
+        );
+        wait.await.unwrap_or_else(|_| Err(io::Error::other("the executor has ended")))
+    }
+
+    /// Makes the hard state durable as it is now.
+    pub(super) async fn store_hard_state(self: &Arc<Self>) -> io::Result<()> {
+        let shared = self.clone();
+        self.on_executor(move || {
+            let bytes = shared.hard().encode();
+            let stored = shared.log().store_meta(&bytes);
+            stored.map_err(|error| shared.fenced_by(Fence::Device(error.to_string())))
+        })
+        .await
+    }
+
+    /// Cuts the log behind `last`.
+    pub(super) fn truncate_after(&self, last: Index) -> io::Result<()> {
+        self.log()
+            .truncate_after(last)
+            .map_err(|error| self.fenced_by(Fence::Device(error.to_string())))?;
+        self.map().truncate_after(last);
+        Ok(())
+    }
+
+    /// Gives up whole segments up to and including `upto`.
+    pub(super) fn trim(&self, upto: Index) -> io::Result<()> {
+        self.log().trim(upto).map_err(|error| self.fenced_by(Fence::Device(error.to_string())))?;
+        Ok(())
+    }
+
+    /// The checkpoint at or below `upto`, newest first.
+    pub(super) fn checkpoint_at(&self, upto: Index) -> io::Result<Option<(Index, Checkpoint)>> {
+        let Some((index, bytes)) = self.log().latest_checkpoint(upto) else { return Ok(None) };
+        let checkpoint = Checkpoint::decode(&Bytes::from(bytes)).map_err(io::Error::other)?;
+        Ok(Some((index, checkpoint)))
+    }
+
+    /// The engine's snapshot: the checkpoint at the log start.
+    pub(super) fn snapshot(&self) -> io::Result<Option<Snapshot>> {
+        let at = Index(self.snapshot_at.load(Ordering::Acquire));
+        let found = self.checkpoint_at(at)?;
+        Ok(found.map(|(index, checkpoint)| snapshot_of(index, checkpoint)))
+    }
+
+    /// Lets the engine take the checkpoint at `index` as its snapshot.
+    pub(super) fn set_snapshot_at(&self, index: Index) {
+        self.snapshot_at.fetch_max(index.0, Ordering::AcqRel);
+    }
+
+    fn fenced_by(&self, fence: Fence) -> io::Error {
+        let error = io::Error::other(fence.to_string());
+        self.fence(fence);
+        error
+    }
+}
+
+fn fence_of_append(error: &AppendError) -> Fence {
+    match error {
+        AppendError::NoSpace => Fence::NoSpace,
+        other => Fence::Device(other.to_string()),
+    }
+}
+
+fn fence_of_flush(error: &FlushError) -> Fence {
+    Fence::Device(error.to_string())
+}

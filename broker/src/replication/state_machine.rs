@@ -1,0 +1,107 @@
+//! Owns: the engine's view of what is applied: a register that moves forward.
+//! Never: waits, judges or reads a body. The partition's task obeys the log up to
+//! [`ReplicaState::committed`]; this shell only says how far that is.
+//! Invariant: `committed` never falls.
+
+use super::codec::Checkpoint;
+use super::engine::{self, EngineEntry, LogId, Snapshot, StoredMembership, Types};
+use super::shared::Shared;
+use bytes::Bytes;
+use futures_util::{Stream, TryStreamExt};
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, SnapshotMeta};
+use openraft::{EntryPayload, OptionalSend};
+use std::io;
+use std::sync::Arc;
+use weir_protocol::types::{Index, Term};
+
+/// The engine's state machine.
+pub(super) struct Shell {
+    shared: Arc<Shared>,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+}
+
+impl Shell {
+    /// A shell that has applied everything up to `checkpoint`.
+    pub(super) fn new(shared: Arc<Shared>, checkpoint: Option<(Index, &Checkpoint)>) -> Self {
+        let applied = checkpoint.and_then(|(index, taken)| engine::log_id(taken.term.0, index));
+        let membership = checkpoint.map(|(_, taken)| taken.membership.clone()).unwrap_or_default();
+        Self { shared, applied, membership }
+    }
+}
+
+impl RaftStateMachine<Types> for Shell {
+    type SnapshotData = Bytes;
+    type SnapshotBuilder = CheckpointSource;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok((self.applied, self.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + OptionalSend,
+    {
+        while let Some((entry, responder)) = entries.try_next().await? {
+            let EngineEntry { log_id, payload } = entry;
+            self.applied = Some(log_id);
+            if let EntryPayload::Membership(membership) = payload {
+                self.membership = StoredMembership::new(Some(log_id), membership);
+            }
+            if let Some(responder) = responder {
+                responder.send(());
+            }
+        }
+        if let Some(applied) = self.applied {
+            let term = Term(applied.committed_leader_id().term);
+            self.shared.committed(engine::index_of(applied.index()), term);
+        }
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<CheckpointSource> {
+        Some(CheckpointSource { shared: self.shared.clone() })
+    }
+
+    async fn get_snapshot_builder(&mut self) -> CheckpointSource {
+        CheckpointSource { shared: self.shared.clone() }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMetaOf,
+        _state: Bytes,
+    ) -> io::Result<()> {
+        let text = format!("a snapshot up to {:?} arrived, but no peer can send one", meta.last_log_id);
+        Err(io::Error::new(io::ErrorKind::Unsupported, text))
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
+        self.shared.snapshot()
+    }
+}
+
+type SnapshotMetaOf = openraft::type_config::alias::SnapshotMetaOf<Types>;
+
+/// Turns the checkpoint at the log start into the engine's snapshot.
+pub(super) struct CheckpointSource {
+    shared: Arc<Shared>,
+}
+
+impl RaftSnapshotBuilder<Types> for CheckpointSource {
+    type SnapshotData = Bytes;
+
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
+        let text = "a snapshot was asked for, but there is no checkpoint at the log start";
+        self.shared.snapshot()?.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, text))
+    }
+}
+
+/// The engine's snapshot of a checkpoint.
+pub(super) fn snapshot_of(index: Index, checkpoint: Checkpoint) -> Snapshot {
+    let meta = SnapshotMeta {
+        last_log_id: engine::log_id(checkpoint.term.0, index),
+        last_membership: checkpoint.membership,
+    };
+    Snapshot { meta, snapshot: checkpoint.state }
+}
