@@ -1,0 +1,70 @@
+//! `weir serve`: the broker as a process.
+//!
+//! Owns: logs, signals, the ready line, the runtime.
+//! Never: broker logic.
+
+use crate::arguments::ServeArguments;
+use crate::failure::Failure;
+use std::io::{IsTerminal, Write};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use weir_broker::config::{Config, LogFormat, Overrides};
+use weir_broker::{Broker, Seams};
+
+pub(crate) fn run(arguments: &ServeArguments) -> Result<(), Failure> {
+    let config = load_config(arguments)?;
+    start_logs(&config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(config))
+}
+
+pub(crate) fn load_config(arguments: &ServeArguments) -> Result<Config, Failure> {
+    let overrides = Overrides {
+        data_dir: arguments.data_dir.clone(),
+        native: arguments.listen,
+        admin: arguments.admin,
+        insecure: arguments.insecure,
+    };
+    Config::load(arguments.config.as_deref(), std::env::vars(), &overrides)
+        .map_err(|e| Failure::Usage(e.to_string()))
+}
+
+async fn serve(config: Config) -> Result<(), Failure> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let seams = Seams::os(&config);
+    let data_dir = config.data_dir().display().to_string();
+    let broker =
+        Broker::start(config, seams).await.map_err(|e| Failure::NotDone(e.to_string()))?;
+    let addresses = broker.addresses();
+    {
+        let mut out = std::io::stdout().lock();
+        let (native, admin) = (addresses.native, addresses.admin);
+        writeln!(out, "weir ready native={native} admin={admin} data_dir={data_dir}")?;
+        out.flush()?;
+    }
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
+    }
+    tokio::select! {
+        () = broker.drain() => Ok(()),
+        _ = interrupt.recv() => Err(Failure::NotDone("interrupted while draining".to_owned())),
+    }
+}
+
+fn start_logs(config: &Config) -> Result<(), Failure> {
+    let filter = EnvFilter::try_new(config.log_level()).map_err(|e| Failure::Usage(e.to_string()))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let json = match config.log_format() {
+        LogFormat::Json => true,
+        LogFormat::Text => false,
+        LogFormat::Auto => !std::io::stderr().is_terminal(),
+    };
+    if json {
+        builder.json().flatten_event(true).init();
+    } else {
+        builder.init();
+    }
+    Ok(())
+}
