@@ -1,1 +1,4 @@
 //! placeholder
+pub mod budget;
+pub mod connection;
+pub mod flow;
