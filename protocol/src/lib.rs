@@ -8,6 +8,7 @@
 #![warn(missing_docs)]
 
 pub mod batch;
+pub mod codec;
 pub mod error_code;
 pub mod frame;
 pub mod limits;

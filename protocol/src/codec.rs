@@ -1,0 +1,235 @@
+//! Bytes to frames and back.
+//!
+//! Owns: the layout of every frame; SPEC.md draws it.
+//! Never: allocates by an announced length; copies a batch body.
+//! Invariants: all integers are little-endian; fields behind those this version knows are
+//! ignored, so that a newer peer may add some.
+//!
+//! ```text
+//! 0 frame_len4 (bytes behind this field) | 4 type1 | 5 flags1 | 6 fields_len2 | 8 stream4
+//! 12 crc4 = crc32([0..12) ‖ fields) | 16 fields | batches (each with CRCs of its own)
+//! ```
+
+mod fields;
+mod read;
+mod write;
+
+use crate::frame::Frame;
+use crate::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
+use bytes::{Buf, Bytes, BytesMut};
+
+/// Flag bit: a receiver that does not know the frame's type skips it.
+pub const FLAG_IGNORABLE: u8 = 1;
+
+/// Why bytes are not a frame. The connection cannot go on behind any of these.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The announced length exceeds the limit.
+    #[error("a frame of {bytes} bytes exceeds the limit of {limit}")]
+    TooLarge {
+        /// Announced length, header included.
+        bytes: u64,
+        /// The limit in force.
+        limit: usize,
+    },
+    /// Lengths contradict each other.
+    #[error("a frame of {frame_len} bytes announces {fields_len} bytes of fields")]
+    Lengths {
+        /// Bytes behind the length field.
+        frame_len: u32,
+        /// Announced bytes of fields.
+        fields_len: u16,
+    },
+    /// The CRC of header and fields does not match.
+    #[error("the CRC of frame type {0:#04x} does not match")]
+    Crc(u8),
+    /// Unknown type that may not be skipped.
+    #[error("frame type {0:#04x} is not known to this version")]
+    Type(u8),
+    /// The fields end too early or hold a value that is none.
+    #[error("frame type {frame_type:#04x}: bad {field}")]
+    Field {
+        /// The frame's type.
+        frame_type: u8,
+        /// The first field that is wrong.
+        field: &'static str,
+    },
+    /// The batch of a PUBLISH is malformed.
+    #[error("the batch of a publish: {0}")]
+    Batch(#[from] crate::batch::HeaderError),
+}
+
+/// Cuts a stream of bytes into frames.
+#[derive(Debug)]
+pub struct Decoder {
+    frame_bytes_max: usize,
+}
+
+impl Decoder {
+    /// A decoder that refuses frames longer than `frame_bytes_max`, header included.
+    pub fn new(frame_bytes_max: usize) -> Self {
+        Self { frame_bytes_max: frame_bytes_max.min(FRAME_BYTES_MAX) }
+    }
+
+    /// Changes the limit: handshake frames are shorter than those that follow.
+    pub fn set_limit(&mut self, frame_bytes_max: usize) {
+        self.frame_bytes_max = frame_bytes_max.min(FRAME_BYTES_MAX);
+    }
+
+    /// The length of the frame at the start of `input`, if its length field is there.
+    fn frame_len(&self, input: &[u8]) -> Result<Option<usize>, DecodeError> {
+        let Some(prefix) = input.first_chunk::<4>() else { return Ok(None) };
+        let frame_len = u32::from_le_bytes(*prefix);
+        let bytes = u64::from(frame_len) + 4;
+        if bytes > self.frame_bytes_max as u64 {
+            return Err(DecodeError::TooLarge { bytes, limit: self.frame_bytes_max });
+        }
+        if (bytes as usize) < FRAME_HEADER_BYTES {
+            return Err(DecodeError::Lengths { frame_len, fields_len: 0 });
+        }
+        Ok(Some(bytes as usize))
+    }
+
+    /// Bytes that `input` lacks until its first frame is complete (or its length is known); 0 when
+    /// it is. A shell sizes its reads by this; what it allocates at once is its own decision.
+    pub fn needed(&self, input: &[u8]) -> Result<usize, DecodeError> {
+        let whole = self.frame_len(input)?.unwrap_or(FRAME_HEADER_BYTES);
+        Ok(whole.saturating_sub(input.len()))
+    }
+
+    /// Takes the first frame off `input`. None: more bytes are needed. Frames of unknown types
+    /// that may be skipped are skipped.
+    pub fn decode(&mut self, input: &mut BytesMut) -> Result<Option<Frame>, DecodeError> {
+        loop {
+            let Some(whole) = self.frame_len(input)?.filter(|whole| input.len() >= *whole) else {
+                return Ok(None);
+            };
+            let frame = input.split_to(whole).freeze();
+            if let Some(frame) = decode_whole(frame)? {
+                return Ok(Some(frame));
+            }
+        }
+    }
+}
+
+/// Decodes one complete frame; none for an unknown type that may be skipped.
+fn decode_whole(mut frame: Bytes) -> Result<Option<Frame>, DecodeError> {
+    let header = frame.first_chunk::<FRAME_HEADER_BYTES>().copied().unwrap_or_default();
+    let [l0, l1, l2, l3, frame_type, flags, f0, f1, s0, s1, s2, s3, c0, c1, c2, c3] = header;
+    let frame_len = u32::from_le_bytes([l0, l1, l2, l3]);
+    let fields_len = u16::from_le_bytes([f0, f1]);
+    frame.advance(FRAME_HEADER_BYTES);
+    if usize::from(fields_len) > frame.len() {
+        return Err(DecodeError::Lengths { frame_len, fields_len });
+    }
+    let fields = frame.split_to(usize::from(fields_len));
+    if crc_of(&header, &fields) != u32::from_le_bytes([c0, c1, c2, c3]) {
+        return Err(DecodeError::Crc(frame_type));
+    }
+    let stream = u32::from_le_bytes([s0, s1, s2, s3]);
+    match read::frame(frame_type, stream, fields, frame)? {
+        Some(frame) => Ok(Some(frame)),
+        None if flags & FLAG_IGNORABLE != 0 => Ok(None),
+        None => Err(DecodeError::Type(frame_type)),
+    }
+}
+
+fn crc_of(header: &[u8; FRAME_HEADER_BYTES], fields: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&header[..12]);
+    hasher.update(fields);
+    hasher.finalize()
+}
+
+/// Encoded frames on their way to a socket: small parts in one buffer, batches as they are.
+///
+/// Invariant: the pieces, in order, are the bytes of the frames, in order.
+#[derive(Debug, Default)]
+pub struct EncodeBuf {
+    pieces: std::collections::VecDeque<Bytes>,
+    small: BytesMut,
+    len: usize,
+}
+
+impl EncodeBuf {
+    /// An empty buffer.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bytes that wait.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds one frame.
+    pub fn push(&mut self, frame: &Frame) {
+        write::frame(frame, self);
+    }
+
+    /// Fills `slices` with what waits, for one vectored write, and returns how many were filled.
+    pub fn fill_slices<'a>(&'a self, slices: &mut [std::io::IoSlice<'a>]) -> usize {
+        let waiting = self.pieces.iter().map(|piece| &piece[..]);
+        let tail = Some(&self.small[..]).filter(|small| !small.is_empty());
+        let mut filled = 0;
+        for (slot, piece) in slices.iter_mut().zip(waiting.chain(tail)) {
+            *slot = std::io::IoSlice::new(piece);
+            filled += 1;
+        }
+        filled
+    }
+
+    /// Forgets the first `count` bytes: they were written.
+    pub fn advance(&mut self, mut count: usize) {
+        assert!(count <= self.len, "no more is written than waits");
+        self.len -= count;
+        while count > 0 {
+            match self.pieces.front_mut() {
+                Some(piece) if piece.len() <= count => {
+                    count -= piece.len();
+                    self.pieces.pop_front();
+                }
+                Some(piece) => {
+                    piece.advance(count);
+                    count = 0;
+                }
+                None => {
+                    self.small.advance(count);
+                    count = 0;
+                }
+            }
+        }
+    }
+
+    /// Releases the buffer's memory when nothing waits: an idle connection holds none.
+    pub fn shrink(&mut self) {
+        if self.is_empty() {
+            *self = Self::default();
+        }
+    }
+
+    fn push_piece(&mut self, piece: Bytes) {
+        if !self.small.is_empty() {
+            self.pieces.push_back(self.small.split().freeze());
+        }
+        self.len += piece.len();
+        self.pieces.push_back(piece);
+    }
+}
+
+/// Encodes one frame into a buffer of its own; for tests and tools.
+pub fn encode_to_vec(frame: &Frame) -> Vec<u8> {
+    let mut buffer = EncodeBuf::new();
+    buffer.push(frame);
+    let mut bytes: Vec<u8> = buffer.pieces.iter().flatten().copied().collect();
+    bytes.extend_from_slice(&buffer.small);
+    bytes
+}
+
+#[cfg(test)]
+mod tests;

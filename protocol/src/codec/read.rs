@@ -1,0 +1,305 @@
+//! Bytes to frames.
+
+use super::DecodeError;
+use super::fields::Fields;
+use super::write::frame_type as t;
+use crate::batch::{BatchHeader, HeaderError, WIRE_SALT};
+use crate::frame::{
+    AlterTopic, Auth, CreateTopic, DeleteTopic, Deliver, Demand, Durability, ErrorFrame, Frame,
+    GoAway, Hello, Metadata, MetadataPage, OpenPublisher, Overflow, PartitionView, Publish,
+    Published, PublisherOpened, Refused, Revoke, Revoked, Settle, Settled, Start, StoredRange,
+    StreamClosed, Subscribe, Subscribed, TopicConfig, TopicView, Welcome,
+};
+use crate::limits::BATCH_HEADER_BYTES;
+use crate::types::{
+    BrokerId, Offset, PartitionId, ProducerId, RequestId, Sequence, StreamId, TopicId,
+};
+use bytes::Bytes;
+
+/// Bytes of one row of PUBLISHED, and of one partition in METADATA_PAGE.
+const STORED_RANGE_BYTES: usize = 21;
+const PARTITION_VIEW_BYTES: usize = 36;
+
+/// Decodes the fields of a frame whose CRC was checked; none for an unknown type.
+pub(super) fn frame(
+    frame_type: u8,
+    stream: u32,
+    fields: Bytes,
+    batches: Bytes,
+) -> Result<Option<Frame>, DecodeError> {
+    let mut fields = Fields { frame_type, rest: fields };
+    if !batches.is_empty() && !matches!(frame_type, t::PUBLISH | t::DELIVER) {
+        return Err(fields.bad("batches: this frame has none"));
+    }
+    let stream = StreamId(stream);
+    let f = &mut fields;
+    let frame = match frame_type {
+        t::HELLO => Frame::Hello(hello(f)?),
+        t::WELCOME => Frame::Welcome(welcome(f)?),
+        t::AUTH => Frame::Auth(Auth { method: f.text("method")?, content: f.bytes("content")? }),
+        t::READY => Frame::Ready,
+        t::HEARTBEAT => Frame::Heartbeat,
+        t::GO_AWAY => Frame::GoAway(go_away(f)?),
+        t::ERROR => Frame::Error(ErrorFrame { request: request(f)?, refusal: f.refusal()? }),
+        t::OPEN_PUBLISHER => Frame::OpenPublisher(open_publisher(stream, f)?),
+        t::PUBLISHER_OPENED => Frame::PublisherOpened(publisher_opened(stream, f)?),
+        t::PUBLISH => Frame::Publish(publish(stream, f, batches)?),
+        t::PUBLISHED => Frame::Published(published(stream, f)?),
+        t::REFUSED => Frame::Refused(refused(stream, f)?),
+        t::GRANT => Frame::Grant(stream, f.grant()?),
+        t::DEMAND => {
+            Frame::Demand(stream, Demand { cost: f.u64("cost")?, largest: f.u64("largest")? })
+        }
+        t::REVOKE => {
+            let (epoch, limit_cost) = (f.u32("epoch")?, f.u64("limit_cost")?);
+            Frame::Revoke(stream, Revoke { epoch, limit_cost })
+        }
+        t::REVOKED => {
+            let (epoch, spent_cost) = (f.u32("epoch")?, f.u64("spent_cost")?);
+            Frame::Revoked(stream, Revoked { epoch, spent_cost })
+        }
+        t::CLOSE_STREAM => Frame::CloseStream(stream),
+        t::STREAM_CLOSED => {
+            let refusal = f.option("refusal", |f, _| f.refusal())?;
+            Frame::StreamClosed(StreamClosed { stream, refusal })
+        }
+        t::SUBSCRIBE => Frame::Subscribe(subscribe(stream, f)?),
+        t::SUBSCRIBED => Frame::Subscribed(subscribed(stream, f)?),
+        t::DELIVER => Frame::Deliver(deliver(stream, f, batches)?),
+        t::SETTLE => {
+            let (upto, confirm) = (Offset(f.u64("upto")?), f.flag("confirm")?);
+            Frame::Settle(Settle { stream, upto, confirm })
+        }
+        t::SETTLED => {
+            let upto = Offset(f.u64("upto")?);
+            let refusal = f.option("refusal", |f, _| f.refusal())?;
+            Frame::Settled(Settled { stream, upto, refusal })
+        }
+        t::METADATA => Frame::Metadata(Metadata {
+            request: request(f)?,
+            topic: f.option("topic", Fields::name)?,
+            after: f.option("after", Fields::name)?,
+        }),
+        t::METADATA_PAGE => Frame::MetadataPage(metadata_page(f)?),
+        t::CREATE_TOPIC => Frame::CreateTopic(CreateTopic {
+            request: request(f)?,
+            topic: f.name("topic")?,
+            config: config(f)?,
+        }),
+        t::ALTER_TOPIC => Frame::AlterTopic(alter_topic(f)?),
+        t::DELETE_TOPIC => {
+            Frame::DeleteTopic(DeleteTopic { request: request(f)?, topic: f.name("topic")? })
+        }
+        t::DONE => Frame::Done(request(f)?),
+        _ => return Ok(None),
+    };
+    Ok(Some(frame))
+}
+
+fn request(f: &mut Fields) -> Result<RequestId, DecodeError> {
+    f.u32("request").map(RequestId)
+}
+
+fn hello(f: &mut Fields) -> Result<Hello, DecodeError> {
+    if f.u32("magic")?.to_le_bytes() != *b"WEIR" {
+        return Err(f.bad("magic: is the peer a Weir client?"));
+    }
+    Ok(Hello {
+        version_min: f.u16("version_min")?,
+        version_max: f.u16("version_max")?,
+        features: f.u64("features")?,
+        limits: f.limits()?,
+        client_name: f.text("client_name")?,
+    })
+}
+
+fn welcome(f: &mut Fields) -> Result<Welcome, DecodeError> {
+    Ok(Welcome {
+        version: f.u16("version")?,
+        features: f.u64("features")?,
+        limits: f.limits()?,
+        message_cost_min: f.u32("message_cost_min")?,
+        cluster_id: f.u128("cluster_id")?,
+        broker_id: BrokerId(f.u64("broker_id")?),
+        broker_name: f.text("broker_name")?,
+        auth_methods: f.text("auth_methods")?,
+    })
+}
+
+fn go_away(f: &mut Fields) -> Result<GoAway, DecodeError> {
+    Ok(GoAway {
+        code: f.u16("code")?,
+        deadline_ms: f.u32("deadline_ms")?,
+        reconnect_after_ms: f.u32("reconnect_after_ms")?,
+        text: f.text("text")?,
+    })
+}
+
+fn open_publisher(stream: StreamId, f: &mut Fields) -> Result<OpenPublisher, DecodeError> {
+    Ok(OpenPublisher {
+        stream,
+        request: request(f)?,
+        topic: f.name("topic")?,
+        partition: PartitionId(f.u32("partition")?),
+        producer: f.option("producer", Fields::name)?,
+        producer_id: ProducerId(f.u64("producer_id")?),
+        producer_epoch: f.u32("producer_epoch")?,
+    })
+}
+
+fn publisher_opened(stream: StreamId, f: &mut Fields) -> Result<PublisherOpened, DecodeError> {
+    Ok(PublisherOpened {
+        stream,
+        request: request(f)?,
+        producer_id: ProducerId(f.u64("producer_id")?),
+        producer_epoch: f.u32("producer_epoch")?,
+        next_sequence: Sequence(f.u64("next_sequence")?),
+        log_end: Offset(f.u64("log_end")?),
+    })
+}
+
+fn publish(stream: StreamId, f: &mut Fields, body: Bytes) -> Result<Publish, DecodeError> {
+    let deadline_ms = f.u32("deadline_ms")?;
+    let demand = f.u64("demand")?;
+    let bytes = f.rest.first_chunk::<BATCH_HEADER_BYTES>().ok_or(f.bad("batch header"))?;
+    let header = BatchHeader::decode(bytes, WIRE_SALT)?;
+    if header.body_len as usize != body.len() {
+        return Err(HeaderError::Lengths.into());
+    }
+    Ok(Publish { stream, deadline_ms, demand, header, body })
+}
+
+fn published(stream: StreamId, f: &mut Fields) -> Result<Published, DecodeError> {
+    let grant = f.grant()?;
+    let count = usize::from(f.u16("stored")?);
+    if count * STORED_RANGE_BYTES > f.rest.len() {
+        return Err(f.bad("stored"));
+    }
+    let read = |f: &mut Fields| {
+        Ok(StoredRange {
+            base_sequence: Sequence(f.u64("base_sequence")?),
+            base_offset: Offset(f.u64("base_offset")?),
+            record_count: f.u32("record_count")?,
+            duplicate: f.flag("duplicate")?,
+        })
+    };
+    let stored = (0..count).map(|_| read(f)).collect::<Result<_, DecodeError>>()?;
+    Ok(Published { stream, stored, grant })
+}
+
+fn refused(stream: StreamId, f: &mut Fields) -> Result<Refused, DecodeError> {
+    Ok(Refused {
+        stream,
+        base_sequence: Sequence(f.u64("base_sequence")?),
+        record_count: f.u32("record_count")?,
+        grant: f.grant()?,
+        refusal: f.refusal()?,
+    })
+}
+
+fn subscribe(stream: StreamId, f: &mut Fields) -> Result<Subscribe, DecodeError> {
+    let request = request(f)?;
+    let topic = f.name("topic")?;
+    let partition = PartitionId(f.u32("partition")?);
+    let subscription = f.option("subscription", Fields::name)?;
+    let kind = f.u8("start")?;
+    let value = f.u64("start")?;
+    let start = match kind {
+        0 => Start::Earliest,
+        1 => Start::Latest,
+        2 => Start::Offset(Offset(value)),
+        3 => Start::Time(value),
+        _ => return Err(f.bad("start")),
+    };
+    let credit = f.grant()?;
+    Ok(Subscribe { stream, request, topic, partition, subscription, start, credit })
+}
+
+fn subscribed(stream: StreamId, f: &mut Fields) -> Result<Subscribed, DecodeError> {
+    Ok(Subscribed {
+        stream,
+        request: request(f)?,
+        start: Offset(f.u64("start")?),
+        log_start: Offset(f.u64("log_start")?),
+        high_watermark: Offset(f.u64("high_watermark")?),
+        skipped: f.u64("skipped")?,
+    })
+}
+
+fn deliver(stream: StreamId, f: &mut Fields, batches: Bytes) -> Result<Deliver, DecodeError> {
+    Ok(Deliver {
+        stream,
+        salt: f.u64("salt")?,
+        record_count: f.u32("record_count")?,
+        high_watermark: Offset(f.u64("high_watermark")?),
+        batches: vec![batches],
+    })
+}
+
+fn metadata_page(f: &mut Fields) -> Result<MetadataPage, DecodeError> {
+    let request = request(f)?;
+    let more = f.flag("more")?;
+    let count = f.u16("topics")?;
+    let topics = (0..count).map(|_| topic_view(f)).collect::<Result<_, _>>()?;
+    Ok(MetadataPage { request, more, topics })
+}
+
+fn topic_view(f: &mut Fields) -> Result<TopicView, DecodeError> {
+    let name = f.name("topic")?;
+    let id = TopicId(f.u64("topic id")?);
+    let config = config(f)?;
+    let count = usize::from(f.u16("partitions")?);
+    if count * PARTITION_VIEW_BYTES > f.rest.len() {
+        return Err(f.bad("partitions"));
+    }
+    let read = |f: &mut Fields| {
+        Ok(PartitionView {
+            partition: PartitionId(f.u32("partition")?),
+            leader: Some(f.u64("leader")?).filter(|id| *id != u64::MAX).map(BrokerId),
+            log_start: Offset(f.u64("log_start")?),
+            high_watermark: Offset(f.u64("high_watermark")?),
+            bytes: f.u64("bytes")?,
+        })
+    };
+    let partitions = (0..count).map(|_| read(f)).collect::<Result<_, DecodeError>>()?;
+    Ok(TopicView { name, id, config, partitions })
+}
+
+fn durability(f: &mut Fields, field: &'static str) -> Result<Durability, DecodeError> {
+    match f.u8(field)? {
+        0 => Ok(Durability::Fsync),
+        1 => Ok(Durability::Memory),
+        _ => Err(f.bad(field)),
+    }
+}
+
+fn overflow(f: &mut Fields, field: &'static str) -> Result<Overflow, DecodeError> {
+    match f.u8(field)? {
+        0 => Ok(Overflow::Backpressure),
+        1 => Ok(Overflow::Reject),
+        2 => Ok(Overflow::Expire),
+        _ => Err(f.bad(field)),
+    }
+}
+
+fn config(f: &mut Fields) -> Result<TopicConfig, DecodeError> {
+    Ok(TopicConfig {
+        partitions: f.u32("partitions")?,
+        durability: durability(f, "durability")?,
+        overflow: overflow(f, "overflow")?,
+        max_bytes: f.u64("max_bytes")?,
+        max_age_ms: f.u64("max_age_ms")?,
+    })
+}
+
+fn alter_topic(f: &mut Fields) -> Result<AlterTopic, DecodeError> {
+    Ok(AlterTopic {
+        request: request(f)?,
+        topic: f.name("topic")?,
+        partitions: f.option("partitions", Fields::u32)?,
+        durability: f.option("durability", durability)?,
+        overflow: f.option("overflow", overflow)?,
+        max_bytes: f.option("max_bytes", Fields::u64)?,
+        max_age_ms: f.option("max_age_ms", Fields::u64)?,
+    })
+}
