@@ -14,8 +14,10 @@ mod fields;
 mod read;
 mod write;
 
+use crate::batch::BatchHeader;
 use crate::frame::Frame;
 use crate::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
+use crate::types::StreamId;
 use bytes::{Buf, Bytes, BytesMut};
 
 /// Flag bit: a receiver that does not know the frame's type skips it.
@@ -59,6 +61,17 @@ pub enum DecodeError {
     Batch(#[from] crate::batch::HeaderError),
 }
 
+/// What a PUBLISH says before its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PublishHead {
+    /// The publisher's stream.
+    pub stream: StreamId,
+    /// Length of the whole frame, header included.
+    pub frame_bytes: usize,
+    /// Describes the body.
+    pub header: BatchHeader,
+}
+
 /// Cuts a stream of bytes into frames.
 #[derive(Debug)]
 pub struct Decoder {
@@ -95,6 +108,32 @@ impl Decoder {
     pub fn needed(&self, input: &[u8]) -> Result<usize, DecodeError> {
         let whole = self.frame_len(input)?.unwrap_or(FRAME_HEADER_BYTES);
         Ok(whole.saturating_sub(input.len()))
+    }
+
+    /// Reads the head of the PUBLISH at the start of `input` as soon as its fields are there, so
+    /// that a shell decides whether the body is paid for before it holds it. None: another frame,
+    /// or more bytes are needed.
+    pub fn peek_publish(&self, input: &[u8]) -> Result<Option<PublishHead>, DecodeError> {
+        let Some(frame_bytes) = self.frame_len(input)? else { return Ok(None) };
+        let Some((header, rest)) = input.split_first_chunk::<FRAME_HEADER_BYTES>() else {
+            return Ok(None);
+        };
+        let [l0, l1, l2, l3, frame_type, _, f0, f1, s0, s1, s2, s3, c0, c1, c2, c3] = *header;
+        if frame_type != write::frame_type::PUBLISH {
+            return Ok(None);
+        }
+        let fields_len = usize::from(u16::from_le_bytes([f0, f1]));
+        let Some(body_len) = frame_bytes.checked_sub(FRAME_HEADER_BYTES + fields_len) else {
+            let frame_len = u32::from_le_bytes([l0, l1, l2, l3]);
+            return Err(DecodeError::Lengths { frame_len, fields_len: fields_len as u16 });
+        };
+        let Some(fields) = rest.get(..fields_len) else { return Ok(None) };
+        if crc_of(header, fields) != u32::from_le_bytes([c0, c1, c2, c3]) {
+            return Err(DecodeError::Crc(frame_type));
+        }
+        let header = read::publish_header(fields, body_len)?;
+        let stream = StreamId(u32::from_le_bytes([s0, s1, s2, s3]));
+        Ok(Some(PublishHead { stream, frame_bytes, header }))
     }
 
     /// Takes the first frame off `input`. None: more bytes are needed. Frames of unknown types

@@ -158,14 +158,28 @@ fn publisher_opened(stream: StreamId, f: &mut Fields) -> Result<PublisherOpened,
     })
 }
 
+/// The batch header among the fields of a PUBLISH, whose body has `body_len` bytes.
+pub(super) fn publish_header(fields: &[u8], body_len: usize) -> Result<BatchHeader, DecodeError> {
+    let fields = Bytes::copy_from_slice(fields);
+    let mut fields = Fields { frame_type: t::PUBLISH, rest: fields };
+    let f = &mut fields;
+    let (_deadline_ms, _demand) = (f.u32("deadline_ms")?, f.u64("demand")?);
+    batch_header(f, body_len)
+}
+
+fn batch_header(f: &Fields, body_len: usize) -> Result<BatchHeader, DecodeError> {
+    let bytes = f.rest.first_chunk::<BATCH_HEADER_BYTES>().ok_or(f.bad("batch header"))?;
+    let header = BatchHeader::decode(bytes, WIRE_SALT)?;
+    if header.body_len as usize != body_len {
+        return Err(HeaderError::Lengths.into());
+    }
+    Ok(header)
+}
+
 fn publish(stream: StreamId, f: &mut Fields, body: Bytes) -> Result<Publish, DecodeError> {
     let deadline_ms = f.u32("deadline_ms")?;
     let demand = f.u64("demand")?;
-    let bytes = f.rest.first_chunk::<BATCH_HEADER_BYTES>().ok_or(f.bad("batch header"))?;
-    let header = BatchHeader::decode(bytes, WIRE_SALT)?;
-    if header.body_len as usize != body.len() {
-        return Err(HeaderError::Lengths.into());
-    }
+    let header = batch_header(f, body.len())?;
     Ok(Publish { stream, deadline_ms, demand, header, body })
 }
 

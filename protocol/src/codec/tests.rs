@@ -39,6 +39,29 @@ fn a_publish_survives_any_cut_of_the_stream() {
 }
 
 #[test]
+fn a_publish_shows_its_head_before_its_body() {
+    let bytes = encode_to_vec(&publish(&[vec![7; 5_000]]));
+    let decoder = Decoder::new(FRAME_BYTES_MAX);
+    let fields_end = bytes.len()
+        - decode_all(&bytes, 99)
+            .unwrap()
+            .iter()
+            .map(|frame| match frame {
+                Frame::Publish(publish) => publish.body.len(),
+                _ => 0,
+            })
+            .sum::<usize>();
+    assert_eq!(decoder.peek_publish(&bytes[..fields_end - 1]), Ok(None));
+    let head = decoder.peek_publish(&bytes[..fields_end]).unwrap().expect("the fields are there");
+    assert_eq!((head.stream, head.frame_bytes), (StreamId(7), bytes.len()));
+    assert_eq!(head.header.record_count, 1);
+    let mut bent = bytes;
+    bent[20] ^= 1;
+    assert_eq!(decoder.peek_publish(&bent), Err(DecodeError::Crc(0x12)));
+    assert_eq!(decoder.peek_publish(&encode_to_vec(&Frame::Heartbeat)), Ok(None));
+}
+
+#[test]
 fn a_newer_peer_may_add_fields_and_ignorable_frames() {
     let bytes = encode_to_vec(&Frame::CloseStream(StreamId(3)));
     let mut longer = bytes.clone();
