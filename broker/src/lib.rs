@@ -2,3 +2,4 @@
 pub mod budget;
 pub mod connection;
 pub mod flow;
+pub mod partition;

@@ -1,0 +1,79 @@
+//! One partition: one log, one task that owns everything about it.
+//!
+//! Owns: the mailbox, and behind it the partition's state: producers, subscriptions, what waits
+//! for an answer.
+//! Never: waits for a consumer, a publisher or another partition; decides outside `core`.
+//! Invariants:
+//! - everything in the mailbox was paid for: a publish by credit, a request by its slot, so that
+//!   [`PartitionHandle::try_send`] of a paid publish always finds room;
+//! - pokes are registers, not messages: they never find the mailbox full;
+//! - every request is answered, also when the partition ends.
+
+mod pokes;
+mod request;
+mod view;
+
+pub use request::{PublishRequest, PublisherState, Request, SubscribeRequest, SubscribedState};
+pub use view::{PartitionView, SubscriptionView};
+
+use pokes::Pokes;
+use std::fmt;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use view::Board;
+use weir_protocol::limits::MESSAGE_COST_MIN;
+
+/// Requests other than publishes that the mailbox of one partition holds. Beyond them the caller
+/// answers OVERLOADED_REQUEST.
+pub const MAILBOX_REQUESTS: usize = 4_096;
+
+/// The mailbox of one partition and what may be seen of it. Cheap to clone.
+#[derive(Clone)]
+pub struct PartitionHandle {
+    mailbox: mpsc::Sender<Request>,
+    pokes: Arc<Pokes>,
+    board: Arc<Board>,
+}
+
+impl fmt::Debug for PartitionHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PartitionHandle").field("view", &self.view()).finish_non_exhaustive()
+    }
+}
+
+impl PartitionHandle {
+    /// Hands a request over; never waits. It comes back when the mailbox is full (which cannot
+    /// happen to a publish that credit paid for) or the partition has ended. Pokes and closes
+    /// always arrive.
+    pub fn try_send(&self, request: Request) -> Result<(), Request> {
+        match request {
+            Request::Poke(consumer) => self.pokes.poke(consumer),
+            Request::CloseConsumer(consumer) => self.pokes.close(consumer),
+            request => return self.mailbox.try_send(request).map_err(refused),
+        }
+        Ok(())
+    }
+
+    /// Whether the partition has ended: nothing is taken any more.
+    pub fn is_closed(&self) -> bool {
+        self.mailbox.is_closed()
+    }
+
+    /// The partition at a glance.
+    pub fn view(&self) -> PartitionView {
+        self.board.view()
+    }
+}
+
+fn refused(error: mpsc::error::TrySendError<Request>) -> Request {
+    match error {
+        mpsc::error::TrySendError::Full(request) | mpsc::error::TrySendError::Closed(request) => {
+            request
+        }
+    }
+}
+
+/// Places in the mailbox: every publish that a pool of `pool_cost` can pay for, and requests.
+fn mailbox_capacity(pool_cost: u64) -> usize {
+    usize::try_from(pool_cost / MESSAGE_COST_MIN).unwrap_or(usize::MAX / 2) + MAILBOX_REQUESTS
+}

@@ -1,0 +1,79 @@
+//! What everybody may see of a partition without asking its task.
+//!
+//! Owns: one register per number, written by the task alone.
+//! Never: a promise that two numbers are of the same moment.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use weir_protocol::types::{Name, Offset};
+
+/// A partition at a glance.
+#[derive(Debug, Clone)]
+pub struct PartitionView {
+    /// First offset that readers may ask for.
+    pub log_start: Offset,
+    /// High watermark (exclusive).
+    pub high_watermark: Offset,
+    /// End of what was appended, committed or not (exclusive).
+    pub log_end: Offset,
+    /// Bytes of the log on disk.
+    pub bytes: u64,
+    /// Whether it leads and accepts publishes.
+    pub leading: bool,
+    /// Why it takes no more: `reason_bits`, 0 = it takes all.
+    pub blocked_bits: u32,
+    /// Attached consumers.
+    pub consumers: u32,
+    /// Its durable subscriptions, by name.
+    pub subscriptions: Arc<[SubscriptionView]>,
+}
+
+/// A durable subscription at a glance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubscriptionView {
+    /// Its name.
+    pub name: Name,
+    /// Everything below is settled (exclusive).
+    pub cursor: Offset,
+    /// Everything below was delivered to the attached consumer; the cursor when none is attached.
+    pub delivered: Offset,
+    /// Whether a consumer is attached.
+    pub attached: bool,
+    /// Records that were trimmed before it had settled them, ever.
+    pub expired: u64,
+}
+
+/// The registers behind [`PartitionView`].
+#[derive(Debug, Default)]
+pub(super) struct Board {
+    pub(super) log_start: AtomicU64,
+    pub(super) high_watermark: AtomicU64,
+    pub(super) log_end: AtomicU64,
+    pub(super) bytes: AtomicU64,
+    pub(super) leading: AtomicBool,
+    pub(super) blocked_bits: AtomicU32,
+    pub(super) consumers: AtomicU32,
+    subscriptions: Mutex<Arc<[SubscriptionView]>>,
+}
+
+impl Board {
+    pub(super) fn set_subscriptions(&self, subscriptions: Arc<[SubscriptionView]>) {
+        *self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner) = subscriptions;
+    }
+
+    pub(super) fn view(&self) -> PartitionView {
+        let offset = |register: &AtomicU64| Offset(register.load(Ordering::Acquire));
+        let subscriptions =
+            self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        PartitionView {
+            log_start: offset(&self.log_start),
+            high_watermark: offset(&self.high_watermark),
+            log_end: offset(&self.log_end),
+            bytes: self.bytes.load(Ordering::Acquire),
+            leading: self.leading.load(Ordering::Acquire),
+            blocked_bits: self.blocked_bits.load(Ordering::Acquire),
+            consumers: self.consumers.load(Ordering::Acquire),
+            subscriptions,
+        }
+    }
+}
