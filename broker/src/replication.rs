@@ -17,23 +17,22 @@ mod codec;
 mod engine;
 mod log_map;
 mod log_store;
-pub mod metadata;
 mod maintain;
+pub mod metadata;
 mod network;
 mod open;
 mod refusal;
 mod runs;
 mod shared;
 mod state_machine;
-//cfgtest
-//mod tests;
 
 pub use codec::CodecError;
-pub use open::{OpenReplicaError, OpenReport, ReplicaOptions};
+pub use open::{ELECTION_MS, HEARTBEAT_MS, OpenReplicaError, OpenReport, ReplicaOptions};
+pub use weir_protocol::frame::Durability;
 
 use engine::Types;
-use openraft::impls::leader_id_std;
 use openraft::Raft;
+use openraft::impls::leader_id_std;
 use refusal::Flight;
 use shared::Shared;
 use state_machine::Shell;
@@ -42,14 +41,18 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use tokio::sync::watch;
+use weir_protocol::batch::{BatchHeader, seal_control};
+use weir_protocol::limits::BATCH_HEADER_BYTES;
 use weir_protocol::types::{Index, ReplicaId, Term};
-use weir_storage::{LogReader, NewBatch};
+use weir_storage::{BatchSlice, LogReader, NewBatch, ReadError};
 
 /// Proposals of one replica between [`Replica::propose`] and their fate. A partition closes its
 /// mailbox well before this; the engine's channel is larger, so that a proposal never waits.
 pub const INFLIGHT_MAX: usize = 64;
 /// Messages that the engine's channel holds: proposals, and the few calls beside them.
 const ENGINE_CHANNEL_MESSAGES: u64 = 256;
+/// A control section ends with its own CRC.
+const CONTROL_CRC_BYTES: usize = 4;
 const _: () = assert!(INFLIGHT_MAX * 2 <= ENGINE_CHANNEL_MESSAGES as usize);
 
 /// What one call proposes: it becomes one index of the log.
@@ -63,15 +66,6 @@ pub struct Proposal {
     pub term: Term,
     /// At least one batch, DATA or CONTROL.
     pub batches: Vec<NewBatch>,
-}
-
-/// How far a topic's acknowledgement reaches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Durability {
-    /// A batch counts as stored once it is flushed.
-    Fsync,
-    /// A batch counts as stored once it is in memory; the flush follows.
-    Memory,
 }
 
 /// What the replica is in its group.
@@ -251,7 +245,7 @@ impl Replica {
             Poll::Ready(Ok(())) => Ok(()),
             // The guard has reported the refusal already where the engine has ended.
             Poll::Ready(Err(_)) => Err(self.shared.fence_or(Fence::Shutdown).into()),
-            Poll::Pending => Err(ProposeError::Full),
+            Poll::Pending => unreachable!("the engine's channel holds every proposal in flight"),
         }
     }
 
@@ -265,8 +259,33 @@ impl Replica {
         self.shared.state.subscribe()
     }
 
+    /// Batches from `from` on, at least one if there is one, about `max_bytes` of them. Waits for
+    /// the device where they are not in memory.
+    pub(crate) async fn read(
+        &self,
+        from: Index,
+        max_bytes: usize,
+    ) -> Result<Vec<BatchSlice>, ReadError> {
+        let read = self.shared.reader.read_from_index(from, max_bytes)?;
+        Ok(read)
+    }
+
     /// The log to read from, up to [`ReplicaState::committed`].
     pub fn log(&self) -> LogReader {
         self.shared.reader.clone()
     }
+}
+
+/// A batch that consists of a control section alone: `content` and its CRC.
+pub(crate) fn control_batch(mut header: BatchHeader, mut content: Vec<u8>) -> NewBatch {
+    seal_control(&mut content);
+    header.control_len = content.len() as u32;
+    NewBatch { header, body: vec![content.into()] }
+}
+
+/// The content of a stored batch's control section, without its CRC.
+pub(crate) fn control_section(slice: &BatchSlice) -> &[u8] {
+    let content = (slice.header.control_len as usize).saturating_sub(CONTROL_CRC_BYTES);
+    let end = BATCH_HEADER_BYTES + content;
+    slice.bytes.get(BATCH_HEADER_BYTES..end).unwrap_or_default()
 }

@@ -5,10 +5,10 @@
 //! complete in their order; after the first failure nothing succeeds any more.
 
 use super::codec;
+use super::control_batch;
 use super::engine::{self, Batches, EngineEntry, LogId, StoredMembership, Types, Vote};
 use super::runs::Runs;
 use super::shared::Shared;
-use bytes::Bytes;
 use futures_util::{Stream, stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend};
@@ -16,7 +16,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
-use weir_protocol::batch::{ATTR_LAST_OF_INDEX, BatchHeader, BatchType, seal_control};
+use weir_protocol::batch::{ATTR_LAST_OF_INDEX, BatchHeader, BatchType};
 use weir_protocol::types::{Index, Term};
 use weir_storage::NewBatch;
 
@@ -44,18 +44,18 @@ impl LogStore {
     fn batches_of(&mut self, log_id: LogId, payload: Payload) -> Vec<NewBatch> {
         let (term, index) = place_of(&log_id);
         let log_time_ms = self.shared.reader.bounds().last.map_or(0, |last| last.log_time_ms);
-        let own = |batch_type, control: Bytes| {
+        let own = |batch_type| {
             let mut header = BatchHeader::empty(batch_type);
             header.log_time_ms = log_time_ms;
-            header.control_len = control.len() as u32;
-            NewBatch { header, body: vec![control] }
+            header
         };
         let mut batches = match payload {
-            EntryPayload::Blank => vec![own(BatchType::Noop, Bytes::new())],
+            EntryPayload::Blank => {
+                vec![NewBatch { header: own(BatchType::Noop), body: Vec::new() }]
+            }
             EntryPayload::Membership(membership) => {
-                let mut control = codec::encode_membership(&membership);
-                seal_control(&mut control);
-                vec![own(BatchType::Config, control.into())]
+                let content = codec::encode_membership(&membership);
+                vec![control_batch(own(BatchType::Config), content)]
             }
             EntryPayload::Normal(Batches::Proposed(batches)) => batches,
             EntryPayload::Normal(Batches::Stored(_)) => {
@@ -95,7 +95,10 @@ impl RaftLogStorage<Types> for LogStore {
     async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
         let map = self.shared.map();
         let last_purged_log_id = map.purged();
-        Ok(LogState { last_log_id: map.log_id(map.last()).max(last_purged_log_id), last_purged_log_id })
+        Ok(LogState {
+            last_log_id: map.log_id(map.last()).max(last_purged_log_id),
+            last_purged_log_id,
+        })
     }
 
     async fn get_log_reader(&mut self) -> StoreReader {

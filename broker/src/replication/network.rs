@@ -4,15 +4,15 @@
 //! attempts lives inside that request stream; failing without a pull would spin.
 
 use super::engine::{Snapshot, Types, Vote};
-use futures_util::{Stream, StreamExt, future::BoxFuture, stream};
 use futures_util::stream::BoxStream;
+use futures_util::{Stream, StreamExt, future::BoxFuture, stream};
+use openraft::OptionalSend;
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, VoteRequest,
     VoteResponse,
 };
-use openraft::OptionalSend;
 use weir_protocol::types::{BrokerId, ReplicaId};
 
 /// Makes connections that reach nobody.
@@ -62,7 +62,10 @@ impl RaftNetworkV2<Types> for Nowhere {
         &'s mut self,
         mut input: S,
         _option: RPCOption,
-    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>, RPCError<Types>>>
+    ) -> BoxFuture<
+        's,
+        Result<BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>, RPCError<Types>>,
+    >
     where
         S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
     {

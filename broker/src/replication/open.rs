@@ -12,7 +12,9 @@ use super::network::NoPeers;
 use super::refusal::Flight;
 use super::shared::{Parts, Shared};
 use super::state_machine::Shell;
-use super::{Durability, ENGINE_CHANNEL_MESSAGES, Fence, Replica, ReplicaState, Role};
+use super::{
+    Durability, ENGINE_CHANNEL_MESSAGES, Fence, Replica, ReplicaState, Role, control_section,
+};
 use crate::task::{self, TaskKind};
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
@@ -22,7 +24,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::watch;
 use weir_protocol::batch::BatchType;
-use weir_protocol::limits::BATCH_HEADER_BYTES;
 use weir_protocol::types::{BrokerId, Index, ReplicaId, Term};
 use weir_storage::{Device, Lane, Log, LogOptions, OpenError, Recovered};
 
@@ -108,11 +109,12 @@ pub(super) async fn open(
     if empty && !options.voters.iter().any(|(replica, _)| *replica == options.replica) {
         return Err(OpenReplicaError::NotAVoter(options.replica));
     }
-    let raft = Runtime::scope(options.seed, start(&options, store, shell)).await?;
+    let alone = if empty { options.voters.len() == 1 } else { shared.is_only_voter() };
+    let raft = Runtime::scope(options.seed, start(&options, store, shell, alone)).await?;
     let flight = Flight::new(shared.state.clone());
     watch_role(&raft, shared.clone());
     let replica = Replica { raft, shared, flight };
-    replica.take_part(&options, empty).await?;
+    replica.take_part(&options, empty, alone).await?;
     let checkpoint = checkpoint.map(|(at, taken)| (at, taken.state));
     Ok((replica, OpenReport { recovered, checkpoint, formed: empty }))
 }
@@ -139,18 +141,19 @@ async fn recover(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
 
 fn recover_here(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
     let unreadable = |what| move |reason| OpenReplicaError::Codec { what, reason };
-    let (log, recovered) =
-        Log::open(options.device.clone(), &options.dir, options.log.clone())?;
+    let (log, recovered) = Log::open(options.device.clone(), &options.dir, options.log.clone())?;
     let hard = HardState::decode(&log.meta()).map_err(unreadable("hard state"))?;
     let checkpoint = match log.latest_checkpoint(log.reader().bounds().last_index) {
         Some((at, bytes)) => {
-            let taken = Checkpoint::decode(&Bytes::from(bytes)).map_err(unreadable("checkpoint"))?;
+            let taken =
+                Checkpoint::decode(&Bytes::from(bytes)).map_err(unreadable("checkpoint"))?;
             Some((at, taken))
         }
         None => None,
     };
     let map = map_of(&log, &hard, checkpoint.as_ref())?;
-    let (at, term) = checkpoint.as_ref().map_or((Index(0), Term(0)), |(at, taken)| (*at, taken.term));
+    let (at, term) =
+        checkpoint.as_ref().map_or((Index(0), Term(0)), |(at, taken)| (*at, taken.term));
     let state = ReplicaState {
         role: Role::Follower { leader: None },
         committed: at,
@@ -177,9 +180,8 @@ fn map_of(
 ) -> Result<LogMap, OpenReplicaError> {
     let reader = log.reader();
     let bounds = reader.bounds();
-    let purged = hard.purged.map(|id| {
-        (engine::index_of(id.index()), Term(id.committed_leader_id().term))
-    });
+    let purged =
+        hard.purged.map(|id| (engine::index_of(id.index()), Term(id.committed_leader_id().term)));
     let mut map = LogMap::behind(purged);
     if let Some((_, taken)) = checkpoint {
         map.set_membership(taken.membership.clone());
@@ -192,10 +194,10 @@ fn map_of(
         map.extend(index, header.term);
         if header.batch_type == BatchType::Config {
             let read = |reason: String| OpenReplicaError::Read { index, reason };
-            let slices = reader.read_from_index(index, 1).map_err(|error| read(error.to_string()))?;
+            let slices =
+                reader.read_from_index(index, 1).map_err(|error| read(error.to_string()))?;
             let slice = slices.first().ok_or_else(missing)?;
-            let control = control_of(&slice.bytes, header.control_len);
-            let membership = codec::decode_membership(control)
+            let membership = codec::decode_membership(control_section(slice))
                 .map_err(|reason| OpenReplicaError::Codec { what: "membership", reason })?;
             let log_id = engine::log_id(header.term.0, index);
             map.set_membership(StoredMembership::new(log_id, membership));
@@ -204,19 +206,13 @@ fn map_of(
     Ok(map)
 }
 
-/// The control section of a stored batch, without its CRC.
-fn control_of(stored: &[u8], control_len: u32) -> &[u8] {
-    let end = BATCH_HEADER_BYTES + (control_len as usize).saturating_sub(4);
-    stored.get(BATCH_HEADER_BYTES..end).unwrap_or_default()
-}
-
 /// Builds the engine and starts its tasks; they inherit the seed of the scope around this.
 async fn start(
     options: &ReplicaOptions,
     store: LogStore,
     shell: Shell,
+    alone: bool,
 ) -> Result<Raft<Types, Shell>, OpenReplicaError> {
-    let alone = options.voters.len() == 1;
     let config = Config {
         cluster_name: options.dir.display().to_string(),
         heartbeat_interval: options.heartbeat_ms,
@@ -243,13 +239,17 @@ async fn start(
 
 impl Replica {
     /// Forms the group where the log is empty; calls an election where no other voter could.
-    async fn take_part(&self, options: &ReplicaOptions, empty: bool) -> Result<(), OpenReplicaError> {
+    async fn take_part(
+        &self,
+        options: &ReplicaOptions,
+        empty: bool,
+        alone: bool,
+    ) -> Result<(), OpenReplicaError> {
         if empty {
             let voters: BTreeMap<_, _> = options.voters.iter().copied().collect();
             let formed = self.raft.initialize(voters).await;
             return formed.map_err(|error| OpenReplicaError::Engine(error.to_string()));
         }
-        let alone = self.raft.voter_ids().all(|voter| voter == options.replica);
         if alone {
             let called = self.raft.trigger().elect(false).await;
             called.map_err(|error| OpenReplicaError::Engine(error.to_string()))?;

@@ -81,26 +81,26 @@ fn outcome_of_write(result: &ClientWriteResult<Types>) -> Option<StoredOutcome> 
 }
 
 impl<T> RefusalGuard<T> {
-    /// Lets go without a report: the proposal never reached the engine.
-    pub(super) fn cancel(mut self) {
-        self.pending = false;
-    }
-}
-
-impl<T: OptionalSend + 'static> Responder<Types, T> for RefusalGuard<T> {
-    fn on_complete(mut self, result: T) {
-        self.pending = false;
-        if let Some(outcome) = (self.outcome_of)(&result) {
+    /// Counts the proposal out, then reports: who sees the report finds the count right.
+    fn land(&mut self, refused: Option<StoredOutcome>) {
+        if !std::mem::take(&mut self.pending) {
+            return;
+        }
+        self.flight.in_flight.fetch_sub(1, Ordering::AcqRel);
+        if let Some(outcome) = refused {
             self.flight.refuse(Refused { outcome, ..self.first });
         }
     }
 }
 
+impl<T: OptionalSend + 'static> Responder<Types, T> for RefusalGuard<T> {
+    fn on_complete(mut self, result: T) {
+        self.land((self.outcome_of)(&result));
+    }
+}
+
 impl<T> Drop for RefusalGuard<T> {
     fn drop(&mut self) {
-        if self.pending {
-            self.flight.refuse(Refused { outcome: StoredOutcome::Unknown, ..self.first });
-        }
-        self.flight.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.land(Some(StoredOutcome::Unknown));
     }
 }

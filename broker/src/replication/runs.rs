@@ -26,7 +26,8 @@ impl Runs {
     pub(super) fn admit(&mut self, term: Term, run: u32, number: u32) -> bool {
         let same_run = (term, run) == (self.term, self.run);
         let later_run = (term, run) > (self.term, self.run);
-        let in_turn = if same_run { self.next_number == Some(number) } else { later_run && number == 0 };
+        let in_turn =
+            if same_run { self.next_number == Some(number) } else { later_run && number == 0 };
         if in_turn {
             *self = Self { term, run, next_number: number.checked_add(1) };
         }

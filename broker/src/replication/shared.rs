@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::{oneshot, watch};
 use weir_protocol::types::{Index, ReplicaId, Term};
-use weir_storage::{AppendError, Device, FlushError, Lane, Log, LogReader, NewBatch};
+use weir_storage::{AppendError, Device, FlushError, Lane, Log, LogReader, NewBatch, ReadError};
 
 pub(super) struct Shared {
     pub replica: ReplicaId,
@@ -72,6 +72,13 @@ impl Shared {
         self.hard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether nobody else votes in this group.
+    pub(super) fn is_only_voter(&self) -> bool {
+        let map = self.map();
+        let membership = map.membership_before(map.last());
+        membership.is_some_and(|m| m.voter_ids().eq([self.replica]))
+    }
+
     /// Everything up to `index`, which is of `term`, is committed.
     pub(super) fn committed(&self, index: Index, term: Term) {
         self.state.send_if_modified(|state| {
@@ -103,6 +110,12 @@ impl Shared {
             state.role = role;
             changed
         });
+    }
+
+    /// Ends the replica because what is committed cannot be read.
+    pub(super) fn fail_reading(&self, at: Index, error: &ReadError) -> Fence {
+        self.fence(Fence::Engine(format!("reading index {at}: {error}")));
+        self.fence_or(Fence::Shutdown)
     }
 
     /// The first failure, or `otherwise` where none is known.

@@ -67,12 +67,9 @@ impl RaftStateMachine<Types> for Shell {
         CheckpointSource { shared: self.shared.clone() }
     }
 
-    async fn install_snapshot(
-        &mut self,
-        meta: &SnapshotMetaOf,
-        _state: Bytes,
-    ) -> io::Result<()> {
-        let text = format!("a snapshot up to {:?} arrived, but no peer can send one", meta.last_log_id);
+    async fn install_snapshot(&mut self, meta: &SnapshotMetaOf, _state: Bytes) -> io::Result<()> {
+        let text =
+            format!("a snapshot up to {:?} arrived, but no peer can send one", meta.last_log_id);
         Err(io::Error::new(io::ErrorKind::Unsupported, text))
     }
 
