@@ -23,6 +23,7 @@ mod network;
 mod open;
 mod refusal;
 mod runs;
+mod runtime;
 mod shared;
 mod state_machine;
 
@@ -231,8 +232,13 @@ impl Replica {
             Role::Fenced(fence) => return Err(fence.clone().into()),
             _ => return Err(ProposeError::NotLeader(term)),
         }
+        self.hand_over(place, batches)
+    }
+
+    /// Gives a proposal to the engine, which checks the term once more: it may have lost it since.
+    fn hand_over(&self, place: Refused, batches: Vec<NewBatch>) -> Result<(), ProposeError> {
         let guard = self.flight.admit(place, INFLIGHT_MAX).ok_or(ProposeError::Full)?;
-        let leader = leader_id_std::LeaderId { term: term.0, voted_for: self.shared.replica };
+        let leader = leader_id_std::LeaderId { term: place.term.0, voted_for: self.shared.replica };
         let write = self
             .raft
             .write(engine::Batches::Proposed(batches))
@@ -243,7 +249,7 @@ impl Replica {
         let mut send = pin!(tokio::task::unconstrained(write.into_future()));
         match send.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => Ok(()),
-            // The guard has reported the refusal already where the engine has ended.
+            // The engine has ended.
             Poll::Ready(Err(_)) => Err(self.shared.fence_or(Fence::Shutdown).into()),
             Poll::Pending => unreachable!("the engine's channel holds every proposal in flight"),
         }

@@ -6,18 +6,18 @@
 //! from the seed that `Runtime::scope` puts around its start.
 
 use super::refusal::RefusalGuard;
+use super::runtime::PromptRuntime;
 use openraft::OptionalSend;
 use openraft::RaftTypeConfig;
 use openraft::impls::leader_id_std;
 use openraft::vote::RaftLeaderId;
 use openraft_rt::deterministic_rng::DeterministicRng;
-use openraft_rt_tokio::TokioRuntime;
 use std::fmt;
 use weir_protocol::types::{BrokerId, Index, ReplicaId};
 use weir_storage::{BatchSlice, NewBatch};
 
 /// The engine's runtime.
-pub(super) type Runtime = DeterministicRng<TokioRuntime>;
+pub(super) type Runtime = DeterministicRng<PromptRuntime>;
 
 /// The engine's types, filled with ours.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]

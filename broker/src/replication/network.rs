@@ -105,3 +105,29 @@ impl RaftNetworkV2<Types> for Nowhere {
         Err(self.unreachable().into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Poll;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn a_stream_of_appends_pulls_before_it_fails() {
+        let mut nowhere = NoPeers.new_client(ReplicaId(2), &BrokerId(2)).await;
+        let pulls = Arc::new(AtomicUsize::new(0));
+        let counted = pulls.clone();
+        let input = stream::poll_fn(move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Poll::Ready(None)
+        });
+        let option = RPCOption::new(Duration::from_secs(1));
+        let mut answers = nowhere.stream_append(input, option).await.unwrap();
+        let answer = answers.next().await;
+        assert!(matches!(answer, Some(Err(RPCError::Unreachable(_)))));
+        assert_eq!(pulls.load(Ordering::SeqCst), 1);
+        assert!(answers.next().await.is_none());
+    }
+}

@@ -248,5 +248,8 @@ fn fence_of_append(error: &AppendError) -> Fence {
 }
 
 fn fence_of_flush(error: &FlushError) -> Fence {
-    Fence::Device(error.to_string())
+    match error.0 {
+        io::ErrorKind::StorageFull => Fence::NoSpace,
+        _ => Fence::Device(error.to_string()),
+    }
 }

@@ -1,0 +1,137 @@
+//! Owns: the runtime under the engine: tokio, but for waits too short for its timer.
+//! Never: changes what the engine computes; only when a task goes on.
+//! Why: after each flush the engine pauses for one microsecond to gather completions. Tokio's
+//! timer counts whole milliseconds, so two completions close together would hold every answer
+//! back for one to two milliseconds. Such a wait becomes a yield.
+
+use openraft_rt::{AsyncRuntime, Instant, OptionalSend};
+use openraft_rt_tokio::{TokioInstant, TokioRuntime};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// Waits below this only let the others run.
+const YIELD_BELOW: Duration = Duration::from_micros(50);
+
+/// Tokio with prompt naps.
+#[derive(Debug)]
+pub(super) struct PromptRuntime(TokioRuntime);
+
+/// A wait that is either a yield or a sleep.
+#[derive(Debug)]
+pub(super) enum Nap {
+    /// Lets the others run, once or (`false`) no more.
+    Yield(bool),
+    /// Waits for the timer.
+    Sleep(Pin<Box<tokio::time::Sleep>>),
+}
+
+impl Future for Nap {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        match self.get_mut() {
+            Self::Yield(pending) => {
+                if !std::mem::take(pending) {
+                    return Poll::Ready(());
+                }
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Self::Sleep(sleep) => sleep.as_mut().poll(context),
+        }
+    }
+}
+
+type Timeout<R, F> = <TokioRuntime as AsyncRuntime>::Timeout<R, F>;
+
+impl AsyncRuntime for PromptRuntime {
+    type JoinError = <TokioRuntime as AsyncRuntime>::JoinError;
+    type JoinHandle<T: OptionalSend + 'static> = <TokioRuntime as AsyncRuntime>::JoinHandle<T>;
+    type Sleep = Nap;
+    type Instant = TokioInstant;
+    type TimeoutError = <TokioRuntime as AsyncRuntime>::TimeoutError;
+    type Timeout<R, F: Future<Output = R> + OptionalSend> = Timeout<R, F>;
+    type ThreadLocalRng = <TokioRuntime as AsyncRuntime>::ThreadLocalRng;
+    type Mpsc = <TokioRuntime as AsyncRuntime>::Mpsc;
+    type Watch = <TokioRuntime as AsyncRuntime>::Watch;
+    type Oneshot = <TokioRuntime as AsyncRuntime>::Oneshot;
+    type Mutex<T: OptionalSend + 'static> = <TokioRuntime as AsyncRuntime>::Mutex<T>;
+
+    fn spawn<T>(future: T) -> Self::JoinHandle<T::Output>
+    where
+        T: Future + OptionalSend + 'static,
+        T::Output: OptionalSend + 'static,
+    {
+        TokioRuntime::spawn(future)
+    }
+
+    fn sleep(duration: Duration) -> Nap {
+        if duration < YIELD_BELOW {
+            return Nap::Yield(true);
+        }
+        Nap::Sleep(Box::pin(TokioRuntime::sleep(duration)))
+    }
+
+    fn sleep_until(deadline: TokioInstant) -> Nap {
+        if deadline < TokioInstant::now() + YIELD_BELOW {
+            return Nap::Yield(true);
+        }
+        Nap::Sleep(Box::pin(TokioRuntime::sleep_until(deadline)))
+    }
+
+    fn timeout<R, F: Future<Output = R> + OptionalSend>(
+        duration: Duration,
+        future: F,
+    ) -> Timeout<R, F> {
+        TokioRuntime::timeout(duration, future)
+    }
+
+    fn timeout_at<R, F: Future<Output = R> + OptionalSend>(
+        deadline: TokioInstant,
+        future: F,
+    ) -> Timeout<R, F> {
+        TokioRuntime::timeout_at(deadline, future)
+    }
+
+    fn is_panic(error: &Self::JoinError) -> bool {
+        TokioRuntime::is_panic(error)
+    }
+
+    fn thread_rng() -> Self::ThreadLocalRng {
+        TokioRuntime::thread_rng()
+    }
+
+    fn new(threads: usize) -> Self {
+        Self(TokioRuntime::new(threads))
+    }
+
+    fn block_on<F, T>(&mut self, future: F) -> T
+    where
+        F: Future<Output = T>,
+    {
+        self.0.block_on(future)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_wait_only_yields_and_a_long_one_waits() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let start = TokioInstant::now();
+            PromptRuntime::sleep(Duration::from_micros(1)).await;
+            PromptRuntime::sleep_until(start + Duration::from_micros(1)).await;
+            assert_eq!(TokioInstant::now(), start);
+            PromptRuntime::sleep(Duration::from_millis(5)).await;
+            assert!(TokioInstant::now() - start >= Duration::from_millis(5));
+        });
+    }
+}

@@ -1,0 +1,452 @@
+mod rig;
+
+use super::engine::{self, EngineEntry, Runtime, Vote};
+use super::log_store::LogStore;
+use super::*;
+use openraft::EntryPayload;
+use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
+use openraft::type_config::TypeConfigExt;
+use openraft::type_config::alias::{OneshotReceiverOf, OneshotSenderOf};
+use rig::{A_WHILE, Rig, batch, batches, committed, proposal, until};
+use std::io::ErrorKind;
+use weir_protocol::batch::BatchType;
+use weir_protocol::types::Offset;
+
+type Test = tokio::runtime::Runtime;
+
+/// Two workers: a flush that is held back may hold one of them.
+fn run<F: Future<Output = ()> + Send + 'static>(test: F) {
+    let runtime: Test =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
+    #[expect(clippy::disallowed_methods, reason = "a test is no task of the broker")]
+    let test = runtime.spawn(test);
+    runtime.block_on(test).unwrap();
+    runtime.shutdown_timeout(std::time::Duration::from_millis(1));
+}
+
+#[test]
+fn an_empty_log_forms_its_group_and_leads_at_once() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, report) = rig.open().await;
+        assert!(report.formed && report.checkpoint.is_none());
+        let state = until(&replica, |state| state.leading().is_some()).await;
+        assert_eq!((state.leading(), state.committed), (Some(Term(1)), Index(2)));
+        assert_eq!(batches(&replica, 1).await, [(BatchType::Config, 0), (BatchType::Noop, 0)]);
+    });
+}
+
+#[test]
+fn a_restarted_leader_takes_a_new_term_without_waiting_for_a_tick() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, term) = rig.leader().await;
+        replica.propose(proposal(term, 0, 0..1)).unwrap();
+        committed(&replica, 3).await;
+        replica.shutdown().await;
+        let (replica, report) = rig.open().await;
+        assert!(!report.formed);
+        let state = until(&replica, |state| state.leading().is_some()).await;
+        assert_eq!(state.leading(), Some(Term(2)));
+        assert_eq!(replica.log().bounds().log_end, Offset(1));
+    });
+}
+
+#[test]
+fn one_index_holds_all_batches_of_a_proposal() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, term) = rig.leader().await;
+        replica.propose(proposal(term, 0, 0..3)).unwrap();
+        replica.propose(proposal(term, 0, 3..4)).unwrap();
+        committed(&replica, 4).await;
+        let slices = replica.read(Index(3), usize::MAX).await.unwrap();
+        let seen: Vec<_> = slices
+            .iter()
+            .map(|s| (s.header.index.0, s.header.base_offset.0, s.header.is_last_of_index()))
+            .collect();
+        assert_eq!(seen, [(3, 0, false), (3, 1, false), (3, 2, true), (4, 3, true)]);
+        assert!(slices.iter().all(|slice| slice.header.term == term));
+    });
+}
+
+#[test]
+fn a_proposal_of_another_term_is_turned_away() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, term) = rig.leader().await;
+        let other = Term(term.0 + 1);
+        let refused = replica.propose(proposal(other, 0, 0..1));
+        assert_eq!(refused, Err(ProposeError::NotLeader(other)));
+        assert_eq!(replica.propose(Proposal { term, batches: vec![] }), Err(ProposeError::Empty));
+        assert_eq!(replica.log().bounds().last_index, Index(2));
+    });
+}
+
+#[test]
+fn the_engine_fences_a_proposal_whose_term_was_lost_on_the_way() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, term) = rig.leader().await;
+        let stale =
+            Refused { term: Term(term.0 - 1), run: 4, number: 7, outcome: StoredOutcome::Unknown };
+        replica.hand_over(stale, vec![batch(4, 7)]).unwrap();
+        let state = until(&replica, |state| state.refused.is_some()).await;
+        let expected = Refused { outcome: StoredOutcome::NotStored, ..stale };
+        assert_eq!(state.refused, Some(expected));
+        assert_eq!(replica.in_flight(), 0);
+        assert_eq!(replica.log().bounds().last_index, Index(2));
+    });
+}
+
+#[test]
+fn what_follows_a_refused_proposal_is_void() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, term) = rig.leader().await;
+        replica.propose(proposal(term, 0, 0..1)).unwrap();
+        let lost = Refused { term: Term(0), run: 0, number: 1, outcome: StoredOutcome::Unknown };
+        replica.hand_over(lost, vec![batch(0, 1)]).unwrap();
+        replica.propose(proposal(term, 0, 2..4)).unwrap();
+        replica.propose(proposal(term, 1, 0..1)).unwrap();
+        committed(&replica, 5).await;
+        let expected = [
+            (BatchType::Data, 0),
+            (BatchType::Void, 2),
+            (BatchType::Void, 3),
+            (BatchType::Data, 0),
+        ];
+        assert_eq!(batches(&replica, 3).await, expected);
+        assert_eq!(replica.log().bounds().log_end, Offset(2), "VOID takes no offset");
+    });
+}
+
+#[test]
+fn a_control_batch_keeps_its_type_and_its_place_in_the_run() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, term) = rig.leader().await;
+        let mut header = BatchHeader::empty(BatchType::Control);
+        header.run_number = 1;
+        let control = control_batch(header, b"settled".to_vec());
+        replica
+            .propose(Proposal { term, batches: vec![batch(0, 0), control, batch(0, 2)] })
+            .unwrap();
+        committed(&replica, 3).await;
+        let slices = replica.read(Index(3), usize::MAX).await.unwrap();
+        let types: Vec<_> = slices.iter().map(|slice| slice.header.batch_type).collect();
+        assert_eq!(types, [BatchType::Data, BatchType::Control, BatchType::Data]);
+        assert_eq!(control_section(&slices[1]), b"settled");
+    });
+}
+
+#[test]
+fn applying_waits_for_nobody_and_judges_nothing() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, term) = rig.leader().await;
+        let unread = replica.state();
+        for number in 0..200 {
+            while replica.in_flight() >= INFLIGHT_MAX {
+                tokio::task::yield_now().await;
+            }
+            replica.propose(proposal(term, 0, number..number + 1)).unwrap();
+        }
+        let state = committed(&replica, 202).await;
+        assert_eq!(state.committed, Index(202), "bodies that nobody could decode are committed");
+        assert!(unread.has_changed().unwrap());
+        assert_eq!(replica.in_flight(), 0);
+    });
+}
+
+#[test]
+fn a_full_flight_is_refused_and_empties() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, term) = rig.leader().await;
+        rig.hold_flushes();
+        for number in 0..INFLIGHT_MAX as u32 {
+            replica.propose(proposal(term, 0, number..number + 1)).unwrap();
+        }
+        let one_more = INFLIGHT_MAX as u32;
+        let refused = replica.propose(proposal(term, 0, one_more..one_more + 1));
+        assert_eq!(refused, Err(ProposeError::Full));
+        rig.release_flushes();
+        committed(&replica, 2 + u64::from(one_more)).await;
+        replica.propose(proposal(term, 0, one_more..one_more + 1)).unwrap();
+        let state = committed(&replica, 3 + u64::from(one_more)).await;
+        assert_eq!(state.refused, None);
+        let last = batches(&replica, state.committed.0).await;
+        assert_eq!(last, [(BatchType::Data, one_more)], "its number was free to be used again");
+    });
+}
+
+#[test]
+fn nothing_is_committed_before_it_is_flushed() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, term) = rig.leader().await;
+        rig.hold_flushes();
+        replica.propose(proposal(term, 0, 0..1)).unwrap();
+        tokio::time::sleep(A_WHILE).await;
+        assert_eq!(replica.state().borrow().committed, Index(2));
+        rig.release_flushes();
+        committed(&replica, 3).await;
+    });
+}
+
+#[test]
+fn in_memory_durability_commits_before_the_flush_and_flushes_all_the_same() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, _) = Replica::open(rig.options(Durability::Memory)).await.unwrap();
+        let term = until(&replica, |s| s.leading().is_some()).await.leading().unwrap();
+        replica.shared.flushed().await.unwrap();
+        rig.hold_flushes();
+        replica.propose(proposal(term, 0, 0..1)).unwrap();
+        committed(&replica, 3).await;
+        assert!(replica.log().bounds().flushed_index < Index(3));
+        rig.release_flushes();
+        replica.shared.flushed().await.unwrap();
+        assert_eq!(replica.log().bounds().flushed_index, Index(3));
+    });
+}
+
+#[test]
+fn in_memory_durability_still_waits_for_its_votes() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, _) = Replica::open(rig.options(Durability::Memory)).await.unwrap();
+        let mut store = LogStore::new(replica.shared.clone());
+        until(&replica, |s| s.leading().is_some()).await;
+        replica.shared.flushed().await.unwrap();
+        rig.hold_flushes();
+        let (record, signal) = noop(9, 9);
+        store.append([record], IOFlushed::signal(signal.0)).await.unwrap();
+        signal.1.await.unwrap().unwrap();
+        let vote = Vote::new(10, ReplicaId(1));
+        let mut save = Box::pin(store.save_vote(&vote));
+        assert!(tokio::time::timeout(A_WHILE, &mut save).await.is_err());
+        rig.release_flushes();
+        save.await.unwrap();
+    });
+}
+
+#[test]
+fn a_vote_is_saved_only_after_every_earlier_append_is_durable() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, _) = rig.leader().await;
+        let mut store = LogStore::new(replica.shared.clone());
+        let mut reader = store.get_log_reader().await;
+        let before = reader.read_vote().await.unwrap();
+        rig.hold_flushes();
+        let (record, signal) = noop(9, 3);
+        store.append([record], IOFlushed::signal(signal.0)).await.unwrap();
+        let vote = Vote::new(10, ReplicaId(1));
+        let mut save = Box::pin(store.save_vote(&vote));
+        assert!(
+            tokio::time::timeout(A_WHILE, &mut save).await.is_err(),
+            "the append is not durable"
+        );
+        assert_eq!(reader.read_vote().await.unwrap(), before);
+        rig.release_flushes();
+        save.await.unwrap();
+        signal.1.await.unwrap().unwrap();
+        assert_eq!(reader.read_vote().await.unwrap(), Some(vote));
+    });
+}
+
+#[test]
+fn appends_complete_in_their_order() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, _) = rig.leader().await;
+        let mut store = LogStore::new(replica.shared.clone());
+        rig.hold_flushes();
+        let mut signals = Vec::new();
+        for index in 3..20 {
+            let (record, (done, wait)) = noop(9, index);
+            store.append([record], IOFlushed::signal(done)).await.unwrap();
+            signals.push(wait);
+        }
+        rig.release_flushes();
+        signals.pop().unwrap().await.unwrap().unwrap();
+        for mut signal in signals {
+            assert!(signal.try_recv().is_ok(), "an earlier append completes earlier");
+        }
+    });
+}
+
+#[test]
+fn the_committed_hint_is_never_beyond_the_durable_log() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, _) = rig.leader().await;
+        let mut store = LogStore::new(replica.shared.clone());
+        rig.hold_flushes();
+        let (record, signal) = noop(9, 3);
+        store.append([record], IOFlushed::signal(signal.0)).await.unwrap();
+        store.save_committed(engine::log_id(9, Index(3))).await.unwrap();
+        assert_eq!(store.read_committed().await.unwrap(), engine::log_id(1, Index(2)));
+        rig.release_flushes();
+        signal.1.await.unwrap().unwrap();
+        assert_eq!(store.read_committed().await.unwrap(), engine::log_id(9, Index(3)));
+    });
+}
+
+#[test]
+fn a_checkpoint_waits_for_the_log_it_stands_behind() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, _) = Replica::open(rig.options(Durability::Memory)).await.unwrap();
+        let term = until(&replica, |s| s.leading().is_some()).await.leading().unwrap();
+        replica.shared.flushed().await.unwrap();
+        rig.hold_flushes();
+        replica.propose(proposal(term, 0, 0..1)).unwrap();
+        committed(&replica, 3).await;
+        let state = bytes::Bytes::from_static(b"three");
+        let mut checkpoint = Box::pin(replica.checkpoint(Index(3), state.clone()));
+        assert!(tokio::time::timeout(A_WHILE, &mut checkpoint).await.is_err());
+        rig.release_flushes();
+        checkpoint.await.unwrap();
+        let beyond = replica.checkpoint(Index(4), state).await;
+        let expected = MaintainError::NotCommitted { at: Index(4), committed: Index(3) };
+        assert_eq!(beyond, Err(expected));
+    });
+}
+
+#[test]
+fn a_restart_begins_behind_the_checkpoint_also_after_a_trim() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, term) = rig.leader().await;
+        for number in 0..6 {
+            replica.propose(proposal(term, 0, number..number + 1)).unwrap();
+        }
+        committed(&replica, 8).await;
+        assert_eq!(replica.trim(Index(8)).await, Ok(Index(0)), "there is no checkpoint yet");
+        for at in [4, 6] {
+            replica.checkpoint(Index(at), format!("state {at}").into()).await.unwrap();
+        }
+        assert_eq!(replica.trim(Index(5)).await, Ok(Index(4)));
+        replica.shutdown().await;
+
+        let (replica, report) = rig.open().await;
+        assert_eq!(report.checkpoint, Some((Index(6), "state 6".into())));
+        let state = until(&replica, |state| state.leading().is_some()).await;
+        assert_eq!(state.committed, Index(9));
+        assert_eq!(batches(&replica, 7).await[..2], [(BatchType::Data, 4), (BatchType::Data, 5)]);
+        assert_eq!(replica.trim(Index(9)).await, Ok(Index(6)));
+    });
+}
+
+#[test]
+fn a_new_leader_is_ready_only_once_its_own_batch_is_applied() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, _) = rig.leader().await;
+        replica.shutdown().await;
+        rig.hold_flushes();
+        let (replica, _) = rig.open().await;
+        let leads = |state: &ReplicaState| matches!(state.role, Role::Leader(_));
+        let state = until(&replica, leads).await;
+        assert_eq!(state.leading(), None, "its NOOP is not flushed yet");
+        rig.release_flushes();
+        let state = until(&replica, |state| state.leading().is_some()).await;
+        assert_eq!(state.committed_term, Term(2));
+    });
+}
+
+#[test]
+fn a_failed_flush_fences_for_good() {
+    for kind in [ErrorKind::StorageFull, ErrorKind::Other] {
+        run(async move {
+            let rig = Rig::new();
+            let (replica, term) = rig.leader().await;
+            rig.fail_flushes(kind);
+            let flushes = rig.flushes();
+            replica.propose(proposal(term, 0, 0..1)).unwrap();
+            let state = until(&replica, |state| matches!(state.role, Role::Fenced(_))).await;
+            let Role::Fenced(fence) = &state.role else { unreachable!() };
+            match kind {
+                ErrorKind::StorageFull => assert_eq!(*fence, Fence::NoSpace),
+                _ => assert!(matches!(fence, Fence::Device(_)), "{fence}"),
+            }
+            let after = replica.propose(proposal(term, 0, 1..2));
+            assert_eq!(after, Err(ProposeError::Fenced(fence.clone())));
+            assert_eq!(state.committed, Index(2));
+            let state = until(&replica, |state| state.refused.is_some()).await;
+            assert_eq!(state.refused.map(|r| r.outcome), Some(StoredOutcome::Unknown));
+            tokio::time::sleep(A_WHILE).await;
+            assert_eq!(rig.flushes(), flushes + 1, "a failed flush is never tried again");
+            let checkpoint = replica.checkpoint(Index(2), bytes::Bytes::new()).await;
+            assert!(matches!(checkpoint, Err(MaintainError::Fenced(_))), "{checkpoint:?}");
+        });
+    }
+}
+
+#[test]
+fn a_shutdown_shows_and_its_log_is_whole() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, term) = Replica::open(rig.options(Durability::Memory))
+            .await
+            .map(|(replica, _)| (replica, Term(1)))
+            .unwrap();
+        until(&replica, |state| state.leading() == Some(term)).await;
+        let (other, log) = (replica.clone(), replica.log());
+        replica.propose(proposal(term, 0, 0..1)).unwrap();
+        committed(&replica, 3).await;
+        replica.shutdown().await;
+        assert_eq!(log.bounds().flushed_index, Index(3));
+        let after = other.propose(proposal(term, 0, 1..2));
+        assert_eq!(after, Err(ProposeError::Fenced(Fence::Shutdown)));
+    });
+}
+
+#[test]
+fn an_outsider_cannot_form_a_group() {
+    run(async {
+        let rig = Rig::new();
+        let options = ReplicaOptions { replica: ReplicaId(5), ..rig.options(Durability::Fsync) };
+        let refused = Replica::open(options).await.map(|_| ());
+        assert!(matches!(refused, Err(OpenReplicaError::NotAVoter(ReplicaId(5)))), "{refused:?}");
+    });
+}
+
+#[test]
+fn refusals_of_one_run_widen_and_a_newer_run_replaces_them() {
+    let refused = |term, run, number, outcome| Refused { term: Term(term), run, number, outcome };
+    let (sure, open) = (StoredOutcome::NotStored, StoredOutcome::Unknown);
+    let wide = refused(1, 2, 7, sure).merge(refused(1, 2, 5, open));
+    assert_eq!(wide, refused(1, 2, 5, open));
+    assert_eq!(wide.merge(refused(1, 1, 0, open)), wide);
+    assert_eq!(wide.merge(refused(2, 0, 9, sure)), refused(2, 0, 9, sure));
+}
+
+#[test]
+fn the_seed_decides_when_the_engine_would_call_elections() {
+    let election_ms = |seed: u64| -> Vec<u64> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(Runtime::scope(seed, async {
+            let config = openraft::Config {
+                election_timeout_min: 600,
+                election_timeout_max: 1_000_000,
+                ..Default::default()
+            };
+            (0..4).map(|_| config.new_rand_election_timeout::<Runtime>()).collect()
+        }))
+    };
+    assert_eq!(election_ms(7), election_ms(7));
+    assert_ne!(election_ms(7), election_ms(8));
+}
+
+type Signal =
+    (OneshotSenderOf<Types, std::io::Result<()>>, OneshotReceiverOf<Types, std::io::Result<()>>);
+
+/// The engine's record of a NOOP, and where its completion shows.
+fn noop(term: u64, index: u64) -> (EngineEntry, Signal) {
+    let log_id = engine::log_id(term, Index(index)).unwrap();
+    (EngineEntry { log_id, payload: EntryPayload::Blank }, Types::oneshot())
+}
