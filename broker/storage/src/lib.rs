@@ -1,1 +1,33 @@
-//! placeholder
+//! Weir's storage: append, flush, read, recover. Sync, no tokio.
+//!
+//! Owns: segment files of partitions, their recovery, and the flush coordinator of a device.
+//! Never: knows replication, subscriptions or a network; retries a failed flush.
+
+#![warn(missing_docs)]
+
+mod checkpoint;
+mod device;
+mod disk;
+mod error;
+mod executor;
+mod flush;
+mod index;
+pub mod limits;
+mod log;
+mod meta;
+mod os_disk;
+mod reader;
+mod recovery;
+mod segment;
+mod sys;
+
+pub use device::Device;
+pub use disk::{Disk, DiskFile, DiskLock};
+pub use error::{
+    AppendError, Corruption, CorruptionKind, DeviceError, FlushError, OpenError, ReadError,
+};
+pub use executor::{Executor, Job, Lane, ThreadExecutor};
+pub use flush::{FlushDone, FlushObserver};
+pub use log::{Appended, Log, LogOptions, NewBatch, Recovered, is_out_of_space};
+pub use os_disk::{Backend, OsDisk};
+pub use reader::{BatchSlice, ColdRead, LogBounds, LogReader, Read, SegmentView};

@@ -1,0 +1,76 @@
+//! Local checkpoints: the owner's state at an index, so that a start need not replay everything.
+//!
+//! Owns: the files `<index:020>.ckpt`; the two newest are kept, and what the owner pins.
+//! Never: interprets the content.
+//!
+//! ```text
+//! magic8 "WEIRCKP\x01" | crc4 of the rest | len4 | index8 | content
+//! ```
+
+use crate::disk::Disk;
+use std::io;
+use std::path::Path;
+use weir_protocol::types::Index;
+
+const MAGIC: [u8; 8] = *b"WEIRCKP\x01";
+const HEADER_BYTES: usize = 24;
+
+fn file_name(index: Index) -> String {
+    format!("{:020}.ckpt", index.0)
+}
+
+fn index_of(name: &str) -> Option<Index> {
+    name.strip_suffix(".ckpt")?.parse().ok().map(Index)
+}
+
+/// Writes a checkpoint, flushed under its name.
+pub(crate) fn write(disk: &dyn Disk, dir: &Path, index: Index, content: &[u8]) -> io::Result<()> {
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + content.len());
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(&(content.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&index.to_le_bytes());
+    bytes.extend_from_slice(content);
+    let crc = crc32fast::hash(&bytes[12..]);
+    bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+    let fresh = dir.join("ckpt.new");
+    if disk.list(dir)?.iter().any(|name| name == "ckpt.new") {
+        disk.remove(&fresh)?;
+    }
+    let file = disk.create(&fresh, bytes.len() as u64)?;
+    file.write_at(0, &bytes)?;
+    file.flush(0..bytes.len() as u64)?;
+    disk.rename(&fresh, &dir.join(file_name(index)))?;
+    disk.sync_dir(dir)
+}
+
+/// The indexes of the checkpoints that exist, newest first.
+pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<Index>> {
+    let mut found: Vec<Index> = disk.list(dir)?.iter().filter_map(|name| index_of(name)).collect();
+    found.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(found)
+}
+
+/// Reads a checkpoint; none when it is not whole.
+pub(crate) fn read(disk: &dyn Disk, dir: &Path, index: Index) -> io::Result<Option<Vec<u8>>> {
+    let file = disk.open(&dir.join(file_name(index)))?;
+    let mut bytes = vec![0u8; file.len() as usize];
+    file.read_at(0, &mut bytes)?;
+    let whole = bytes.len() >= HEADER_BYTES
+        && bytes[..8] == MAGIC
+        && bytes[8..12] == crc32fast::hash(&bytes[12..]).to_le_bytes()
+        && bytes[16..24] == index.to_le_bytes();
+    Ok(whole.then(|| bytes.split_off(HEADER_BYTES)))
+}
+
+/// Removes those that are neither among the two newest nor wanted.
+pub(crate) fn remove_old(
+    disk: &dyn Disk,
+    dir: &Path,
+    wanted: impl Fn(Index) -> bool,
+) -> io::Result<()> {
+    for index in list(disk, dir)?.into_iter().skip(2).filter(|index| !wanted(*index)) {
+        disk.remove(&dir.join(file_name(index)))?;
+    }
+    Ok(())
+}

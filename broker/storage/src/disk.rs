@@ -1,0 +1,61 @@
+//! The seam through which every file is touched.
+//!
+//! Owns: the contract of a disk. [`crate::OsDisk`] is the real one; the simulator has its own.
+//! Never: hands out mutable memory: every store goes through [`DiskFile::write_at`], or no
+//! simulation could know what is not flushed yet.
+
+use bytes::Bytes;
+use std::fmt::Debug;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A filesystem on one device.
+pub trait Disk: Send + Sync + Debug {
+    /// Creates a folder and those above it; one that exists is no error.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+    /// Creates a file of `bytes` zeros, every block written and flushed. Its name is durable only
+    /// after [`Disk::sync_dir`]. A file that could not be made whole is removed again.
+    fn create(&self, path: &Path, bytes: u64) -> io::Result<Arc<dyn DiskFile>>;
+    /// Opens a file for reading and writing.
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// The names in a folder, sorted.
+    fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+    /// Renames a file within its filesystem; replaces the target.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file. Bytes handed out of it stay readable.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Removes a folder and everything in it.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+    /// Makes the names in a folder durable.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    /// Bytes that can still be allocated.
+    fn free_bytes(&self, path: &Path) -> io::Result<u64>;
+    /// Takes the lock of a data directory for as long as the guard lives; none when another
+    /// process holds it.
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn DiskLock>>>;
+}
+
+/// Holds a lock until it is dropped.
+pub trait DiskLock: Send + Sync + Debug {}
+
+/// One open file of a fixed length.
+pub trait DiskFile: Send + Sync + Debug {
+    /// Its length in bytes.
+    fn len(&self) -> u64;
+    /// Whether it has no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Fills `into` from `position`; an error at the end of the file.
+    fn read_at(&self, position: u64, into: &mut [u8]) -> io::Result<()>;
+    /// Stores `bytes` at `position`. Not durable before [`DiskFile::flush`].
+    fn write_at(&self, position: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Makes a range durable. After an error nothing is known of the range, now or later.
+    fn flush(&self, range: Range<u64>) -> io::Result<()>;
+    /// Brings a range into memory, so that stores and loads in it do not wait.
+    fn prepare(&self, range: Range<u64>) -> io::Result<()>;
+    /// Shares a range that is never written again.
+    fn bytes(&self, range: Range<u64>) -> io::Result<Bytes>;
+}

@@ -1,0 +1,211 @@
+//! One flush coordinator per device: rounds without timers.
+//!
+//! Owns: which logs have unflushed bytes, and who waits for them.
+//! Never: retries a flush: after the first failure a log is fenced until it is opened anew.
+//! Invariants: completions of one log come in the order of its requests; what was appended while
+//! a round ran is the next round.
+
+use crate::error::FlushError;
+use crate::executor::{Executor, Lane};
+use crate::segment::Segment;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+use weir_protocol::types::Index;
+
+/// Told once what became of a flush.
+pub type FlushDone = Box<dyn FnOnce(Result<(), FlushError>) + Send>;
+
+/// Told of every device flush: how long it took and how many bytes it covered.
+pub type FlushObserver = Arc<dyn Fn(Duration, u64) + Send + Sync>;
+
+/// The flush side of one log.
+#[derive(Default)]
+pub(crate) struct LogFlush {
+    pending: Mutex<Pending>,
+    /// Last index whose bytes are durable.
+    flushed_index: AtomicU64,
+    fence: OnceLock<FlushError>,
+}
+
+#[derive(Default)]
+struct Pending {
+    /// Unflushed ranges, oldest first; touching ranges of one segment are one.
+    dirty: Vec<(Arc<Segment>, Range<u64>)>,
+    waiting: VecDeque<(Index, FlushDone)>,
+    /// Last index that `dirty` covers.
+    index: Index,
+}
+
+impl LogFlush {
+    pub(crate) fn behind(flushed_index: Index) -> Arc<Self> {
+        let flush = Self::default();
+        flush.flushed_index.store(flushed_index.0, Ordering::Release);
+        flush.pending().index = flushed_index;
+        Arc::new(flush)
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn flushed_index(&self) -> Index {
+        Index(self.flushed_index.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn fence(&self) -> Option<&FlushError> {
+        self.fence.get()
+    }
+
+    /// Fences the log and fails everybody who waits.
+    pub(crate) fn fail(&self, error: FlushError) {
+        let error = self.fence.get_or_init(|| error).clone();
+        let waiting = std::mem::take(&mut self.pending().waiting);
+        for (_, done) in waiting {
+            done(Err(error.clone()));
+        }
+    }
+
+    /// Bytes of a segment were stored, up to and including `index`.
+    pub(crate) fn dirty(&self, segment: &Arc<Segment>, range: Range<u64>, index: Index) {
+        let mut pending = self.pending();
+        pending.index = index;
+        match pending.dirty.last_mut() {
+            Some((last, dirty)) if Arc::ptr_eq(last, segment) => dirty.end = range.end,
+            _ => pending.dirty.push((segment.clone(), range)),
+        }
+    }
+
+    /// The log was cut: bytes behind `index` need no flush, and nobody may wait for them.
+    pub(crate) fn truncate(&self, index: Index) {
+        let mut pending = self.pending();
+        pending.index = pending.index.min(index);
+        self.flushed_index.fetch_min(index.0, Ordering::AcqRel);
+    }
+
+    pub(crate) fn unflushed_bytes(&self) -> u64 {
+        self.pending().dirty.iter().map(|(_, range)| range.end - range.start).sum()
+    }
+
+    /// Flushes everything that is dirty now. One thread at a time: the coordinator's round.
+    fn flush_now(&self, observer: Option<&FlushObserver>) {
+        if let Some(error) = self.fence() {
+            return self.fail(error.clone());
+        }
+        let (dirty, index) = {
+            let mut pending = self.pending();
+            (std::mem::take(&mut pending.dirty), pending.index)
+        };
+        for (segment, range) in dirty {
+            let bytes = range.end - range.start;
+            let started = clock();
+            if let Err(error) = segment.file.flush(range.clone()) {
+                let text = format!("{}: {error}", segment.path.display());
+                tracing::error!(file = %segment.path.display(), %error, "the flush failed");
+                return self.fail(FlushError(text));
+            }
+            if let Some(observer) = observer {
+                observer(started.elapsed(), bytes);
+            }
+            segment.flushed(range.end);
+        }
+        self.flushed_index.fetch_max(index.0, Ordering::AcqRel);
+        self.complete(index);
+    }
+
+    fn complete(&self, index: Index) {
+        loop {
+            let done = {
+                let mut pending = self.pending();
+                match pending.waiting.front() {
+                    Some((wanted, _)) if *wanted <= index => pending.waiting.pop_front(),
+                    _ => None,
+                }
+            };
+            match done {
+                Some((_, done)) => done(Ok(())),
+                None => return,
+            }
+        }
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the duration of a flush is measured, never decided by"
+)]
+fn clock() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
+/// Runs the rounds of one device.
+pub(crate) struct FlushCoordinator {
+    executor: Arc<dyn Executor>,
+    observer: OnceLock<FlushObserver>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Logs that asked since the round began; each at most once.
+    asked: Vec<Arc<LogFlush>>,
+    running: bool,
+}
+
+impl FlushCoordinator {
+    pub(crate) fn new(executor: Arc<dyn Executor>) -> Arc<Self> {
+        Arc::new(Self { executor, observer: OnceLock::new(), state: Mutex::default() })
+    }
+
+    pub(crate) fn observe(&self, observer: FlushObserver) {
+        // Set once, when the broker starts.
+        let _ = self.observer.set(observer);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks that everything appended to `log` so far becomes durable. With `inline` and an idle
+    /// device the flush runs here, before this returns: a hand-over to another thread costs more
+    /// than it gains while only one log is dirty.
+    pub(crate) fn request(self: &Arc<Self>, log: &Arc<LogFlush>, done: FlushDone, inline: bool) {
+        {
+            let mut pending = log.pending();
+            let index = pending.index;
+            pending.waiting.push_back((index, done));
+        }
+        let mut state = self.state();
+        if !state.asked.iter().any(|other| Arc::ptr_eq(other, log)) {
+            state.asked.push(log.clone());
+        }
+        if state.running {
+            return;
+        }
+        state.running = true;
+        drop(state);
+        if inline {
+            return self.rounds();
+        }
+        let coordinator = self.clone();
+        self.executor.submit(Lane::Flush, Box::new(move || coordinator.rounds()));
+    }
+
+    fn rounds(&self) {
+        loop {
+            let asked = {
+                let mut state = self.state();
+                if state.asked.is_empty() {
+                    state.running = false;
+                    return;
+                }
+                std::mem::take(&mut state.asked)
+            };
+            for log in asked {
+                log.flush_now(self.observer.get());
+            }
+        }
+    }
+}

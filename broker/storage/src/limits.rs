@@ -1,0 +1,41 @@
+//! Owns: the numbers of the disk. Never: a number that a peer must know.
+
+use std::time::Duration;
+use weir_protocol::limits::BATCH_BYTES_MAX;
+
+/// A segment's header, before its first batch.
+pub const SEGMENT_HEADER_BYTES: u64 = 4 << 10;
+/// Sizes that a log's segments grow through. A batch always fits into the largest.
+pub const SEGMENT_LADDER_BYTES: [u64; 5] = [1 << 20, 4 << 20, 16 << 20, 64 << 20, 128 << 20];
+/// A segment is at most this share of its topic's byte limit.
+pub const SEGMENT_SHARE_OF_TOPIC: u64 = 8;
+/// New segments are filled with zeros in writes of this size: on kernels with large folios a
+/// store through a map dirties the whole folio that the fill created, and 16 KiB was the best
+/// compromise between written bytes and page faults.
+pub const FILL_BYTES: usize = 16 << 10;
+/// A body of at least this size goes by pwrite into the mapped file.
+pub const PWRITE_BODY_BYTES: usize = 64 << 10;
+/// The end of a segment that only control batches and the SEAL may use.
+pub const CONTROL_RESERVE_BYTES: u64 = 64 << 10;
+/// One row of the sparse index per so many bytes.
+pub const INDEX_STRIDE_BYTES: u64 = 64 << 10;
+/// Unflushed bytes of one log; the partition's own limits stay below.
+pub const UNFLUSHED_BYTES_MAX: u64 = 32 << 20;
+/// Behind the last published byte this much is read ahead of stores.
+pub const PREPARE_BYTES: u64 = 4 << 20;
+/// What is this near to the log end is served without asking a pool thread.
+pub const HOT_BYTES: u64 = 64 << 20;
+/// Copies of the hard state in `meta`, each this large.
+pub const META_COPY_BYTES: usize = 4 << 10;
+/// The owner's part of the hard state.
+pub const META_BLOB_BYTES_MAX: usize = 2 << 10;
+/// A checkpoint's content.
+pub const CHECKPOINT_BYTES_MAX: usize = 64 << 20;
+/// How long the lock of a data directory is waited for: a predecessor may be closing.
+pub const LOCK_WAIT: Duration = Duration::from_millis(500);
+/// Free bytes below which no further segment is made.
+pub const DISK_RESERVE_BYTES: u64 = 16 << 20;
+
+const _: () = assert!(
+    BATCH_BYTES_MAX as u64 + SEGMENT_HEADER_BYTES + CONTROL_RESERVE_BYTES < SEGMENT_LADDER_BYTES[2]
+);

@@ -1,0 +1,551 @@
+//! The log of one partition: one writer, any number of readers.
+//!
+//! Owns: where the next batch goes; offsets, chain and the local fields of its header; rolling,
+//! trimming and truncating whole segments.
+//! Never: knows replication; overwrites a byte that was published; retries a failed write.
+//! Invariants: offsets are dense over data batches; the chain runs over every batch but local
+//! ones; segments link to one another by sequence and cut position.
+
+use crate::checkpoint;
+use crate::device::{Device, Spare};
+use crate::error::{AppendError, FlushError, OpenError, is_no_space};
+use crate::executor::Lane;
+use crate::flush::{FlushDone, LogFlush};
+use crate::index::SparseIndex;
+use crate::limits::{
+    CONTROL_RESERVE_BYTES, PREPARE_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_LADDER_BYTES,
+    SEGMENT_SHARE_OF_TOPIC,
+};
+use crate::meta::Meta;
+use crate::reader::{LogReader, Shared};
+use crate::recovery;
+use crate::segment::{Segment, SegmentHeader};
+use bytes::Bytes;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use weir_protocol::batch::{BatchHeader, BatchType};
+use weir_protocol::limits::{BATCH_ALIGN_BYTES, BATCH_HEADER_BYTES};
+use weir_protocol::types::{Index, Offset, Term};
+
+/// How a log is kept.
+#[derive(Debug, Clone)]
+pub struct LogOptions {
+    /// Identity of the replica's log.
+    pub uuid: u128,
+    /// Bytes that the topic retains: a segment is at most an eighth of it.
+    pub retained_bytes: u64,
+    /// Flush on the appending thread while no other log is dirty.
+    pub flush_inline: bool,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self { uuid: 0, retained_bytes: u64::MAX, flush_inline: false }
+    }
+}
+
+/// A batch to append: index, term and everything that describes the body are set.
+#[derive(Debug, Clone)]
+pub struct NewBatch {
+    /// Its header; offset, chain and the local fields are still to be stamped.
+    pub header: BatchHeader,
+    /// The body in pieces: the control section first, whole, where there is one.
+    pub body: Vec<Bytes>,
+}
+
+/// What an append did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    /// Last index of the log now.
+    pub last_index: Index,
+    /// Offset behind the last record now.
+    pub log_end: Offset,
+}
+
+/// What recovery found and did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Batches that were read and verified.
+    pub batches_read: u64,
+    /// Bytes of a torn, never acknowledged tail that were cut.
+    pub bytes_cut: u64,
+    /// Bytes that were rewritten and flushed because nothing proves that they had been.
+    pub bytes_rewritten: u64,
+}
+
+/// The exclusive writer of a log.
+pub struct Log {
+    device: Arc<Device>,
+    dir: PathBuf,
+    options: LogOptions,
+    shared: Arc<Shared>,
+    meta: Meta,
+    /// Term and chain of the last batch that is not local.
+    tail: (Term, u32),
+    /// Where the next batch goes in the active segment.
+    position: u64,
+    /// The segment that is made ready for the next roll.
+    next: Arc<Mutex<Next>>,
+    /// Sequence of the newest segment file ever made.
+    sequence: u64,
+    prepared_to: u64,
+}
+
+enum Next {
+    None,
+    Asked,
+    Ready(Spare),
+}
+
+impl Log {
+    /// Opens the log in `dir`, which is created if need be; recovers what a crash left.
+    pub fn open(
+        device: Arc<Device>,
+        dir: &Path,
+        options: LogOptions,
+    ) -> Result<(Self, Recovered), OpenError> {
+        let found = recovery::recover(&device, dir, &options)?;
+        let flush = LogFlush::behind(found.ends.last_index());
+        let shared = Shared::new(found.ends, flush);
+        let mut log = Self {
+            device,
+            dir: dir.to_owned(),
+            options,
+            shared,
+            meta: found.meta,
+            tail: found.tail,
+            position: found.position,
+            next: Arc::new(Mutex::new(Next::None)),
+            sequence: found.sequence,
+            prepared_to: 0,
+        };
+        if let Some(bytes) = found.torn {
+            log.cut_torn_tail(bytes)?;
+        }
+        log.note_room();
+        Ok((log, found.recovered))
+    }
+
+    /// A torn tail is cut by rolling: nothing is rewritten, and stale bytes never come back.
+    fn cut_torn_tail(&mut self, bytes: u64) -> Result<(), OpenError> {
+        tracing::warn!(dir = %self.dir.display(), bytes, "a torn tail was cut; it was never acknowledged");
+        let last = self.reader().bounds().last_index;
+        match self.truncate_after(last) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(OpenError::device(&self.dir)(error)),
+        }
+    }
+
+    /// A reader of this log.
+    pub fn reader(&self) -> LogReader {
+        LogReader::new(self.shared.clone())
+    }
+
+    fn active(&self) -> Option<Arc<Segment>> {
+        self.shared.ends().segments.back().cloned()
+    }
+
+    /// Appends batches, which are readable when this returns and durable after a flush. All or
+    /// none: a failure other than [`AppendError::NoSpace`] fences the log.
+    pub fn append(&mut self, batches: Vec<NewBatch>) -> Result<Appended, AppendError> {
+        if let Some(error) = self.shared.flush.fence() {
+            return Err(AppendError::Fenced(error.0.clone()));
+        }
+        let bytes: u64 = batches.iter().map(|batch| batch.header.stored_len() as u64).sum();
+        let reserve = match batches.iter().all(|batch| batch.header.batch_type != BatchType::Data) {
+            true => BATCH_HEADER_BYTES as u64,
+            false => CONTROL_RESERVE_BYTES,
+        };
+        let segment = self.segment_for(bytes, reserve)?;
+        let stored = self.store_all(&segment, batches);
+        stored.map_err(|error| self.fence(&segment.path, &error))
+    }
+
+    fn fence(&self, path: &Path, error: &io::Error) -> AppendError {
+        let text = format!("{}: {error}", path.display());
+        self.shared.flush.fail(FlushError(text.clone()));
+        AppendError::Fenced(text)
+    }
+
+    fn store_all(
+        &mut self,
+        segment: &Arc<Segment>,
+        batches: Vec<NewBatch>,
+    ) -> io::Result<Appended> {
+        let start = self.position;
+        let mut log_end = self.shared.ends().log_end;
+        let mut stored = Vec::with_capacity(batches.len());
+        for NewBatch { mut header, body } in batches {
+            header.base_offset = log_end;
+            header.durable_pos = segment.flushed_end();
+            let control_crc = control_crc_of(&header, &body);
+            let bytes = header.stamp(segment.header.salt, self.tail.1, control_crc);
+            let position = self.position;
+            store_batch(segment, position, &bytes, &body)?;
+            self.position += header.stored_len() as u64;
+            self.tail = (header.term, header.chain);
+            log_end = header.end_offset();
+            segment.index().note(position, &header);
+            stored.push((header, position));
+        }
+        let last_index = stored.last().map_or(Index(0), |(header, _)| header.index);
+        self.shared.flush.dirty(segment, start..self.position, last_index);
+        segment.publish(self.position);
+        {
+            let mut ends = self.shared.ends_mut();
+            for (header, position) in stored {
+                ends.remember(header, segment, position);
+                ends.last = Some(header);
+            }
+            ends.log_end = log_end;
+        }
+        self.look_ahead(segment);
+        Ok(Appended { last_index, log_end })
+    }
+
+    /// The segment that takes `bytes` and leaves `reserve`: the active one, or the next.
+    fn segment_for(&mut self, bytes: u64, reserve: u64) -> Result<Arc<Segment>, AppendError> {
+        let fits = |active: &Arc<Segment>| {
+            !active.is_sealed() && self.position + bytes + reserve <= active.file.len()
+        };
+        if let Some(active) = self.active().filter(fits) {
+            return Ok(active);
+        }
+        let needed = bytes + SEGMENT_HEADER_BYTES + CONTROL_RESERVE_BYTES;
+        let spare = self.take_spare(needed).map_err(|error| self.fence(&self.dir, &error))?;
+        let spare = spare.ok_or(AppendError::NoSpace)?;
+        self.roll(spare).map_err(|error| self.fence(&self.dir, &error))
+    }
+
+    /// The size of the segment behind the active one.
+    fn next_bytes(&self, needed: u64) -> u64 {
+        let active = self.active().map_or(0, |segment| segment.file.len());
+        let share = self.options.retained_bytes / SEGMENT_SHARE_OF_TOPIC;
+        let [smallest, .., largest] = SEGMENT_LADDER_BYTES;
+        let step = SEGMENT_LADDER_BYTES.iter().find(|step| **step > active).unwrap_or(&largest);
+        let step = (*step).min(share).max(smallest);
+        // A group larger than the step gets the next size that holds it.
+        let holds = |size: &&u64| **size >= needed;
+        let least = SEGMENT_LADDER_BYTES.iter().find(holds).copied();
+        step.max(least.unwrap_or(needed.next_multiple_of(smallest)))
+    }
+
+    fn take_spare(&mut self, needed: u64) -> io::Result<Option<Spare>> {
+        let ready = {
+            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *next, Next::None)
+        };
+        match ready {
+            Next::Ready(spare) if spare.file.len() >= needed => return Ok(Some(spare)),
+            Next::Ready(spare) => self.device.disk().remove(&spare.path)?,
+            Next::Asked | Next::None => {}
+        }
+        self.device.make_spare(self.next_bytes(needed))
+    }
+
+    /// Closes the active segment with a SEAL and links `spare` behind it.
+    fn roll(&mut self, spare: Spare) -> io::Result<Arc<Segment>> {
+        let (prev_sequence, prev_cut_pos) = match self.active() {
+            Some(active) => {
+                if !active.is_sealed() {
+                    self.seal(&active)?;
+                }
+                (active.header.sequence, self.position)
+            }
+            None => (0, 0),
+        };
+        self.link(spare, prev_sequence, prev_cut_pos)
+    }
+
+    fn seal(&mut self, active: &Arc<Segment>) -> io::Result<()> {
+        let last = self.shared.ends().last;
+        let mut header = BatchHeader::empty(BatchType::Seal);
+        header.index = last.map_or(Index(0), |last| last.index);
+        (header.term, header.chain) = self.tail;
+        header.base_offset = self.shared.ends().log_end;
+        header.log_time_ms = last.map_or(0, |last| last.log_time_ms);
+        header.durable_pos = active.flushed_end();
+        active.file.write_at(self.position, &header.stamp_local(active.header.salt))?;
+        let end = self.position + header.stored_len() as u64;
+        self.shared.flush.dirty(active, self.position..end, header.index);
+        self.position = end;
+        active.publish(end);
+        active.seal();
+        Ok(())
+    }
+
+    /// Makes `spare` the active segment: header, flush, rename, both folders; only then may
+    /// anything in it be acknowledged.
+    fn link(
+        &mut self,
+        spare: Spare,
+        prev_sequence: u64,
+        prev_cut_pos: u64,
+    ) -> io::Result<Arc<Segment>> {
+        let (last_index, log_end, last_time) = {
+            let ends = self.shared.ends();
+            (ends.last_index(), ends.log_end, ends.last.map_or(0, |last| last.log_time_ms))
+        };
+        let header = SegmentHeader {
+            partition_uuid: self.options.uuid,
+            sequence: self.sequence + 1,
+            salt: self.device.next_salt(),
+            base_index: Index(last_index.0 + 1),
+            base_offset: log_end,
+            prev_term: self.tail.0,
+            prev_chain: self.tail.1,
+            prev_sequence,
+            prev_cut_pos,
+            capacity: spare.file.len(),
+            created_ms: last_time,
+        };
+        header.store(&*spare.file)?;
+        spare.file.flush(0..SEGMENT_HEADER_BYTES)?;
+        let name = format!("{:020}-{:08x}.seg", header.base_index.0, header.sequence);
+        let path = self.dir.join(name);
+        self.device.disk().rename(&spare.path, &path)?;
+        self.device.disk().sync_dir(&self.dir)?;
+        self.sequence = header.sequence;
+        self.position = SEGMENT_HEADER_BYTES;
+        self.prepared_to = 0;
+        let start = (SEGMENT_HEADER_BYTES, SparseIndex::default());
+        let segment = Segment::new(header, path, spare.file, start);
+        self.shared.ends_mut().segments.push_back(segment.clone());
+        Ok(segment)
+    }
+
+    /// Reads the next window in, and has the next segment made, before either is needed.
+    fn look_ahead(&mut self, segment: &Arc<Segment>) {
+        if self.position + PREPARE_BYTES / 2 > self.prepared_to
+            && self.prepared_to < segment.file.len()
+        {
+            let start = self.prepared_to.max(self.position);
+            let end = (self.position + PREPARE_BYTES).min(segment.file.len());
+            self.prepared_to = end;
+            let segment = segment.clone();
+            let prepare = move || {
+                if let Err(error) = segment.file.prepare(start..end) {
+                    tracing::warn!(file = %segment.path.display(), %error, "reading ahead failed");
+                }
+            };
+            self.device.executor().submit(Lane::Prepare, Box::new(prepare));
+        }
+        if self.position * 2 > segment.file.len() {
+            self.ask_for_next();
+        }
+        self.note_room();
+    }
+
+    /// Has the next segment made elsewhere, unless one is there or on its way.
+    fn ask_for_next(&self) {
+        {
+            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            if !matches!(*next, Next::None) {
+                return;
+            }
+            *next = Next::Asked;
+        }
+        let (device, next, shared) = (self.device.clone(), self.next.clone(), self.shared.clone());
+        let bytes = self.next_bytes(0);
+        let make = move || {
+            let made = device.make_spare(bytes).unwrap_or_else(|error| {
+                tracing::warn!(%error, "a spare segment could not be made");
+                None
+            });
+            let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
+            match (&*next, made) {
+                (Next::Asked, Some(spare)) => {
+                    let ready = spare.file.len() - SEGMENT_HEADER_BYTES - CONTROL_RESERVE_BYTES;
+                    let mut ends = shared.ends_mut();
+                    ends.room = ends.room.max(ready);
+                    *next = Next::Ready(spare);
+                }
+                (Next::Asked, None) => *next = Next::None,
+                // The log rolled in the meantime and made its own.
+                (_, Some(spare)) => drop(device.disk().remove(&spare.path)),
+                (_, None) => {}
+            }
+        };
+        self.device.executor().submit(Lane::Prepare, Box::new(make));
+    }
+
+    /// Asks for the next segment when there is little room: called while publishers are refused
+    /// for want of space, so that they can go on as soon as there is some.
+    pub fn make_room(&mut self) {
+        if self.active().is_none_or(|segment| self.position * 2 > segment.file.len()) {
+            self.ask_for_next();
+        }
+        self.note_room();
+    }
+
+    fn note_room(&self) {
+        let next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let ready = match &*next {
+            Next::Ready(spare) => spare.file.len() - SEGMENT_HEADER_BYTES - CONTROL_RESERVE_BYTES,
+            Next::Asked | Next::None => 0,
+        };
+        let active = self.active().map_or(0, |segment| {
+            segment.file.len().saturating_sub(self.position + CONTROL_RESERVE_BYTES)
+        });
+        self.shared.ends_mut().room = active.max(ready);
+    }
+
+    /// Asks that everything appended so far becomes durable; `done` is told, in order.
+    pub fn flush(&mut self, done: FlushDone) {
+        self.device.flushes.request(&self.shared.flush, done, self.options.flush_inline);
+    }
+
+    /// Bytes that are appended but not known to be durable.
+    pub fn unflushed_bytes(&self) -> u64 {
+        self.shared.flush.unflushed_bytes()
+    }
+
+    /// Cuts everything behind `index`, durably, by rolling to a fresh segment.
+    pub fn truncate_after(&mut self, index: Index) -> io::Result<()> {
+        let reader = self.reader();
+        let kept = reader.headers(index, usize::MAX).map_err(io::Error::other)?;
+        let kept = kept.into_iter().take_while(|header| header.index == index).last();
+        let place = self.end_of(index)?;
+        let needed = SEGMENT_HEADER_BYTES + CONTROL_RESERVE_BYTES;
+        let spare = self.take_spare(needed)?.ok_or(io::ErrorKind::StorageFull)?;
+        let dead: Vec<Arc<Segment>> = {
+            let mut ends = self.shared.ends_mut();
+            ends.last = kept;
+            ends.recent.retain(|(header, ..)| header.index <= index);
+            let sequence = place.as_ref().map_or(0, |(segment, _)| segment.header.sequence);
+            let count = ends.segments.partition_point(|s| s.header.sequence <= sequence);
+            let dead = ends.segments.drain(count..).collect();
+            if let Some((segment, position)) = &place {
+                segment.cut_at(*position);
+            }
+            if let Some(header) = kept {
+                ends.log_end = header.end_offset();
+            } else if let Some(first) = &place {
+                ends.log_end = first.0.header.base_offset;
+            }
+            dead
+        };
+        if let Some(header) = kept {
+            self.tail = (header.term, header.chain);
+        }
+        self.shared.flush.truncate(index);
+        let (sequence, position) =
+            place.map_or((0, 0), |(segment, position)| (segment.header.sequence, position));
+        self.link(spare, sequence, position)?;
+        for segment in dead {
+            self.device.disk().remove(&segment.path)?;
+        }
+        self.device.disk().sync_dir(&self.dir)
+    }
+
+    /// The segment and position behind the last batch of `index`.
+    fn end_of(&self, index: Index) -> io::Result<Option<(Arc<Segment>, u64)>> {
+        let segments: Vec<Arc<Segment>> = self.shared.ends().segments.iter().cloned().collect();
+        let mut place = None;
+        for segment in segments {
+            if segment.header.base_index > index && place.is_some() {
+                break;
+            }
+            let mut position = SEGMENT_HEADER_BYTES;
+            if let Some(row) = segment.index().before_index(index) {
+                position = row.position;
+            }
+            while position < segment.published() {
+                let header = segment.header_at(position).map_err(io::Error::other)?;
+                if header.index > index {
+                    break;
+                }
+                position += header.stored_len() as u64;
+            }
+            place = Some((segment, position));
+        }
+        Ok(place)
+    }
+
+    /// Gives up whole segments that hold nothing behind `upto`. Durable when this returns.
+    pub fn trim(&mut self, upto: Index) -> io::Result<()> {
+        let dead: Vec<Arc<Segment>> = {
+            let ends = self.shared.ends();
+            let nexts = ends.segments.iter().skip(1);
+            let count = nexts.take_while(|next| next.header.base_index.0 <= upto.0 + 1).count();
+            ends.segments.iter().take(count).cloned().collect()
+        };
+        let Some(last) = dead.last() else { return Ok(()) };
+        let first_index = {
+            let mut ends = self.shared.ends_mut();
+            ends.segments.retain(|s| s.header.sequence > last.header.sequence);
+            let first = ends.segments.front().map(|segment| segment.header.base_index);
+            ends.first_index = first.unwrap_or(ends.first_index);
+            let first_index = ends.first_index;
+            ends.recent.retain(|(header, ..)| header.index >= first_index);
+            first_index
+        };
+        let blob = self.meta.blob().to_vec();
+        self.meta.store(first_index, &blob)?;
+        for segment in dead {
+            self.device.disk().remove(&segment.path)?;
+        }
+        self.device.disk().sync_dir(&self.dir)
+    }
+
+    /// The owner's hard state, as it was stored last.
+    pub fn meta(&self) -> &[u8] {
+        self.meta.blob()
+    }
+
+    /// Makes the owner's hard state durable.
+    pub fn store_meta(&mut self, blob: &[u8]) -> io::Result<()> {
+        self.meta.store(self.meta.first_index(), blob)
+    }
+
+    /// Keeps `content` as the owner's state at `index`, durably. `pinned` stays besides the two
+    /// newest.
+    pub fn write_checkpoint(&mut self, index: Index, content: &[u8]) -> io::Result<()> {
+        let first_index = self.shared.ends().first_index;
+        checkpoint::write(&**self.device.disk(), &self.dir, index, content)?;
+        checkpoint::remove_old(&**self.device.disk(), &self.dir, |old| old >= first_index)
+    }
+
+    /// The newest whole checkpoint at or below `upto`.
+    pub fn latest_checkpoint(&self, upto: Index) -> io::Result<Option<(Index, Vec<u8>)>> {
+        let disk = &**self.device.disk();
+        for index in checkpoint::list(disk, &self.dir)?.into_iter().filter(|at| *at <= upto) {
+            if let Some(content) = checkpoint::read(disk, &self.dir, index)? {
+                return Ok(Some((index, content)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn control_crc_of(header: &BatchHeader, body: &[Bytes]) -> Option<u32> {
+    let control_len = header.control_len as usize;
+    let control = body.first().and_then(|piece| piece.get(..control_len))?;
+    control.last_chunk::<4>().map(|crc| u32::from_le_bytes(*crc))
+}
+
+/// Body first, header last: a reader of a torn tail meets a header only with its body behind it
+/// most of the time, and the checksums decide in any case.
+fn store_batch(
+    segment: &Segment,
+    position: u64,
+    header: &[u8; BATCH_HEADER_BYTES],
+    body: &[Bytes],
+) -> io::Result<()> {
+    let mut at = position + BATCH_HEADER_BYTES as u64;
+    for piece in body.iter().filter(|piece| !piece.is_empty()) {
+        segment.file.write_at(at, piece)?;
+        at += piece.len() as u64;
+    }
+    let padding = at.next_multiple_of(BATCH_ALIGN_BYTES as u64) - at;
+    if padding > 0 {
+        segment.file.write_at(at, &[0; BATCH_ALIGN_BYTES][..padding as usize])?;
+    }
+    segment.file.write_at(position, header)
+}
+
+/// Whether an error of the log means a full disk.
+pub fn is_out_of_space(error: &io::Error) -> bool {
+    is_no_space(error)
+}

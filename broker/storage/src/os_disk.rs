@@ -1,0 +1,222 @@
+//! The operating system's filesystem, with both ways to store: through a map, or by pwrite.
+//!
+//! Owns: paths, file descriptors, mappings, the lock file, and the probe that chooses.
+//! Never: leaves a block of a file unwritten: a store through a map into a hole of a full
+//! filesystem would be a SIGBUS.
+//! Invariant: both backends leave identical bytes.
+
+use crate::disk::{Disk, DiskFile, DiskLock};
+use crate::limits::{FILL_BYTES, PWRITE_BODY_BYTES};
+use crate::sys::Mapping;
+use bytes::{Bytes, BytesMut};
+use rustix::fs::{FallocateFlags, fallocate, fdatasync, statvfs};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// How bytes get into a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// Stores through a shared memory map; large ones by pwrite into the same file.
+    Map,
+    /// Every store by pwrite, every read by pread.
+    Pwrite,
+}
+
+/// The operating system's filesystem.
+#[derive(Debug)]
+pub struct OsDisk {
+    backend: Backend,
+}
+
+/// Filesystems on which maps are no good: no device to flush (tmpfs, ramfs), or every store
+/// allocates anew (btrfs, zfs, overlay, network).
+const NOT_FOR_MAPS: [(i64, &str); 6] = [
+    (0x0102_1994, "tmpfs"),
+    (0x8584_58f6, "ramfs"),
+    (0x9123_683e, "btrfs"),
+    (0x2fc1_2fc1, "zfs"),
+    (0x794c_7630, "overlayfs"),
+    (0x6969, "nfs"),
+];
+
+impl OsDisk {
+    /// A disk that stores as told.
+    pub fn new(backend: Backend) -> Self {
+        Self { backend }
+    }
+
+    /// A disk that stores as the filesystem below `path` (which exists) asks for; warns where
+    /// that is not the map.
+    pub fn probe(path: &Path) -> io::Result<Self> {
+        let kind = rustix::fs::statfs(path)?.f_type as i64;
+        let unfit = NOT_FOR_MAPS.iter().find(|(magic, _)| *magic == kind);
+        let backend = match unfit {
+            None => Backend::Map,
+            Some((_, name)) => {
+                tracing::warn!(
+                    path = %path.display(),
+                    filesystem = name,
+                    "segments are written by pwrite here; ext4 or XFS on a disk is what durability \
+                     and speed were measured on"
+                );
+                Backend::Pwrite
+            }
+        };
+        Ok(Self { backend })
+    }
+
+    fn file(&self, file: File) -> io::Result<Arc<dyn DiskFile>> {
+        let len = file.metadata()?.len();
+        let map = match self.backend {
+            Backend::Map if len > 0 => Some(Mapping::new(&file)?),
+            _ => None,
+        };
+        Ok(Arc::new(OsFile { file, len, map }))
+    }
+}
+
+impl Disk for OsDisk {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir_all(path)
+    }
+
+    fn create(&self, path: &Path, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
+        let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        if let Err(error) = fill(&mut file, bytes) {
+            drop(file);
+            // The first error is the one to report; a leftover is removed at the next start.
+            let _ = fs::remove_file(path);
+            return Err(error);
+        }
+        self.file(file)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.file(OpenOptions::new().read(true).write(true).open(path)?)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for item in fs::read_dir(path)? {
+            names.push(item?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir_all(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        let found = statvfs(path)?;
+        Ok(found.f_bavail * found.f_frsize)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn DiskLock>>> {
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        file.set_len(0)?;
+        writeln!(file, "{}", std::process::id())?;
+        Ok(Some(Box::new(OsLock { _file: file })))
+    }
+}
+
+/// Allocates first, so that a full disk is noticed before anything is written, then writes every
+/// block, so that no later store needs an allocation.
+fn fill(file: &mut File, bytes: u64) -> io::Result<()> {
+    match fallocate(&*file, FallocateFlags::empty(), 0, bytes) {
+        // Filesystems without it allocate while the zeros are written.
+        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let zeros = [0u8; FILL_BYTES];
+    let mut left = bytes;
+    while left > 0 {
+        let step = left.min(FILL_BYTES as u64);
+        file.write_all(&zeros[..step as usize])?;
+        left -= step;
+    }
+    file.sync_all()
+}
+
+#[derive(Debug)]
+struct OsLock {
+    _file: File,
+}
+
+impl DiskLock for OsLock {}
+
+#[derive(Debug)]
+struct OsFile {
+    file: File,
+    len: u64,
+    map: Option<Arc<Mapping>>,
+}
+
+impl DiskFile for OsFile {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, position: u64, into: &mut [u8]) -> io::Result<()> {
+        match &self.map {
+            // Small reads are headers near the published end: in memory, and cheaper this way.
+            Some(map) if into.len() <= 4096 => map.read(position, into),
+            _ => self.file.read_exact_at(into, position),
+        }
+    }
+
+    fn write_at(&self, position: u64, bytes: &[u8]) -> io::Result<()> {
+        if position + bytes.len() as u64 > self.len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        match &self.map {
+            Some(map) if bytes.len() < PWRITE_BODY_BYTES => map.store(position, bytes),
+            _ => self.file.write_all_at(bytes, position),
+        }
+    }
+
+    fn flush(&self, _range: Range<u64>) -> io::Result<()> {
+        // Pages that were stored to through the map are dirty in the page cache like written
+        // ones, so this covers both.
+        Ok(fdatasync(&self.file)?)
+    }
+
+    fn prepare(&self, range: Range<u64>) -> io::Result<()> {
+        match &self.map {
+            Some(map) => map.populate(range.start..range.end.min(self.len)),
+            None => Ok(()),
+        }
+    }
+
+    fn bytes(&self, range: Range<u64>) -> io::Result<Bytes> {
+        if let Some(map) = &self.map {
+            return map.share(range);
+        }
+        let mut copy = BytesMut::zeroed((range.end - range.start) as usize);
+        self.file.read_exact_at(&mut copy, range.start)?;
+        Ok(copy.freeze())
+    }
+}
