@@ -1,0 +1,103 @@
+//! What the tests of a log share: a device in a scratch folder, batches, a disk that fails.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use bytes::Bytes;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use weir_protocol::batch::{BatchBuilder, BatchHeader, BatchType};
+use weir_protocol::types::{Index, Term};
+use weir_storage::{
+    Backend, Device, Disk, Executor, FlushError, Job, Lane, Log, LogOptions, NewBatch, OpenError,
+    OsDisk, Read, Recovered,
+};
+
+/// Runs every job at once, on the calling thread.
+#[derive(Debug)]
+pub(crate) struct Inline;
+
+impl Executor for Inline {
+    fn submit(&self, _lane: Lane, job: Job) {
+        job();
+    }
+}
+
+pub(crate) fn device_on(disk: Arc<dyn Disk>, root: &Path) -> Arc<Device> {
+    Device::open(disk, Arc::new(Inline), root, 7).unwrap()
+}
+
+pub(crate) fn device(root: &Path) -> Arc<Device> {
+    device_on(Arc::new(OsDisk::new(Backend::Map)), root)
+}
+
+pub(crate) fn open(device: &Arc<Device>) -> Result<(Log, Recovered), OpenError> {
+    let options = LogOptions { uuid: 5, flush_inline: true, ..LogOptions::default() };
+    Log::open(device.clone(), &device.root().join("p"), options)
+}
+
+/// A data batch of `records` records of `bytes` bytes.
+pub(crate) fn data(index: u64, records: usize, bytes: usize) -> NewBatch {
+    let mut builder = BatchBuilder::new(8 << 20);
+    for number in 0..records {
+        let value = vec![(index as usize + number) as u8; bytes];
+        builder.push(1_000 + index, None, &[], &value).unwrap();
+    }
+    let built = builder.finish();
+    let mut header = built.header;
+    header.index = Index(index);
+    header.term = Term(1);
+    header.log_time_ms = 1_000 + index * 10;
+    NewBatch { header, body: vec![built.body] }
+}
+
+/// A batch without records.
+pub(crate) fn noop(index: u64) -> NewBatch {
+    let mut header = BatchHeader::empty(BatchType::Noop);
+    header.index = Index(index);
+    header.term = Term(1);
+    NewBatch { header, body: Vec::new() }
+}
+
+pub(crate) fn flush(log: &mut Log) -> Result<(), FlushError> {
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    log.flush(Box::new(move |outcome| sender.send(outcome).unwrap()));
+    receiver.recv().unwrap()
+}
+
+/// The stored bytes of every batch from `index` on, without the local fields of the header.
+pub(crate) fn contents(log: &Log) -> Vec<(u64, u64, Bytes)> {
+    let reader = log.reader();
+    let bounds = reader.bounds();
+    let mut found = Vec::new();
+    let mut next = bounds.first_index;
+    while next <= bounds.last_index {
+        let slices = match reader.read_from_index(next, 1 << 20).unwrap() {
+            Read::Hot(slices) => slices,
+            Read::Cold(read) => read.run().unwrap(),
+        };
+        assert!(!slices.is_empty(), "index {next} is held");
+        for slice in slices {
+            next = Index(slice.header.index.0 + 1);
+            let body = slice.bytes.slice(128..slice.header.wire_len());
+            slice.header.check_body(&body).unwrap();
+            found.push((slice.header.index.0, slice.header.base_offset.0, body));
+        }
+    }
+    found
+}
+
+pub(crate) fn segment_files(root: &Path) -> Vec<std::path::PathBuf> {
+    let mut files: Vec<_> = std::fs::read_dir(root.join("p"))
+        .unwrap()
+        .map(|item| item.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "seg"))
+        .collect();
+    files.sort();
+    files
+}
+
+pub(crate) fn write_at(path: &Path, position: u64, bytes: &[u8]) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    std::fs::OpenOptions::new().write(true).open(path)?.write_all_at(bytes, position)
+}
