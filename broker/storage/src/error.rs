@@ -91,14 +91,26 @@ pub enum AppendError {
     #[error("the disk has no room for another segment")]
     NoSpace,
     /// The log failed earlier, or just now, and takes nothing more.
-    #[error("the log is fenced: {0}")]
-    Fenced(String),
+    #[error(transparent)]
+    Fenced(FlushError),
 }
 
 /// Why bytes are not known to be durable; the log is fenced.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("the flush failed and the log is fenced: {0}")]
-pub struct FlushError(pub String);
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the log is fenced: {text}")]
+pub struct FlushError {
+    /// The disk is full: opening the log anew recovers it once there is room. Otherwise the
+    /// device failed.
+    pub out_of_space: bool,
+    /// The file, and what the operating system says.
+    pub text: String,
+}
+
+impl FlushError {
+    pub(crate) fn new(path: &Path, error: &io::Error) -> Self {
+        Self { out_of_space: is_no_space(error), text: format!("{}: {error}", path.display()) }
+    }
+}
 
 /// Why a range cannot be read.
 #[derive(Debug, thiserror::Error)]

@@ -102,9 +102,8 @@ impl LogFlush {
             let bytes = range.end - range.start;
             let started = clock();
             if let Err(error) = segment.file.flush(range.clone()) {
-                let text = format!("{}: {error}", segment.path.display());
                 tracing::error!(file = %segment.path.display(), %error, "the flush failed");
-                return self.fail(FlushError(text));
+                return self.fail(FlushError::new(&segment.path, &error));
             }
             if let Some(observer) = observer {
                 observer(started.elapsed(), bytes);

@@ -150,7 +150,7 @@ impl Log {
     /// none: a failure other than [`AppendError::NoSpace`] fences the log.
     pub fn append(&mut self, batches: Vec<NewBatch>) -> Result<Appended, AppendError> {
         if let Some(error) = self.shared.flush.fence() {
-            return Err(AppendError::Fenced(error.0.clone()));
+            return Err(AppendError::Fenced(error.clone()));
         }
         let bytes: u64 = batches.iter().map(|batch| batch.header.stored_len() as u64).sum();
         let reserve = match batches.iter().all(|batch| batch.header.batch_type != BatchType::Data) {
@@ -163,9 +163,9 @@ impl Log {
     }
 
     fn fence(&self, path: &Path, error: &io::Error) -> AppendError {
-        let text = format!("{}: {error}", path.display());
-        self.shared.flush.fail(FlushError(text.clone()));
-        AppendError::Fenced(text)
+        let error = FlushError::new(path, error);
+        self.shared.flush.fail(error.clone());
+        AppendError::Fenced(error)
     }
 
     fn store_all(
