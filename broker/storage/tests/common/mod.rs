@@ -1,6 +1,10 @@
 //! What the tests of a log share: a device in a scratch folder, batches, a disk that fails.
 
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each test file uses its part; a test may unwrap"
+)]
 
 use bytes::Bytes;
 use std::io;
