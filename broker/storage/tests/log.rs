@@ -1,5 +1,7 @@
 //! A log keeps what it was given, across rolls, trims, truncations and restarts.
 
+#![allow(clippy::unwrap_used, reason = "a test may unwrap")]
+
 mod common;
 
 use common::{contents, data, device, flush, noop, open, segment_files, write_at};
