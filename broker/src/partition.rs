@@ -9,23 +9,33 @@
 //! - pokes are registers, not messages: they never find the mailbox full;
 //! - every request is answered, also when the partition ends.
 
+mod command;
+mod core;
+mod dedup;
+pub mod limits;
+mod log_time;
+mod pending;
 mod pokes;
+mod refusal;
 mod request;
+mod retention;
+mod state;
+mod subscription;
 mod view;
+mod wire;
 
 pub use request::{PublishRequest, PublisherState, Request, SubscribeRequest, SubscribedState};
 pub use view::{PartitionView, SubscriptionView};
 
+#[cfg(test)]
+use crate::connection::outbox::ConsumerId;
+pub use limits::MAILBOX_REQUESTS;
 use pokes::Pokes;
 use std::fmt;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use view::Board;
 use weir_protocol::limits::MESSAGE_COST_MIN;
-
-/// Requests other than publishes that the mailbox of one partition holds. Beyond them the caller
-/// answers OVERLOADED_REQUEST.
-pub const MAILBOX_REQUESTS: usize = 4_096;
 
 /// The mailbox of one partition and what may be seen of it. Cheap to clone.
 #[derive(Clone)]
@@ -62,6 +72,21 @@ impl PartitionHandle {
     /// The partition at a glance.
     pub fn view(&self) -> PartitionView {
         self.board.view()
+    }
+}
+
+#[cfg(test)]
+impl PartitionHandle {
+    /// A partition that a test plays: the mailbox is its own to read.
+    pub(crate) fn played(capacity: usize) -> (Self, mpsc::Receiver<Request>) {
+        let (mailbox, requests) = mpsc::channel(capacity);
+        (Self { mailbox, pokes: Arc::default(), board: Arc::default() }, requests)
+    }
+
+    /// Consumers that were poked, and closed, since the last look.
+    pub(crate) fn take_pokes(&self) -> (Vec<ConsumerId>, Vec<ConsumerId>) {
+        let poked = self.pokes.take();
+        (poked.changed.into_iter().collect(), poked.closed.into_iter().collect())
     }
 }
 

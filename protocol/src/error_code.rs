@@ -111,6 +111,7 @@ codes! {
     0x0605 UnsupportedVersion "UNSUPPORTED_VERSION" "version" "no protocol version is common to both peers";
     0x0606 PeerSilent "PEER_SILENT" "silent" "the peer was silent for too long";
     0x0607 SlowConsumer "SLOW_CONSUMER" "slow_consumer" "the peer did not read what was sent for too long";
+    0x0608 TakenOver "TAKEN_OVER" "taken_over" "a newer consumer reads this partition of the subscription";
     0x0701 WouldBlock "WOULD_BLOCK" "would_block" "sending now would mean waiting";
     0x0702 DeadlineLocal "DEADLINE_LOCAL" "deadline_local" "the deadline passed before the broker answered";
     0x0703 RetryBudgetEmpty "RETRY_BUDGET_EMPTY" "retry_budget" "too large a share of requests are retries";

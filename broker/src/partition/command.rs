@@ -1,0 +1,192 @@
+//! State commands: what a control batch says.
+//!
+//! Owns: their bytes. They are part of the log, so every version stays readable for ever.
+//! Never: decides or applies one.
+//!
+//! ```text
+//! control section = version2 (1) count2, then each command:
+//!   create  kind1 = 1  subscription4 cursor8 name_len1 name
+//!   settle  kind1 = 2  subscription4 cursor8
+//!   delete  kind1 = 3  subscription4
+//!   trim    kind1 = 4  log_start8
+//! ```
+
+use super::wire::{Fields, WireError, put_name};
+use weir_protocol::types::{Name, Offset};
+
+/// Version of the encoding.
+const VERSION: u16 = 1;
+/// Version and count.
+const PREFIX_BYTES: usize = 4;
+
+/// Number of a durable subscription within its partition, never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct SubscriptionId(pub(super) u32);
+
+/// One change of a partition's replicated state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Command {
+    /// A durable subscription exists from here on, with this cursor.
+    Create {
+        /// Its number: one more than any before.
+        subscription: SubscriptionId,
+        /// Everything below is settled.
+        cursor: Offset,
+        /// Its name.
+        name: Name,
+    },
+    /// Everything below the cursor is settled.
+    Settle {
+        /// Whose.
+        subscription: SubscriptionId,
+        /// The new cursor; one that is lower than the present one changes nothing.
+        cursor: Offset,
+    },
+    /// The subscription is gone.
+    Delete {
+        /// Which.
+        subscription: SubscriptionId,
+    },
+    /// The log begins here for every reader.
+    Trim {
+        /// Its new start; one that is lower than the present one changes nothing.
+        log_start: Offset,
+    },
+}
+
+impl Command {
+    /// Its length within a control section.
+    pub(super) fn encoded_len(&self) -> usize {
+        match self {
+            Self::Create { name, .. } => 1 + 4 + 8 + 1 + name.as_str().len(),
+            Self::Settle { .. } => 1 + 4 + 8,
+            Self::Delete { .. } => 1 + 4,
+            Self::Trim { .. } => 1 + 8,
+        }
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Create { subscription, cursor, name } => {
+                out.push(1);
+                out.extend_from_slice(&subscription.0.to_le_bytes());
+                out.extend_from_slice(&cursor.to_le_bytes());
+                put_name(out, name);
+            }
+            Self::Settle { subscription, cursor } => {
+                out.push(2);
+                out.extend_from_slice(&subscription.0.to_le_bytes());
+                out.extend_from_slice(&cursor.to_le_bytes());
+            }
+            Self::Delete { subscription } => {
+                out.push(3);
+                out.extend_from_slice(&subscription.0.to_le_bytes());
+            }
+            Self::Trim { log_start } => {
+                out.push(4);
+                out.extend_from_slice(&log_start.to_le_bytes());
+            }
+        }
+    }
+
+    fn decode(fields: &mut Fields<'_>) -> Result<Self, WireError> {
+        let kind = fields.u8("command kind")?;
+        if kind == 4 {
+            return Ok(Self::Trim { log_start: Offset(fields.u64("log start")?) });
+        }
+        let subscription = SubscriptionId(fields.u32("subscription")?);
+        Ok(match kind {
+            1 => {
+                let cursor = Offset(fields.u64("cursor")?);
+                Self::Create { subscription, cursor, name: fields.name("subscription name")? }
+            }
+            2 => Self::Settle { subscription, cursor: Offset(fields.u64("cursor")?) },
+            3 => Self::Delete { subscription },
+            _ => return Err(WireError::Content("command kind")),
+        })
+    }
+}
+
+/// A control section's content, without its CRC.
+pub(super) fn encode(commands: &[Command]) -> Vec<u8> {
+    let len = PREFIX_BYTES + commands.iter().map(Command::encoded_len).sum::<usize>();
+    let mut out = Vec::with_capacity(len);
+    out.extend_from_slice(&VERSION.to_le_bytes());
+    let count = u16::try_from(commands.len()).expect("a control batch is bounded in bytes");
+    out.extend_from_slice(&count.to_le_bytes());
+    for command in commands {
+        command.encode(&mut out);
+    }
+    out
+}
+
+/// Reads what [`encode`] wrote, in this version or an earlier one.
+pub(super) fn decode(content: &[u8]) -> Result<Vec<Command>, WireError> {
+    let mut fields = Fields(content);
+    let version = fields.u16("version")?;
+    if version != VERSION {
+        return Err(WireError::Version { what: "a control batch", version, known: VERSION });
+    }
+    let count = fields.u16("count")?;
+    let commands = (0..count).map(|_| Command::decode(&mut fields)).collect::<Result<_, _>>()?;
+    fields.end()?;
+    Ok(commands)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn example() -> Vec<Command> {
+        let subscription = SubscriptionId(3);
+        vec![
+            Command::Create {
+                subscription,
+                cursor: Offset(0x0102),
+                name: Name::new("audit").unwrap(),
+            },
+            Command::Settle { subscription, cursor: Offset(0x0304) },
+            Command::Delete { subscription },
+            Command::Trim { log_start: Offset(u64::MAX) },
+        ]
+    }
+
+    /// These bytes are in logs: they are never changed, only followed by a new version.
+    #[test]
+    fn version_1_is_fixed_for_ever() {
+        let golden = [
+            1, 0, 4, 0, // version 1, four commands
+            1, 3, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 5, b'a', b'u', b'd', b'i', b't', // create
+            2, 3, 0, 0, 0, 4, 3, 0, 0, 0, 0, 0, 0, // settle
+            3, 3, 0, 0, 0, // delete
+            4, 255, 255, 255, 255, 255, 255, 255, 255, // trim
+        ];
+        assert_eq!(encode(&example()), golden);
+        assert_eq!(decode(&golden), Ok(example()));
+    }
+
+    #[test]
+    fn what_no_version_writes_is_refused() {
+        let good = encode(&example());
+        for len in 0..good.len() {
+            assert!(decode(&good[..len]).is_err(), "cut at {len}");
+        }
+        let mut newer = good.clone();
+        newer[0] = 2;
+        assert!(matches!(decode(&newer), Err(WireError::Version { version: 2, .. })));
+        let mut longer = good.clone();
+        longer.push(0);
+        assert_eq!(decode(&longer), Err(WireError::Trailing(1)));
+        let mut unknown = good;
+        unknown[4] = 9;
+        assert!(decode(&unknown).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = decode(&bytes);
+        }
+    }
+}

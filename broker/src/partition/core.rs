@@ -1,0 +1,253 @@
+//! What a partition decides: the pure half of the room.
+//!
+//! Owns: the replicated state; publishes and commands on their way into the log (`proposing`);
+//! consumers and what they are owed (`consuming`).
+//! Never: a clock, a socket, a file, a random number. `handle(event, now)` appends effects, in the
+//! order in which they must be carried out.
+//! Invariants:
+//! - a publish is answered once: stored after its batch is committed, or refused;
+//! - batches enter a run in the order in which they will be in the log, numbered without a gap; a
+//!   run that was broken is drained before the next one begins;
+//! - the duplicate check sees every record before it lets one pass: nothing is judged before the
+//!   replica leads and everything committed is applied.
+
+mod consuming;
+mod proposing;
+#[cfg(test)]
+mod tests;
+
+use super::command::Command;
+use super::refusal::{PublishRefusal, SubscribeRefusal};
+use super::request::{PublisherState, SubscribedState};
+use super::retention::{self, Held, Sealed};
+use super::state::State;
+use super::subscription::consumer::{Registers, Wanted};
+use crate::connection::outbox::ConsumerId;
+use crate::replication::{Proposal, Refused, Role};
+use bytes::Bytes;
+use consuming::Consuming;
+use proposing::Proposing;
+use tokio::time::Instant;
+use weir_protocol::batch::BatchHeader;
+use weir_protocol::error_code::reason_bits;
+use weir_protocol::frame::{Deliver, Overflow, Settled, Start, StoredRange, TopicConfig};
+use weir_protocol::types::{Name, Offset, ProducerId, Term};
+use weir_storage::BatchSlice;
+
+/// A request whose place for the answer the shell keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Ticket(pub(super) u64);
+
+/// One batch to publish. `reply` holds whatever must live until it is answered.
+#[derive(Debug)]
+pub(super) struct Publish<R> {
+    pub(super) header: BatchHeader,
+    pub(super) body: Bytes,
+    pub(super) deadline: Option<Instant>,
+    pub(super) reply: R,
+}
+
+/// What the replica shows, once everything committed is applied here.
+#[derive(Debug, Clone)]
+pub(super) struct Seen {
+    pub(super) role: Role,
+    /// The term in which proposals are in order.
+    pub(super) leading: Option<Term>,
+    pub(super) refused: Option<Refused>,
+    /// Proposals whose fate is open.
+    pub(super) in_flight: usize,
+}
+
+/// What happens to a partition.
+#[derive(Debug)]
+pub(super) enum Event<R> {
+    /// A batch arrived.
+    Publish(Publish<R>),
+    /// A publisher attaches.
+    OpenPublisher(Option<(ProducerId, u32)>, Ticket),
+    /// A consumer attaches. A start by time was turned into an offset.
+    Subscribe { id: ConsumerId, subscription: Option<Name>, start: Start, registers: Registers },
+    /// A consumer's registers changed; perhaps it settled.
+    Poked { id: ConsumerId, registers: Registers, settle: Option<(Offset, bool)> },
+    /// A consumer is gone.
+    Closed(ConsumerId),
+    /// A read that was asked for is through.
+    Read { id: ConsumerId, slices: Vec<BatchSlice> },
+    /// A durable subscription is to go.
+    DeleteSubscription(Name, Ticket),
+    /// The next batch of the log is committed.
+    Applied { header: BatchHeader, commands: Vec<Command> },
+    /// The replica has moved.
+    Replica(Seen),
+    /// A proposal was not handed over; its first batch has this number.
+    NotProposed { number: u32 },
+    /// The topic's configuration changed.
+    Configure(TopicConfig),
+    /// What the log holds now, with the time of day.
+    Holds { sealed: Vec<Sealed>, bytes: u64, wall_ms: u64, has_space: bool },
+    /// Time has passed.
+    Tick,
+    /// Nothing new is taken; answered when nothing is owed.
+    Drain(Ticket),
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub(super) enum Effect<R> {
+    /// Hand this to the replica.
+    Propose { proposal: Proposal, number: u32 },
+    /// A publish is stored.
+    Stored { reply: R, range: StoredRange },
+    /// A publish is refused.
+    Refused { reply: R, refusal: PublishRefusal },
+    /// A publisher is attached, or not.
+    Opened(Ticket, Result<PublisherState, PublishRefusal>),
+    /// A consumer is attached, or not.
+    Subscribed(ConsumerId, Result<SubscribedState, SubscribeRefusal>),
+    /// The consumer is over: another one took its place, or its subscription was deleted.
+    Close(ConsumerId, SubscribeRefusal),
+    /// Read for a consumer.
+    Read(Wanted),
+    /// Send to a consumer; then look at its lane again.
+    Deliver(ConsumerId, Deliver),
+    /// A settle is committed, or refused.
+    Settled(ConsumerId, Settled),
+    /// A subscription is deleted, or never was.
+    Deleted(Ticket, bool),
+    /// Publishers get no more credit for these `reason_bits`; 0 = they do.
+    Block(u32),
+    /// Readers get nothing below any more: the segments below may go.
+    Trimmed(Offset),
+    /// A trim took this many records from subscriptions that had not settled them.
+    Expired(u64),
+    /// Nothing is owed to any publisher.
+    Drained(Ticket),
+}
+
+/// Effects, in order.
+pub(super) type Effects<R> = Vec<Effect<R>>;
+
+/// The pure core of one partition.
+#[derive(Debug)]
+pub(super) struct Core<R> {
+    config: TopicConfig,
+    state: State,
+    proposing: Proposing<R>,
+    consuming: Consuming,
+    /// More bytes than the topic may hold are needed.
+    full: bool,
+    has_space: bool,
+    blocked_bits: u32,
+    drains: Vec<Ticket>,
+    draining: bool,
+}
+
+impl<R> Core<R> {
+    pub(super) fn new(config: TopicConfig, state: State) -> Self {
+        let log_time_ms = state.log_time_ms;
+        Self {
+            config,
+            state,
+            proposing: Proposing::new(log_time_ms),
+            consuming: Consuming::default(),
+            full: false,
+            has_space: true,
+            blocked_bits: 0,
+            drains: Vec::new(),
+            draining: false,
+        }
+    }
+
+    /// The replicated state.
+    pub(super) fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Consumers, and how far those of durable subscriptions are.
+    pub(super) fn consuming(&self) -> &Consuming {
+        &self.consuming
+    }
+
+    /// Whether it leads and judges publishes.
+    pub(super) fn leads(&self) -> bool {
+        self.proposing.term().is_some()
+    }
+
+    /// Whether time alone may change something: ticks are worth their while.
+    pub(super) fn is_restless(&self) -> bool {
+        self.blocked_bits != 0
+            || !self.has_space
+            || self.draining
+            || self.config.max_age_ms > 0
+            || self.proposing.is_waiting()
+    }
+
+    /// When [`Core::pump`] has something to propose that waits for its time.
+    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        if self.leads() { self.consuming.settles.due(now) } else { None }
+    }
+
+    /// Takes one event in. [`Core::pump`] follows when all that has arrived is taken in.
+    pub(super) fn handle(&mut self, event: Event<R>, now: Instant, out: &mut Effects<R>) {
+        match event {
+            Event::Publish(publish) => self.publish(publish),
+            Event::OpenPublisher(producer, ticket) => self.open_publisher(producer, ticket, out),
+            Event::Subscribe { id, subscription, start, registers } => {
+                self.subscribe(id, subscription, start, registers, out);
+            }
+            Event::Poked { id, registers, settle } => self.poked(id, registers, settle, now, out),
+            Event::Closed(id) => self.consuming.close(id),
+            Event::Read { id, slices } => self.read(id, slices, out),
+            Event::DeleteSubscription(name, ticket) => self.delete(&name, ticket, out),
+            Event::Applied { header, commands } => self.applied(&header, &commands, out),
+            Event::Replica(seen) => self.replica(&seen, out),
+            Event::NotProposed { number } => self.not_proposed(number, out),
+            Event::Configure(config) => self.config = config,
+            Event::Holds { sealed, bytes, wall_ms, has_space } => {
+                self.has_space = has_space;
+                self.retain(&sealed, bytes, wall_ms);
+            }
+            Event::Tick => self.expire_deadlines(now, out),
+            Event::Drain(ticket) => {
+                self.draining = true;
+                self.drains.push(ticket);
+            }
+        }
+    }
+
+    /// Proposes what is due, gathered, and says what follows from all that was taken in.
+    pub(super) fn pump(&mut self, wall_ms: u64, now: Instant, out: &mut Effects<R>) {
+        self.propose(wall_ms, now, out);
+        let bits = self.reasons_to_block();
+        if bits != self.blocked_bits {
+            self.blocked_bits = bits;
+            out.push(Effect::Block(bits));
+        }
+        let owes =
+            self.proposing.owes() || (self.leads() && self.consuming.settles.are_under_way());
+        if !self.drains.is_empty() && !owes {
+            out.extend(self.drains.drain(..).map(Effect::Drained));
+        }
+    }
+
+    fn reasons_to_block(&self) -> u32 {
+        let backlog = self.full && self.config.overflow == Overflow::Backpressure;
+        let bit = |holds: bool, bit: u32| if holds { bit } else { 0 };
+        bit(backlog, reason_bits::BACKLOG) | bit(!self.has_space, reason_bits::DISK)
+    }
+
+    fn retain(&mut self, sealed: &[Sealed], bytes: u64, wall_ms: u64) {
+        let held = Held {
+            sealed,
+            bytes,
+            log_start: self.state.log_start,
+            high_watermark: self.state.high_watermark,
+            floor: self.state.subscriptions.floor(),
+            now_ms: wall_ms,
+            newest_ms: self.state.log_time_ms,
+        };
+        let retained = retention::decide(&self.config, &held);
+        self.full = retained.full;
+        self.proposing.trim_to(retained.trim_to);
+    }
+}

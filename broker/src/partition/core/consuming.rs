@@ -1,0 +1,328 @@
+//! Consumers and what they are owed.
+//!
+//! Owns: subscriptions that are being created or deleted, settles that somebody waits for.
+//! Never: reads or sends: those are effects.
+//! Invariants: SUBSCRIBED leaves before the first delivery of its consumer; a settle is confirmed
+//! only once it is committed.
+
+use super::{Core, Effect, Effects, Ticket};
+use crate::connection::outbox::ConsumerId;
+use crate::partition::command::{Command, SubscriptionId};
+use crate::partition::limits::CONSUMERS_MAX;
+use crate::partition::refusal::{SubscribeRefusal, settle_beyond};
+use crate::partition::request::SubscribedState;
+use crate::partition::subscription::consumer::{BeyondDelivered, Consumers, Registers};
+use crate::partition::subscription::{Settles, Subscriptions};
+use std::collections::BTreeMap;
+use tokio::time::Instant;
+use weir_protocol::frame::{Deliver, Settled, Start};
+use weir_protocol::types::{Name, Offset, StreamId};
+use weir_storage::BatchSlice;
+
+/// A subscription that does not exist yet, and the consumers that wait for it.
+#[derive(Debug)]
+struct Creating {
+    cursor: Offset,
+    waiting: Vec<(ConsumerId, Registers)>,
+    proposed: bool,
+}
+
+#[derive(Debug)]
+struct Deleting {
+    tickets: Vec<Ticket>,
+    proposed: bool,
+}
+
+/// The volatile half of consumption.
+#[derive(Debug, Default)]
+pub(in crate::partition) struct Consuming {
+    pub(in crate::partition) consumers: Consumers,
+    pub(super) settles: Settles,
+    creating: BTreeMap<Name, Creating>,
+    deleting: BTreeMap<SubscriptionId, Deleting>,
+    /// Who waits to hear that a settle is committed, and which.
+    confirms: BTreeMap<SubscriptionId, (ConsumerId, Offset)>,
+}
+
+impl Consuming {
+    pub(super) fn close(&mut self, id: ConsumerId) {
+        self.consumers.detach(id);
+        for creating in self.creating.values_mut() {
+            creating.waiting.retain(|(waiting, _)| *waiting != id);
+        }
+        self.creating.retain(|_, creating| creating.proposed || !creating.waiting.is_empty());
+        self.confirms.retain(|_, (waiting, _)| *waiting != id);
+    }
+
+    /// Appends the creations and deletions that are not proposed yet, at most `bytes_max` of them.
+    pub(super) fn gather_changes(
+        &mut self,
+        subscriptions: &Subscriptions,
+        bytes_max: usize,
+        commands: &mut Vec<Command>,
+    ) {
+        let mut bytes = 0;
+        let mut under_way = self.creating.values().filter(|creating| creating.proposed).count();
+        for (name, creating) in self.creating.iter_mut().filter(|(_, new)| !new.proposed) {
+            let subscription = subscriptions.next_id(under_way);
+            let cursor = creating.cursor;
+            let create = Command::Create { subscription, cursor, name: name.clone() };
+            bytes += create.encoded_len();
+            if bytes > bytes_max {
+                return;
+            }
+            (creating.proposed, under_way) = (true, under_way + 1);
+            commands.push(create);
+        }
+        for (subscription, deleting) in self.deleting.iter_mut().filter(|(_, new)| !new.proposed) {
+            let delete = Command::Delete { subscription: *subscription };
+            bytes += delete.encoded_len();
+            if bytes > bytes_max {
+                return;
+            }
+            deleting.proposed = true;
+            commands.push(delete);
+        }
+    }
+
+    /// What was proposed did not get into the log: it is proposed again. Each is idempotent.
+    pub(super) fn changes_lost(&mut self) {
+        self.creating.values_mut().for_each(|creating| creating.proposed = false);
+        self.deleting.values_mut().for_each(|deleting| deleting.proposed = false);
+    }
+}
+
+impl<R> Core<R> {
+    pub(super) fn subscribe(
+        &mut self,
+        id: ConsumerId,
+        subscription: Option<Name>,
+        start: Start,
+        registers: Registers,
+        out: &mut Effects<R>,
+    ) {
+        let waiting: usize = self.consuming.creating.values().map(|new| new.waiting.len()).sum();
+        let room = self.consuming.consumers.len() + waiting < CONSUMERS_MAX;
+        let refusal = if self.draining {
+            Some(SubscribeRefusal::Draining)
+        } else {
+            (!room).then_some(SubscribeRefusal::ConsumerLimit)
+        };
+        let existing = subscription.as_ref().and_then(|name| self.state.subscriptions.find(name));
+        let start = match (refusal, existing) {
+            (Some(refusal), _) => Err(refusal),
+            (None, Some(_)) => Ok((Offset(0), 0)),
+            (None, None) => self.start_offset(start),
+        };
+        match (start, subscription, existing) {
+            (Err(refusal), ..) => out.push(Effect::Subscribed(id, Err(refusal))),
+            (Ok(_), _, Some(existing)) => self.attach(id, existing, registers, out),
+            (Ok(start), None, None) => self.attach_at(id, None, start, registers, out),
+            (Ok((cursor, _)), Some(name), None) => self.create(name, cursor, id, registers, out),
+        }
+    }
+
+    fn create(
+        &mut self,
+        name: Name,
+        cursor: Offset,
+        id: ConsumerId,
+        registers: Registers,
+        out: &mut Effects<R>,
+    ) {
+        let known = self.consuming.creating.contains_key(&name);
+        if !known && !self.state.subscriptions.has_room(self.consuming.creating.len()) {
+            out.push(Effect::Subscribed(id, Err(SubscribeRefusal::SubscriptionLimit)));
+            return;
+        }
+        let fresh = || Creating { cursor, waiting: Vec::new(), proposed: false };
+        let creating = self.consuming.creating.entry(name).or_insert_with(fresh);
+        creating.waiting.push((id, registers));
+    }
+
+    /// The first offset of a consumer without a cursor, and what it missed.
+    fn start_offset(&self, start: Start) -> Result<(Offset, u64), SubscribeRefusal> {
+        let (log_start, high_watermark) = (self.state.log_start, self.state.high_watermark);
+        match start {
+            Start::Earliest => Ok((log_start, 0)),
+            Start::Latest => Ok((high_watermark, 0)),
+            Start::Offset(asked) if asked > high_watermark => {
+                Err(SubscribeRefusal::OutOfRange { asked, high_watermark })
+            }
+            Start::Offset(asked) => Ok((asked.max(log_start), log_start.0.saturating_sub(asked.0))),
+            Start::Time(_) => unreachable!("the shell turns a time into an offset"),
+        }
+    }
+
+    fn attach(
+        &mut self,
+        id: ConsumerId,
+        subscription: SubscriptionId,
+        registers: Registers,
+        out: &mut Effects<R>,
+    ) {
+        let Some(durable) = self.state.subscriptions.by_id(subscription) else { return };
+        let start = (durable.cursor.max(self.state.log_start), durable.skipped);
+        self.attach_at(id, Some(subscription), start, registers, out);
+    }
+
+    fn attach_at(
+        &mut self,
+        id: ConsumerId,
+        subscription: Option<SubscriptionId>,
+        (start, skipped): (Offset, u64),
+        registers: Registers,
+        out: &mut Effects<R>,
+    ) {
+        let older = self.consuming.consumers.attach(id, subscription, start, registers);
+        if let Some(older) = older {
+            out.push(Effect::Close(older, SubscribeRefusal::TakenOver));
+        }
+        let (log_start, high_watermark) = (self.state.log_start, self.state.high_watermark);
+        let state = SubscribedState { start, log_start, high_watermark, skipped };
+        out.push(Effect::Subscribed(id, Ok(state)));
+        self.feed(id, out);
+    }
+
+    pub(super) fn poked(
+        &mut self,
+        id: ConsumerId,
+        registers: Registers,
+        settle: Option<(Offset, bool)>,
+        now: Instant,
+        out: &mut Effects<R>,
+    ) {
+        self.consuming.consumers.look(id, registers);
+        if let Some((upto, confirm)) = settle {
+            self.settle(id, upto, confirm, now, out);
+        }
+        self.feed(id, out);
+    }
+
+    fn settle(
+        &mut self,
+        id: ConsumerId,
+        upto: Offset,
+        confirm: bool,
+        now: Instant,
+        out: &mut Effects<R>,
+    ) {
+        let durable = self.consuming.consumers.subscription_of(id);
+        let cursor = durable.and_then(|durable| self.state.subscriptions.by_id(durable));
+        let cursor = cursor.map_or(upto, |durable| durable.cursor);
+        match self.consuming.consumers.settle(id, upto) {
+            None => return,
+            Some(Err(BeyondDelivered { delivered })) => {
+                let refusal = Some(settle_beyond(upto, delivered));
+                out.push(Effect::Settled(id, settled(cursor, refusal)));
+                return;
+            }
+            Some(Ok(())) => {}
+        }
+        match durable {
+            Some(durable) if upto > cursor => {
+                self.consuming.settles.add(durable, upto, confirm, now);
+                if confirm {
+                    self.consuming.confirms.insert(durable, (id, upto));
+                }
+            }
+            // A reader's settle only gives credit back; one below the cursor is done already.
+            _ if confirm => out.push(Effect::Settled(id, settled(cursor, None))),
+            _ => {}
+        }
+    }
+
+    /// Commands are committed: whoever waited for them hears of it.
+    pub(super) fn obeyed(&mut self, commands: &[Command], out: &mut Effects<R>) {
+        for command in commands {
+            match command {
+                Command::Create { name, .. } => self.created(name, out),
+                Command::Settle { subscription, .. } => self.confirm(*subscription, out),
+                Command::Delete { subscription } => self.deleted(*subscription, out),
+                Command::Trim { .. } => {}
+            }
+        }
+    }
+
+    fn created(&mut self, name: &Name, out: &mut Effects<R>) {
+        let Some(creating) = self.consuming.creating.remove(name) else { return };
+        let Some(subscription) = self.state.subscriptions.find(name) else { return };
+        for (id, registers) in creating.waiting {
+            self.attach(id, subscription, registers, out);
+        }
+    }
+
+    fn confirm(&mut self, subscription: SubscriptionId, out: &mut Effects<R>) {
+        let Some(durable) = self.state.subscriptions.by_id(subscription) else { return };
+        let cursor = durable.cursor;
+        if let Some((id, upto)) = self.consuming.confirms.get(&subscription).copied()
+            && upto <= cursor
+        {
+            self.consuming.confirms.remove(&subscription);
+            out.push(Effect::Settled(id, settled(cursor, None)));
+        }
+    }
+
+    pub(super) fn delete(&mut self, name: &Name, ticket: Ticket, out: &mut Effects<R>) {
+        let Some(subscription) = self.state.subscriptions.find(name) else {
+            out.push(Effect::Deleted(ticket, false));
+            return;
+        };
+        let fresh = || Deleting { tickets: Vec::new(), proposed: false };
+        let deleting = self.consuming.deleting.entry(subscription).or_insert_with(fresh);
+        deleting.tickets.push(ticket);
+    }
+
+    fn deleted(&mut self, subscription: SubscriptionId, out: &mut Effects<R>) {
+        if let Some((id, _)) = self.consuming.consumers.serving(subscription) {
+            self.consuming.consumers.detach(id);
+            out.push(Effect::Close(id, SubscribeRefusal::SubscriptionDeleted));
+        }
+        self.consuming.confirms.remove(&subscription);
+        if let Some(deleting) = self.consuming.deleting.remove(&subscription) {
+            out.extend(deleting.tickets.into_iter().map(|ticket| Effect::Deleted(ticket, true)));
+        }
+    }
+
+    /// Nothing can be created here any more.
+    pub(super) fn refuse_creations(&mut self, out: &mut Effects<R>) {
+        for (_, creating) in std::mem::take(&mut self.consuming.creating) {
+            for (id, _) in creating.waiting {
+                out.push(Effect::Subscribed(id, Err(SubscribeRefusal::Fenced)));
+            }
+        }
+    }
+
+    /// A read is through.
+    pub(super) fn read(&mut self, id: ConsumerId, slices: Vec<BatchSlice>, out: &mut Effects<R>) {
+        let high_watermark = self.state.high_watermark;
+        let Some(picked) = self.consuming.consumers.read(id, slices, high_watermark) else {
+            return;
+        };
+        let deliver = Deliver {
+            stream: StreamId(0),
+            salt: picked.salt,
+            record_count: picked.record_count,
+            high_watermark,
+            batches: picked.batches,
+        };
+        out.push(Effect::Deliver(id, deliver));
+    }
+
+    fn feed(&mut self, id: ConsumerId, out: &mut Effects<R>) {
+        let (log_start, high_watermark) = (self.state.log_start, self.state.high_watermark);
+        out.extend(self.consuming.consumers.want(id, log_start, high_watermark).map(Effect::Read));
+    }
+
+    /// The high watermark may have moved: whoever waited for it reads on.
+    pub(super) fn feed_hungry(&mut self, out: &mut Effects<R>) {
+        for id in self.consuming.consumers.take_hungry() {
+            self.feed(id, out);
+        }
+    }
+}
+
+/// The shell fills the stream in.
+fn settled(upto: Offset, refusal: Option<weir_protocol::frame::Refusal>) -> Settled {
+    Settled { stream: StreamId(0), upto, refusal }
+}

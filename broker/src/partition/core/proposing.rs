@@ -1,0 +1,514 @@
+//! Publishes and commands on their way into the log.
+//!
+//! Owns: what waits to be proposed, what is proposed and waits for its commit, the run.
+//! Never: touches a record: it works per batch.
+//! Invariants:
+//! - whatever waits is proposed in the order in which it arrived, gathered into as few proposals
+//!   as the bounds allow (group commit: what arrived while the last flush ran goes out together);
+//! - numbers within a run have no gap;
+//! - a batch is judged when it is proposed, against everything before it, so that what is refused
+//!   in front of it counts.
+
+use super::consuming::Consuming;
+use super::{Core, Effect, Effects, Publish, Seen, Ticket};
+use crate::partition::command::{self, Command};
+use crate::partition::dedup::{Numbered, Verdict};
+use crate::partition::limits::{
+    CONTROL_BYTES_MAX, PROPOSAL_BATCHES_MAX, PROPOSAL_BYTES_MAX, PROPOSALS_INFLIGHT_MAX,
+};
+use crate::partition::log_time::LogClock;
+use crate::partition::pending::{Pending, Place};
+use crate::partition::refusal::PublishRefusal;
+use crate::partition::request::PublisherState;
+use crate::replication::{Fence, Proposal, Role, StoredOutcome};
+use bytes::Bytes;
+use std::collections::VecDeque;
+use tokio::time::Instant;
+use weir_protocol::batch::{BatchHeader, BatchType, seal_control};
+use weir_protocol::frame::{Overflow, StoredRange};
+use weir_protocol::types::{Offset, ProducerId, Sequence, Term};
+use weir_storage::NewBatch;
+
+/// Whether proposals are in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Phase {
+    /// The replica does not lead, or not yet.
+    Silent,
+    /// It leads and everything before is applied.
+    Leading,
+    /// A run was broken: the next one begins when nothing is in flight.
+    Breaking(StoredOutcome),
+}
+
+/// A batch that arrived.
+#[derive(Debug)]
+struct Waiting<R> {
+    publish: Publish<R>,
+    /// It arrived when nothing new was taken any more.
+    late: bool,
+}
+
+/// What is proposed and waits for its commit.
+#[derive(Debug)]
+enum Owed<R> {
+    Publish { reply: R, base_sequence: Sequence, record_count: u32 },
+    Commands { settles: bool, trim: bool },
+}
+
+/// A repetition of what is in flight: what becomes of that decides.
+#[derive(Debug)]
+struct Follower<R> {
+    batch: Numbered,
+    reply: R,
+}
+
+/// The way into the log.
+#[derive(Debug)]
+pub(super) struct Proposing<R> {
+    phase: Phase,
+    term: Term,
+    run: u32,
+    number: u32,
+    clock: LogClock,
+    waiting: VecDeque<Waiting<R>>,
+    pending: Pending<Owed<R>>,
+    /// The last place of each proposal that is not committed.
+    flight: VecDeque<Place>,
+    followers: Vec<Follower<R>>,
+    opens: Vec<(Option<(ProducerId, u32)>, Ticket)>,
+    fence: Option<Fence>,
+    trim: Trim,
+}
+
+#[derive(Debug, Default)]
+struct Trim {
+    wanted: Option<Offset>,
+    in_flight: bool,
+}
+
+impl<R> Proposing<R> {
+    pub(super) fn new(log_time_ms: u64) -> Self {
+        Self {
+            phase: Phase::Silent,
+            term: Term(0),
+            run: 0,
+            number: 0,
+            clock: LogClock::new(log_time_ms),
+            waiting: VecDeque::new(),
+            pending: Pending::new(),
+            flight: VecDeque::new(),
+            followers: Vec::new(),
+            opens: Vec::new(),
+            fence: None,
+            trim: Trim::default(),
+        }
+    }
+
+    /// The term that is led.
+    pub(super) fn term(&self) -> Option<Term> {
+        (self.phase == Phase::Leading).then_some(self.term)
+    }
+
+    /// Whether any publisher waits for an answer.
+    pub(super) fn owes(&self) -> bool {
+        !(self.waiting.is_empty()
+            && self.pending.is_empty()
+            && self.followers.is_empty()
+            && self.opens.is_empty())
+    }
+
+    /// Whether publishes wait to be proposed.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// The log should begin at `log_start`.
+    pub(super) fn trim_to(&mut self, log_start: Option<Offset>) {
+        self.trim.wanted = log_start;
+    }
+
+    fn begin(&mut self, term: Term) {
+        self.run = if term == self.term { self.run + 1 } else { 0 };
+        (self.phase, self.term, self.number) = (Phase::Leading, term, 0);
+    }
+
+    /// Takes `owed` into account under the next number.
+    fn number(&mut self, header: &mut BatchHeader, log_time_ms: u64, owed: Owed<R>) {
+        let place = Place { term: self.term, run: self.run, number: self.number };
+        (header.run, header.run_number) = (self.run, self.number);
+        header.log_time_ms = log_time_ms;
+        self.number = self.number.checked_add(1).expect("a run ends long before its numbers do");
+        self.pending.push(place, owed);
+    }
+}
+
+/// The way in.
+impl<R> Core<R> {
+    pub(super) fn publish(&mut self, publish: Publish<R>) {
+        self.proposing.waiting.push_back(Waiting { publish, late: self.draining });
+    }
+
+    pub(super) fn open_publisher(
+        &mut self,
+        producer: Option<(ProducerId, u32)>,
+        ticket: Ticket,
+        out: &mut Effects<R>,
+    ) {
+        if self.draining {
+            out.push(Effect::Opened(ticket, Err(PublishRefusal::Draining)));
+            return;
+        }
+        self.proposing.opens.push((producer, ticket));
+        self.answer_opens(out);
+    }
+
+    /// Proposes what is due while there is room in flight.
+    pub(super) fn propose(&mut self, wall_ms: u64, now: Instant, out: &mut Effects<R>) {
+        self.refuse_where_nothing_leads(out);
+        while let Some(term) = self.proposing.term() {
+            if self.proposing.flight.len() >= PROPOSALS_INFLIGHT_MAX {
+                return;
+            }
+            let first = self.proposing.number;
+            let log_time_ms = self.proposing.clock.tell(wall_ms, now);
+            let mut batches = Vec::new();
+            self.gather_commands(log_time_ms, now, &mut batches);
+            self.gather_publishes(log_time_ms, now, &mut batches, out);
+            if batches.is_empty() {
+                return;
+            }
+            let number = self.proposing.number - 1;
+            let last = Place { term, run: self.proposing.run, number };
+            self.proposing.flight.push_back(last);
+            out.push(Effect::Propose { proposal: Proposal { term, batches }, number: first });
+        }
+    }
+
+    fn gather_publishes(
+        &mut self,
+        log_time_ms: u64,
+        now: Instant,
+        batches: &mut Vec<NewBatch>,
+        out: &mut Effects<R>,
+    ) {
+        let mut bytes = 0;
+        while let Some(next) = self.proposing.waiting.front() {
+            bytes += next.publish.header.stored_len();
+            let full = bytes > PROPOSAL_BYTES_MAX || batches.len() >= PROPOSAL_BATCHES_MAX;
+            if full && !batches.is_empty() {
+                return;
+            }
+            let Some(Waiting { publish, late }) = self.proposing.waiting.pop_front() else {
+                return;
+            };
+            let Publish { mut header, body, deadline, reply } = publish;
+            let expired = deadline.is_some_and(|deadline| deadline < now);
+            match self.judge(&header, late, expired) {
+                Judged::Propose => {
+                    let batch = Numbered::of(&header);
+                    if batch.producer != ProducerId(0) {
+                        self.state.dedup.fly(batch);
+                    }
+                    let (base_sequence, record_count) = (header.base_sequence, header.record_count);
+                    let owed = Owed::Publish { reply, base_sequence, record_count };
+                    self.proposing.number(&mut header, log_time_ms, owed);
+                    batches.push(NewBatch { header, body: vec![body] });
+                }
+                Judged::Stored(offset) => out.push(stored_again(&header, offset, reply)),
+                Judged::Follow => {
+                    let batch = Numbered::of(&header);
+                    self.proposing.followers.push(Follower { batch, reply });
+                }
+                Judged::Refuse(refusal) => out.push(Effect::Refused { reply, refusal }),
+            }
+        }
+    }
+
+    fn judge(&self, header: &BatchHeader, late: bool, expired: bool) -> Judged {
+        let refuse = if late {
+            Some(PublishRefusal::Draining)
+        } else if expired {
+            Some(PublishRefusal::Deadline)
+        } else if !self.has_space {
+            Some(PublishRefusal::StorageLow)
+        } else if self.full && self.config.overflow == Overflow::Reject {
+            Some(PublishRefusal::BacklogFull { limit: self.config.max_bytes })
+        } else {
+            None
+        };
+        let fresh = refuse.map_or(Judged::Propose, Judged::Refuse);
+        if header.producer_id == ProducerId(0) {
+            return fresh;
+        }
+        match self.state.dedup.check(Numbered::of(header), self.proposing.clock.newest_ms()) {
+            Verdict::Fresh => fresh,
+            // What is stored is stored: a repetition is told so whatever holds now.
+            Verdict::Duplicate(offset) => Judged::Stored(offset),
+            Verdict::InFlight => Judged::Follow,
+            other => Judged::Refuse(refusal_of(other)),
+        }
+    }
+
+    fn gather_commands(&mut self, log_time_ms: u64, now: Instant, batches: &mut Vec<NewBatch>) {
+        let mut commands = Vec::new();
+        let trim = !self.proposing.trim.in_flight;
+        let trim = trim.then(|| self.proposing.trim.wanted.take()).flatten();
+        commands.extend(trim.map(|log_start| Command::Trim { log_start }));
+        let urgent = self.draining;
+        let Consuming { settles, .. } = &mut self.consuming;
+        let due = settles.due(now).is_some_and(|due| urgent || due <= now);
+        if due {
+            commands.append(&mut settles.take());
+        }
+        self.consuming.gather_changes(
+            &self.state.subscriptions,
+            CONTROL_BYTES_MAX / 4,
+            &mut commands,
+        );
+        if commands.is_empty() {
+            return;
+        }
+        self.proposing.trim.in_flight |= trim.is_some();
+        let mut content = command::encode(&commands);
+        seal_control(&mut content);
+        let mut header = BatchHeader::empty(BatchType::Control);
+        let len = u32::try_from(content.len()).expect("a control batch is bounded");
+        (header.control_len, header.body_len) = (len, len);
+        let owed = Owed::Commands { settles: due, trim: trim.is_some() };
+        self.proposing.number(&mut header, log_time_ms, owed);
+        batches.push(NewBatch { header, body: vec![Bytes::from(content)] });
+    }
+
+    /// Refuses whatever waits behind its deadline. Only the front: order is kept.
+    pub(super) fn expire_deadlines(&mut self, now: Instant, out: &mut Effects<R>) {
+        let expired = |waiting: &Waiting<R>| {
+            !self.has_space || waiting.publish.deadline.is_some_and(|deadline| deadline < now)
+        };
+        while self.proposing.waiting.front().is_some_and(expired) {
+            let Some(Waiting { publish, .. }) = self.proposing.waiting.pop_front() else { return };
+            let refusal =
+                if self.has_space { PublishRefusal::Deadline } else { PublishRefusal::StorageLow };
+            out.push(Effect::Refused { reply: publish.reply, refusal });
+        }
+    }
+
+    /// A replica that has ended or follows another takes nothing, and says so at once.
+    fn refuse_where_nothing_leads(&mut self, out: &mut Effects<R>) {
+        let Some(fence) = &self.proposing.fence else { return };
+        let refusal = PublishRefusal::of_fence(fence, StoredOutcome::NotStored);
+        for Waiting { publish, .. } in self.proposing.waiting.drain(..) {
+            out.push(Effect::Refused { reply: publish.reply, refusal: refusal.clone() });
+        }
+        for (_, ticket) in self.proposing.opens.drain(..) {
+            out.push(Effect::Opened(ticket, Err(refusal.clone())));
+        }
+        self.refuse_creations(out);
+    }
+}
+
+/// The way out.
+impl<R> Core<R> {
+    pub(super) fn applied(
+        &mut self,
+        header: &BatchHeader,
+        commands: &[Command],
+        out: &mut Effects<R>,
+    ) {
+        let place = Place { term: header.term, run: header.run, number: header.run_number };
+        let proposed =
+            matches!(header.batch_type, BatchType::Data | BatchType::Void | BatchType::Control);
+        let log_start = self.state.log_start;
+        let expired = self.state.apply(header, commands);
+        self.proposing.clock.seen(header.log_time_ms);
+        if proposed {
+            while let Some(owed) = self.proposing.pending.pop_before(place) {
+                self.lost(owed, StoredOutcome::NotStored, out);
+            }
+            if let Some(owed) = self.proposing.pending.pop_at(place) {
+                self.landed(owed, header, out);
+            }
+            while self.proposing.flight.front().is_some_and(|last| *last <= place) {
+                self.proposing.flight.pop_front();
+            }
+        }
+        self.obeyed(commands, out);
+        if expired > 0 {
+            out.push(Effect::Expired(expired));
+        }
+        if self.state.log_start > log_start {
+            out.push(Effect::Trimmed(self.state.log_start));
+        }
+    }
+
+    fn landed(&mut self, owed: Owed<R>, header: &BatchHeader, out: &mut Effects<R>) {
+        match owed {
+            Owed::Publish { reply, base_sequence, record_count }
+                if header.batch_type == BatchType::Data =>
+            {
+                let base_offset = header.base_offset;
+                let range =
+                    StoredRange { base_sequence, base_offset, record_count, duplicate: false };
+                out.push(Effect::Stored { reply, range });
+            }
+            Owed::Publish { .. } => self.lost(owed, StoredOutcome::NotStored, out),
+            Owed::Commands { settles, trim } => {
+                if settles {
+                    self.consuming.settles.landed();
+                }
+                self.proposing.trim.in_flight &= !trim;
+            }
+        }
+    }
+
+    fn lost(&mut self, owed: Owed<R>, outcome: StoredOutcome, out: &mut Effects<R>) {
+        match owed {
+            Owed::Publish { reply, .. } => {
+                out.push(Effect::Refused { reply, refusal: self.why_lost(outcome) });
+            }
+            Owed::Commands { settles, trim } => {
+                if settles {
+                    self.consuming.settles.lost();
+                }
+                self.proposing.trim.in_flight &= !trim;
+                self.consuming.changes_lost();
+            }
+        }
+    }
+
+    fn why_lost(&self, outcome: StoredOutcome) -> PublishRefusal {
+        match &self.proposing.fence {
+            Some(fence) => PublishRefusal::of_fence(fence, outcome),
+            None => PublishRefusal::LeaderLost(outcome),
+        }
+    }
+
+    /// The replica has moved, and everything committed is applied.
+    pub(super) fn replica(&mut self, seen: &Seen, out: &mut Effects<R>) {
+        self.proposing.fence = match &seen.role {
+            Role::Fenced(fence) => Some(fence.clone()),
+            _ => None,
+        };
+        let (term, run) = (self.proposing.term, self.proposing.run);
+        let broken = seen.refused.filter(|refused| (refused.term, refused.run) == (term, run));
+        let leads = matches!(seen.role, Role::Leader(led) if led == term);
+        match self.proposing.phase {
+            Phase::Leading if broken.is_some() || !leads => {
+                let outcome = broken.map_or(StoredOutcome::Unknown, |broken| broken.outcome);
+                self.proposing.phase = Phase::Breaking(outcome);
+            }
+            Phase::Breaking(ref mut outcome) => {
+                *outcome = broken.map_or(*outcome, |broken| broken.outcome);
+            }
+            _ => {}
+        }
+        if let Phase::Breaking(outcome) = self.proposing.phase
+            && (seen.in_flight == 0 || self.proposing.fence.is_some())
+        {
+            self.drain_run(outcome, out);
+        }
+        if self.proposing.phase == Phase::Silent
+            && let Some(term) = seen.leading
+        {
+            self.proposing.begin(term);
+        }
+        self.follow_up(out);
+        self.feed_hungry(out);
+    }
+
+    /// Everything committed is applied and nothing is in flight: what still waits is lost.
+    fn drain_run(&mut self, outcome: StoredOutcome, out: &mut Effects<R>) {
+        let owed: Vec<_> = self.proposing.pending.drain().collect();
+        for owed in owed {
+            self.lost(owed, outcome, out);
+        }
+        self.proposing.flight.clear();
+        self.state.dedup.ground();
+        self.proposing.phase = Phase::Silent;
+    }
+
+    /// The replica refused to take a proposal: nothing of it is stored.
+    pub(super) fn not_proposed(&mut self, number: u32, out: &mut Effects<R>) {
+        let first = Place { term: self.proposing.term, run: self.proposing.run, number };
+        let mut refused = Vec::new();
+        while let Some(owed) = self.proposing.pending.pop_back_from(first) {
+            refused.push(owed);
+        }
+        for owed in refused.into_iter().rev() {
+            self.lost(owed, StoredOutcome::NotStored, out);
+        }
+        while self.proposing.flight.back().is_some_and(|last| *last >= first) {
+            self.proposing.flight.pop_back();
+        }
+        // What was judged behind it is judged anew in the next run.
+        self.proposing.phase = Phase::Breaking(StoredOutcome::Unknown);
+    }
+
+    /// Answers those who waited for what was in flight.
+    fn follow_up(&mut self, out: &mut Effects<R>) {
+        for Follower { batch, reply } in std::mem::take(&mut self.proposing.followers) {
+            match self.state.dedup.check(batch, self.proposing.clock.newest_ms()) {
+                Verdict::InFlight => self.proposing.followers.push(Follower { batch, reply }),
+                Verdict::Duplicate(offset) => {
+                    let range = range_of(batch.base, batch.record_count, offset);
+                    out.push(Effect::Stored { reply, range });
+                }
+                Verdict::Fresh | Verdict::Unknown | Verdict::Full => {
+                    // What it repeated is lost, and this copy's body was let go with it.
+                    let refusal = self.why_lost(StoredOutcome::NotStored);
+                    out.push(Effect::Refused { reply, refusal });
+                }
+                other => out.push(Effect::Refused { reply, refusal: refusal_of(other) }),
+            }
+        }
+        self.answer_opens(out);
+    }
+
+    fn answer_opens(&mut self, out: &mut Effects<R>) {
+        if !self.leads() {
+            return;
+        }
+        for (producer, ticket) in std::mem::take(&mut self.proposing.opens) {
+            let next = match producer {
+                None => Ok(Sequence(0)),
+                Some((id, epoch)) => self.state.dedup.open(id, epoch),
+            };
+            let log_end = self.state.high_watermark;
+            match next {
+                Ok(next_sequence) => {
+                    let state = PublisherState { next_sequence, log_end };
+                    out.push(Effect::Opened(ticket, Ok(state)));
+                }
+                Err(Verdict::InFlight) => self.proposing.opens.push((producer, ticket)),
+                Err(other) => out.push(Effect::Opened(ticket, Err(refusal_of(other)))),
+            }
+        }
+    }
+}
+
+enum Judged {
+    Propose,
+    Stored(Option<Offset>),
+    Follow,
+    Refuse(PublishRefusal),
+}
+
+fn stored_again<R>(header: &BatchHeader, offset: Option<Offset>, reply: R) -> Effect<R> {
+    Effect::Stored { reply, range: range_of(header.base_sequence, header.record_count, offset) }
+}
+
+fn range_of(base_sequence: Sequence, record_count: u32, offset: Option<Offset>) -> StoredRange {
+    let base_offset = offset.unwrap_or(Offset(u64::MAX));
+    StoredRange { base_sequence, base_offset, record_count, duplicate: true }
+}
+
+fn refusal_of(verdict: Verdict) -> PublishRefusal {
+    match verdict {
+        Verdict::Gap { expected } => PublishRefusal::Gap { expected },
+        Verdict::Fenced { epoch } => PublishRefusal::ProducerFenced { epoch },
+        Verdict::Unknown => PublishRefusal::UnknownProducer,
+        Verdict::Full => PublishRefusal::ProducerLimit,
+        Verdict::Fresh | Verdict::InFlight | Verdict::Duplicate(_) => {
+            unreachable!("these are no refusals")
+        }
+    }
+}
