@@ -483,6 +483,19 @@ pub struct TopicConfig {
     pub max_age_ms: u64,
 }
 
+impl Default for TopicConfig {
+    /// One partition, 10 GiB, no age limit, `backpressure`, `fsync`.
+    fn default() -> Self {
+        Self {
+            partitions: 1,
+            durability: Durability::Fsync,
+            overflow: Overflow::Backpressure,
+            max_bytes: 10 << 30,
+            max_age_ms: 0,
+        }
+    }
+}
+
 /// One partition as metadata shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PartitionView {

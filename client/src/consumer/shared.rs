@@ -1,0 +1,145 @@
+//! What a consumer and the driver share: the lanes of all partitions behind one short lock.
+//!
+//! Owns: which partition is next, who waits, how the consumer ends.
+//! Never: holds the lock over an await.
+//! Invariant: a partition with a buffered batch stands in `ready` exactly once.
+
+use super::lane::{RawBatch, ReadLane, View};
+use crate::error::{Error, Result};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use tokio::sync::Notify;
+use weir_protocol::types::Name;
+
+/// How a consumer ends.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum End {
+    /// Not yet.
+    #[default]
+    No,
+    /// What is buffered is still handed over.
+    Drain,
+    /// Nothing more is handed over.
+    Stop,
+    /// One error is handed over, then nothing.
+    Failed(Error),
+}
+
+/// Shared by the application's handle, the delivered messages and the driver.
+#[derive(Debug)]
+pub(crate) struct ConsumerShared {
+    pub(crate) topic: Name,
+    pub(crate) subscription: Option<Name>,
+    state: Mutex<ConsumerState>,
+    /// Rings when a lane was opened or a settle was committed, or when it ended.
+    pub(crate) changed: Notify,
+}
+
+/// The state behind the lock.
+#[derive(Debug, Default)]
+pub(crate) struct ConsumerState {
+    pub(crate) lanes: Vec<ReadLane>,
+    ready: VecDeque<usize>,
+    waker: Option<Waker>,
+    pub(crate) end: End,
+    /// The application's handle is gone: streams are ended.
+    pub(crate) gone: bool,
+}
+
+impl ConsumerShared {
+    pub(crate) fn new(topic: Name, subscription: Option<Name>) -> Self {
+        Self { topic, subscription, state: Mutex::default(), changed: Notify::new() }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, ConsumerState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the application look again.
+    pub(crate) fn wake(&self) {
+        let waker = self.lock().waker.take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Ends the consumer; an end that was reached already stays, but for a drain that is stopped.
+    pub(crate) fn end(&self, end: End) {
+        let waker = {
+            let mut state = self.lock();
+            match (&state.end, &end) {
+                (End::No, _) | (End::Drain, End::Stop | End::Failed(_)) => state.end = end,
+                _ => {}
+            }
+            state.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        self.changed.notify_waiters();
+    }
+}
+
+impl ConsumerState {
+    pub(crate) fn is_ending(&self) -> bool {
+        !matches!(self.end, End::No)
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        matches!(self.end, End::Failed(_))
+    }
+
+    /// The lane has something to hand over; returns who waits for it.
+    pub(crate) fn mark_ready(&mut self, lane: usize) -> Option<Waker> {
+        if self.lanes[lane].has_batch() && !self.ready.contains(&lane) {
+            self.ready.push_back(lane);
+        }
+        self.waker.take_if(|_| !self.ready.is_empty())
+    }
+
+    /// Takes the next batch, from each partition in turn.
+    pub(crate) fn poll_take(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<(usize, RawBatch)>>> {
+        match &self.end {
+            End::Stop => return Poll::Ready(None),
+            End::Failed(error) => {
+                let error = error.clone();
+                self.end = End::Stop;
+                return Poll::Ready(Some(Err(error)));
+            }
+            End::No | End::Drain => {}
+        }
+        while let Some(lane) = self.ready.pop_front() {
+            match self.lanes[lane].take() {
+                Some(Ok(batch)) => {
+                    if self.lanes[lane].has_batch() {
+                        self.ready.push_back(lane);
+                    }
+                    return Poll::Ready(Some(Ok((lane, batch))));
+                }
+                Some(Err(error)) => {
+                    self.end = End::Stop;
+                    return Poll::Ready(Some(Err(error)));
+                }
+                None => {}
+            }
+        }
+        if matches!(self.end, End::Drain) {
+            return Poll::Ready(None);
+        }
+        match &mut self.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => self.waker = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// Something of each partition that is open, by its number.
+    pub(crate) fn views(&self, pick: impl Fn(&ReadLane, View) -> u64) -> BTreeMap<u32, u64> {
+        let known = self.lanes.iter().filter_map(|lane| Some((lane, lane.view()?)));
+        known.map(|(lane, view)| (lane.partition, pick(lane, view))).collect()
+    }
+}

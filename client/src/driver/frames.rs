@@ -1,0 +1,271 @@
+//! What the broker's frames do to lanes and requests.
+//!
+//! Owns: who each frame is for. Never: fails for a frame on a stream that was just closed.
+
+use super::Driver;
+use super::session::{Opening, Session};
+use crate::consumer::shared::{ConsumerShared, End};
+use crate::error::{Error, Result};
+use crate::publisher::answers::Retries;
+use crate::publisher::lane::LaneCore;
+use crate::publisher::shared::PublishLane;
+use crate::shared::{Answer, LaneRef, ReplyTo};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::time::Instant;
+use weir_protocol::error_code::{ErrorCode, Outcome};
+use weir_protocol::frame::{
+    Deliver, ErrorFrame, Frame, MetadataPage, PublisherOpened, Refusal, StreamClosed, Subscribed,
+};
+use weir_protocol::types::{RequestId, StreamId};
+
+impl Driver {
+    /// Takes in one frame. An error ends the connection.
+    pub(crate) fn handle(
+        &mut self,
+        session: &mut Session,
+        frame: Frame,
+        now: Instant,
+    ) -> Result<()> {
+        match frame {
+            Frame::Heartbeat => Ok(()),
+            Frame::GoAway(away) => {
+                tracing::info!(text = away.text, "the broker asks to go away");
+                session.go_away(&away, now);
+                Ok(())
+            }
+            Frame::Error(error) => self.refused_request(session, error, now),
+            Frame::PublisherOpened(opened) => self.publisher_opened(session, &opened, now),
+            Frame::Published(published) => {
+                let stream = published.stream;
+                self.with_publisher(session, stream, now, |core, retries| {
+                    core.published(&published, retries);
+                });
+                Ok(())
+            }
+            Frame::Refused(refused) => {
+                let stream = refused.stream;
+                self.with_publisher(session, stream, now, |core, retries| {
+                    core.refused(&refused, retries);
+                });
+                Ok(())
+            }
+            Frame::Grant(stream, grant) => {
+                self.with_publisher(session, stream, now, |core, _| core.granted(&grant));
+                Ok(())
+            }
+            Frame::Revoke(stream, revoke) => {
+                let mut answer = None;
+                self.with_publisher(session, stream, now, |core, _| {
+                    answer = core.revoke(stream, &revoke);
+                });
+                if let Some(frame) = answer {
+                    session.out.push(&frame);
+                }
+                Ok(())
+            }
+            Frame::StreamClosed(closed) => {
+                self.stream_closed(session, &closed, now);
+                Ok(())
+            }
+            Frame::Subscribed(subscribed) => self.subscribed(session, &subscribed),
+            Frame::Deliver(deliver) => {
+                self.delivered(session, &deliver);
+                Ok(())
+            }
+            Frame::Settled(settled) => {
+                if let Some((_, LaneRef::Read(consumer, lane))) =
+                    session.streams.get(&settled.stream)
+                {
+                    consumer.lock().lanes[*lane].settled(&settled);
+                    consumer.changed.notify_waiters();
+                }
+                Ok(())
+            }
+            Frame::MetadataPage(page) => self.page(session, page),
+            Frame::Done(request) => match session.requests.remove(&request) {
+                Some(asked) => {
+                    asked.answer(Ok(Answer::Done));
+                    Ok(())
+                }
+                None => Err(unasked(request)),
+            },
+            other => {
+                let text = format!("a broker does not send {other:?}");
+                Err(Error::protocol(ErrorCode::BadState, text))
+            }
+        }
+    }
+
+    fn with_publisher(
+        &mut self,
+        session: &Session,
+        stream: StreamId,
+        now: Instant,
+        act: impl FnOnce(&mut LaneCore, &mut Retries<'_>),
+    ) {
+        if let Some((id, LaneRef::Publish(lane))) = session.streams.get(&stream) {
+            self.touched.insert(*id);
+            self.with_lane(lane, now, act);
+        }
+    }
+
+    fn with_lane(
+        &mut self,
+        lane: &PublishLane,
+        now: Instant,
+        act: impl FnOnce(&mut LaneCore, &mut Retries<'_>),
+    ) {
+        let shared = self.shared.clone();
+        let mut retries = Retries { budget: &mut self.budget, chance: &shared.chance, now };
+        act(&mut lane.lock(), &mut retries);
+    }
+
+    fn publisher_opened(
+        &mut self,
+        session: &mut Session,
+        opened: &PublisherOpened,
+        now: Instant,
+    ) -> Result<()> {
+        let Some(Opening { owner, stream }) = session.openings.remove(&opened.request) else {
+            return Err(unasked(opened.request));
+        };
+        let LaneRef::Publish(lane) = owner.1.clone() else { return Err(unasked(opened.request)) };
+        self.touched.insert(owner.0);
+        session.streams.insert(stream, owner);
+        self.with_lane(&lane, now, |core, retries| core.opened(stream, opened, retries));
+        if let Some(identity) = lane.lock().identity().filter(|_| lane.producer.is_some()) {
+            // Set by the first lane; later ones were opened under it.
+            let _ = lane.identity.set(identity);
+        }
+        lane.changed.notify_waiters();
+        Ok(())
+    }
+
+    fn subscribed(&mut self, session: &mut Session, subscribed: &Subscribed) -> Result<()> {
+        let Some(Opening { owner, stream }) = session.openings.remove(&subscribed.request) else {
+            return Err(unasked(subscribed.request));
+        };
+        let LaneRef::Read(consumer, lane) = owner.1.clone() else {
+            return Err(unasked(subscribed.request));
+        };
+        self.touched.insert(owner.0);
+        session.streams.insert(stream, owner);
+        consumer.lock().lanes[lane].opened(stream, subscribed);
+        consumer.changed.notify_waiters();
+        Ok(())
+    }
+
+    fn delivered(&mut self, session: &Session, deliver: &Deliver) {
+        let Some((id, LaneRef::Read(consumer, lane))) = session.streams.get(&deliver.stream) else {
+            return;
+        };
+        let mut state = consumer.lock();
+        let taken = state.lanes[*lane].delivered(deliver);
+        let failed = taken.err().and_then(|error| {
+            self.touched.insert(*id);
+            state.lanes[*lane].unreadable(error)
+        });
+        let waker = state.mark_ready(*lane);
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        if let Some(error) = failed {
+            consumer.end(End::Failed(error));
+        }
+    }
+
+    fn stream_closed(&mut self, session: &mut Session, closed: &StreamClosed, now: Instant) {
+        let Some((id, lane)) = session.streams.remove(&closed.stream) else { return };
+        self.touched.insert(id);
+        let refusal = closed.refusal.clone().unwrap_or_else(|| {
+            Refusal::new(ErrorCode::LeaderLost, "the broker closed the stream without a reason")
+        });
+        self.refused_stream(&lane, &refusal, now);
+    }
+
+    fn refused_stream(&mut self, lane: &LaneRef, refusal: &Refusal, now: Instant) {
+        match lane {
+            LaneRef::Publish(lane) => {
+                self.with_lane(lane, now, |core, retries| core.refused_stream(refusal, retries));
+                lane.changed.notify_waiters();
+            }
+            LaneRef::Read(consumer, number) => self.refused_reader(consumer, *number, refusal, now),
+        }
+    }
+
+    fn refused_reader(
+        &mut self,
+        consumer: &Arc<ConsumerShared>,
+        lane: usize,
+        refusal: &Refusal,
+        now: Instant,
+    ) {
+        let failed = consumer.lock().lanes[lane].refused(refusal, now, &self.shared.chance);
+        if let Some(error) = failed {
+            consumer.end(End::Failed(error));
+        }
+    }
+
+    fn refused_request(
+        &mut self,
+        session: &mut Session,
+        error: ErrorFrame,
+        now: Instant,
+    ) -> Result<()> {
+        if let Some(Opening { owner: (id, lane), .. }) = session.openings.remove(&error.request) {
+            self.touched.insert(id);
+            self.refused_stream(&lane, &error.refusal, now);
+            return Ok(());
+        }
+        if let Some(asked) = session.requests.remove(&error.request) {
+            asked.answer(Err(Error::refused(&error.refusal)));
+            return Ok(());
+        }
+        Err(Error::refused(&error.refusal))
+    }
+
+    fn page(&mut self, session: &mut Session, page: MetadataPage) -> Result<()> {
+        let Some(asked) = session.requests.remove(&page.request) else {
+            return Err(unasked(page.request));
+        };
+        let ReplyTo::Refresh(topic) = &asked.reply else {
+            asked.answer(Ok(Answer::Page(page)));
+            return Ok(());
+        };
+        let Some(view) = page.topics.iter().find(|view| view.name == *topic) else { return Ok(()) };
+        let (state, lanes) = {
+            let registry = self.shared.lock();
+            let state = registry.topics.get(topic).and_then(std::sync::Weak::upgrade);
+            (state, registry.lanes.values().cloned().collect::<Vec<_>>())
+        };
+        let Some(state) = state else { return Ok(()) };
+        let before = state.partitions.fetch_max(view.config.partitions, Ordering::Relaxed);
+        if before < view.config.partitions {
+            for lane in lanes {
+                if let LaneRef::Read(consumer, 0) = lane {
+                    consumer.wake();
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Session {
+    /// The connection is gone: whoever asked learns that nobody knows.
+    pub(crate) fn fail_requests(&mut self, cause: &str) {
+        for (_, request) in std::mem::take(&mut self.requests) {
+            let error = Error::local(ErrorCode::LeaderLost, cause).with_outcome(Outcome::Unknown);
+            request.answer(Err(error));
+        }
+    }
+}
+
+fn unasked(request: RequestId) -> Error {
+    Error::protocol(
+        ErrorCode::BadState,
+        format!("an answer to request {request}, which was not asked"),
+    )
+}

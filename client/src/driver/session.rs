@@ -1,0 +1,211 @@
+//! What one connection owes and is owed: streams, requests, heartbeats.
+//!
+//! Owns: the numbers of streams and requests, and who they belong to.
+//! Never: touches the socket; frames go into `out`.
+
+use crate::shared::{LaneId, LaneRef, Request, RequestBody};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+use tokio::time::Instant;
+use weir_protocol::codec::EncodeBuf;
+use weir_protocol::frame::{
+    CreateTopic, DeleteTopic, Frame, GoAway, Grant, Metadata, OpenPublisher, Start, Subscribe,
+    Welcome,
+};
+use weir_protocol::limits::DEAD_AFTER_MS;
+use weir_protocol::types::{PartitionId, RequestId, StreamId};
+
+/// A lane with its number.
+pub(crate) type Owner = (LaneId, LaneRef);
+
+/// A stream that is asked for.
+pub(crate) struct Opening {
+    pub(crate) owner: Owner,
+    pub(crate) stream: StreamId,
+}
+
+/// A stream that is to be asked for.
+pub(crate) enum Wish {
+    Publisher(Owner),
+    Consumer(Owner, Start, Grant),
+}
+
+/// The broker shuts down.
+pub(crate) struct Away {
+    pub(crate) deadline: Instant,
+    pub(crate) reconnect_after: Duration,
+}
+
+/// One connection behind its handshake.
+pub(crate) struct Session {
+    pub(crate) out: EncodeBuf,
+    pub(crate) streams: BTreeMap<StreamId, Owner>,
+    pub(crate) openings: BTreeMap<RequestId, Opening>,
+    pub(crate) requests: BTreeMap<RequestId, Request>,
+    pub(crate) wishes: VecDeque<Wish>,
+    pub(crate) away: Option<Away>,
+    pub(crate) heard_at: Instant,
+    pub(crate) sent_at: Instant,
+    requests_max: usize,
+    streams_max: usize,
+    heartbeat: Duration,
+    last_number: u32,
+}
+
+impl Session {
+    pub(crate) fn new(welcome: &Welcome, now: Instant) -> Self {
+        let limits = &welcome.limits;
+        Self {
+            out: EncodeBuf::new(),
+            streams: BTreeMap::new(),
+            openings: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            wishes: VecDeque::new(),
+            away: None,
+            heard_at: now,
+            sent_at: now,
+            requests_max: limits.requests_max.max(1) as usize,
+            streams_max: limits.streams_max.max(1) as usize,
+            heartbeat: Duration::from_millis(u64::from(limits.heartbeat_ms.max(100))),
+            last_number: 0,
+        }
+    }
+
+    /// Numbers of streams and requests rise and are never used twice on a connection.
+    fn next_number(&mut self) -> u32 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    /// Whether one more request may wait for an answer.
+    pub(crate) fn has_slot(&self) -> bool {
+        self.away.is_none() && self.openings.len() + self.requests.len() < self.requests_max
+    }
+
+    /// Asks for the streams that are wished for, as far as the broker's limits allow.
+    pub(crate) fn grant_wishes(&mut self) {
+        while self.has_slot() && self.streams.len() + self.openings.len() < self.streams_max {
+            let Some(wish) = self.wishes.pop_front() else { return };
+            let stream = StreamId(self.next_number());
+            let request = RequestId(self.next_number());
+            let (owner, frame) = match wish {
+                Wish::Publisher(owner) => {
+                    let frame = open_publisher(&owner.1, stream, request);
+                    (owner, frame)
+                }
+                Wish::Consumer(owner, start, credit) => {
+                    let frame = subscribe(&owner.1, (stream, request), start, credit);
+                    (owner, frame)
+                }
+            };
+            if let Some(frame) = frame {
+                self.out.push(&frame);
+                self.openings.insert(request, Opening { owner, stream });
+            }
+        }
+    }
+
+    /// Sends a request of the client.
+    pub(crate) fn ask(&mut self, request: Request) {
+        let id = RequestId(self.next_number());
+        let frame = match &request.body {
+            RequestBody::Topics { topic, after } => Frame::Metadata(Metadata {
+                request: id,
+                topic: topic.clone(),
+                after: after.clone(),
+            }),
+            RequestBody::Create { topic, config } => Frame::CreateTopic(CreateTopic {
+                request: id,
+                topic: topic.clone(),
+                config: *config,
+            }),
+            RequestBody::Alter(alter) => {
+                let mut alter = (**alter).clone();
+                alter.request = id;
+                Frame::AlterTopic(alter)
+            }
+            RequestBody::Delete { topic } => {
+                Frame::DeleteTopic(DeleteTopic { request: id, topic: topic.clone() })
+            }
+        };
+        self.out.push(&frame);
+        self.requests.insert(id, request);
+    }
+
+    /// Ends a stream, and forgets it: what still arrives for it is ignored.
+    pub(crate) fn close_stream(&mut self, stream: StreamId) {
+        if self.streams.remove(&stream).is_some() {
+            self.out.push(&Frame::CloseStream(stream));
+        }
+    }
+
+    pub(crate) fn go_away(&mut self, away: &GoAway, now: Instant) {
+        let ms = |ms: u32| Duration::from_millis(u64::from(ms));
+        self.away = Some(Away {
+            deadline: now + ms(away.deadline_ms),
+            reconnect_after: ms(away.reconnect_after_ms),
+        });
+    }
+
+    /// Sends a heartbeat when one is due. False: the broker is silent for too long.
+    pub(crate) fn keep_alive(&mut self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.sent_at) >= self.heartbeat && self.out.is_empty() {
+            self.out.push(&Frame::Heartbeat);
+            self.sent_at = now;
+        }
+        now < self.dead_at()
+    }
+
+    fn dead_at(&self) -> Instant {
+        self.heard_at + Duration::from_millis(u64::from(DEAD_AFTER_MS))
+    }
+
+    /// When to look again without being told.
+    pub(crate) fn timer(&self) -> Instant {
+        let beat = self.sent_at + self.heartbeat;
+        let next = if self.out.is_empty() { beat.min(self.dead_at()) } else { self.dead_at() };
+        match &self.away {
+            Some(away) => next.min(away.deadline),
+            None => next,
+        }
+    }
+}
+
+fn open_publisher(lane: &LaneRef, stream: StreamId, request: RequestId) -> Option<Frame> {
+    let LaneRef::Publish(lane) = lane else { return None };
+    let identity = {
+        let mut core = lane.lock();
+        if let (None, Some(known)) = (core.identity(), lane.identity.get()) {
+            core.adopt(*known);
+        }
+        core.identity().unwrap_or_default()
+    };
+    Some(Frame::OpenPublisher(OpenPublisher {
+        stream,
+        request,
+        topic: lane.topic.clone(),
+        partition: PartitionId(lane.partition),
+        producer: lane.producer.clone(),
+        producer_id: identity.id,
+        producer_epoch: identity.epoch,
+    }))
+}
+
+fn subscribe(
+    lane: &LaneRef,
+    (stream, request): (StreamId, RequestId),
+    start: Start,
+    credit: Grant,
+) -> Option<Frame> {
+    let LaneRef::Read(consumer, lane) = lane else { return None };
+    let partition = consumer.lock().lanes.get(*lane)?.partition;
+    Some(Frame::Subscribe(Subscribe {
+        stream,
+        request,
+        topic: consumer.topic.clone(),
+        partition: PartitionId(partition),
+        subscription: consumer.subscription.clone(),
+        start,
+        credit,
+    }))
+}
