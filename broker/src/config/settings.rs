@@ -1,0 +1,115 @@
+//! The table of settings: what parses, what is documented and what is suggested.
+//!
+//! Invariant: keys are unique and sorted by section in the order of the example file.
+
+use super::values::{ValueError, parse_bytes};
+use weir_protocol::limits::{BATCH_OVERHEAD_BYTES, MESSAGE_BYTES_MAX};
+
+/// One setting.
+pub(super) struct Setting {
+    pub(super) key: &'static str,
+    pub(super) default: &'static str,
+    /// What may be written, for the reference.
+    pub(super) form: &'static str,
+    pub(super) about: &'static str,
+}
+
+const fn setting(
+    key: &'static str,
+    default: &'static str,
+    form: &'static str,
+    about: &'static str,
+) -> Setting {
+    Setting { key, default, form, about }
+}
+
+pub(super) const SETTINGS: &[Setting] = &[
+    setting("node.name", "weir-0", "a name", "Shown to clients, in logs and metrics."),
+    setting("node.data_dir", "./weir-data", "a folder", "Where segments and metadata lie."),
+    setting("listen.native", "127.0.0.1:7420", "an address", "For clients. Port 0 picks one."),
+    setting(
+        "listen.admin",
+        "127.0.0.1:7421",
+        "an address",
+        "For metrics, health and the admin API. Port 0 picks one.",
+    ),
+    setting(
+        "listen.insecure",
+        "false",
+        "true or false",
+        "Accept addresses that are not loopback although there is neither TLS nor authentication.",
+    ),
+    setting(
+        "limits.memory",
+        "25%",
+        "a size, or a share of the memory of the machine or cgroup",
+        "The memory budget; at least 64MiB. What peers may send is granted out of it.",
+    ),
+    setting("limits.connections", "10000", "a count", "Connections at a time."),
+    setting(
+        "limits.message_max",
+        "1MiB",
+        "a size up to 8MiB",
+        "The largest message: key, headers and value together.",
+    ),
+    setting(
+        "flow.pool",
+        "4MiB",
+        "a size",
+        "Publish credit of the device: what all publishers together may have under way. A few \
+         times what the disk flushes at once; more only makes them wait longer.",
+    ),
+    setting("storage.backend", "auto", "auto, map or pwrite", "How segments are stored."),
+    setting(
+        "shutdown.drain_timeout",
+        "30s",
+        "a duration",
+        "How long a drain may take before what is left is cut off.",
+    ),
+    setting(
+        "metrics.topics_max",
+        "2000",
+        "a count",
+        "Topics that have series of their own; the others are only in the totals.",
+    ),
+    setting("log.level", "info", "a level or a filter", "For example weir_broker=debug,info."),
+    setting("log.format", "auto", "auto, json or text", "auto is json unless on a terminal."),
+];
+
+pub(super) fn parse_message_max(text: &str) -> Result<usize, ValueError> {
+    let bytes = parse_bytes(text)?;
+    match usize::try_from(bytes) {
+        Ok(bytes) if (1..=MESSAGE_BYTES_MAX).contains(&bytes) => Ok(bytes),
+        _ => Err(ValueError::new("write a size from 1KiB to 8MiB")),
+    }
+}
+
+/// The pool must hold the largest batch, or a large message could never be granted.
+pub(super) fn parse_pool(text: &str) -> Result<u64, ValueError> {
+    let bytes = parse_bytes(text)?;
+    let least = 2 * (1 << 20) + BATCH_OVERHEAD_BYTES as u64;
+    if bytes < least { Err(ValueError::new("write at least 3MiB")) } else { Ok(bytes) }
+}
+
+/// The key that was probably meant.
+pub(super) fn nearest(key: &str) -> Option<&'static str> {
+    let near = SETTINGS.iter().map(|setting| (distance(key, setting.key), setting.key));
+    let (distance, nearest) = near.min()?;
+    (distance <= nearest.len() / 3).then_some(nearest)
+}
+
+/// Levenshtein's edit distance.
+fn distance(left: &str, right: &str) -> usize {
+    let right: Vec<char> = right.chars().collect();
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (i, l) in left.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, r) in right.iter().enumerate() {
+            let changed = diagonal + usize::from(l != *r);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[right.len()]
+}

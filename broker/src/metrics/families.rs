@@ -1,0 +1,125 @@
+//! The table of metric families: what is documented, what is described, what may be rendered.
+//!
+//! Invariant: a family that is rendered stands here, or the renderer panics in tests.
+
+use metrics::{KeyName, Recorder, SharedString, Unit};
+use metrics_exporter_prometheus::PrometheusRecorder;
+use std::fmt::Write;
+
+/// What kind of number a family is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+impl Kind {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// Who renders a family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Recorder,
+    Registry,
+}
+
+/// One family.
+pub(super) struct Family {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    pub(super) side: Side,
+    pub(super) labels: &'static str,
+    pub(super) help: &'static str,
+}
+
+const fn family(
+    name: &'static str,
+    kind: Kind,
+    side: Side,
+    labels: &'static str,
+    help: &'static str,
+) -> Family {
+    Family { name, kind, side, labels, help }
+}
+
+use Kind::{Counter, Gauge, Histogram};
+use Side::{Recorder as Rec, Registry as Reg};
+
+/// Buckets of the flush histogram, seconds.
+pub(super) const FLUSH_BUCKETS: [f64; 14] = [
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0,
+    5.0,
+];
+
+#[rustfmt::skip]
+pub(super) const FAMILIES: &[Family] = &[
+    family("weir_flow_blocked_seconds_total", Counter, Reg, "topic, reason", "Time during which at least one publisher of the topic wanted to send and might not."),
+    family("weir_publishers_blocked", Gauge, Reg, "topic", "Partitions of the topic with a publisher that waits for credit now."),
+    family("weir_publish_messages_total", Counter, Reg, "topic, result", "Messages acknowledged: stored now, or found to be stored already (duplicate)."),
+    family("weir_publish_bytes_total", Counter, Reg, "topic", "Bytes of batches acknowledged as stored."),
+    family("weir_publish_rejected_total", Counter, Reg, "topic, reason", "Refusals sent to clients of the topic."),
+    family("weir_publish_ack_seconds", Histogram, Reg, "", "From the read of a batch to its acknowledgement."),
+    family("weir_deliver_messages_total", Counter, Reg, "topic", "Messages handed to consumers."),
+    family("weir_deliver_bytes_total", Counter, Reg, "topic", "Bytes handed to consumers."),
+    family("weir_expire_messages_total", Counter, Reg, "topic", "Messages trimmed before a durable subscription had settled them (overflow expire)."),
+    family("weir_topic_messages", Gauge, Reg, "topic", "Messages that can be read."),
+    family("weir_topic_bytes", Gauge, Reg, "topic", "Bytes of the topic's segments on disk."),
+    family("weir_subscription_lag_messages", Gauge, Reg, "topic, subscription", "Messages between the cursor and the high watermark."),
+    family("weir_memory_used_bytes", Gauge, Reg, "pool", "What is drawn from a part of the memory budget."),
+    family("weir_memory_limit_bytes", Gauge, Reg, "pool", "The most that a part of the memory budget may come to."),
+    family("weir_disk_free_bytes", Gauge, Reg, "", "Bytes that can still be allocated where the data lies."),
+    family("weir_partitions", Gauge, Reg, "state", "Partitions by state: open, opening or failed."),
+    family("weir_metric_series_dropped_total", Counter, Reg, "", "Topics that have no series of their own because of metrics.topics_max."),
+    family("weir_log_flush_seconds", Histogram, Rec, "", "How long the device takes to make a group durable."),
+    family("weir_log_flush_bytes_total", Counter, Rec, "", "Bytes made durable."),
+    family("weir_connections", Gauge, Rec, "", "Open connections."),
+    family("weir_connections_opened_total", Counter, Rec, "", "Connections accepted."),
+    family("weir_connections_closed_total", Counter, Rec, "reason", "Connections that ended, by how."),
+    family("weir_errors_total", Counter, Rec, "code, reason", "Refusals sent to clients, by the number and reason of ERRORS.md."),
+    family("weir_build_info", Gauge, Rec, "version, node", "1; its labels say what runs."),
+    family("process_resident_memory_bytes", Gauge, Reg, "", "Resident memory, mapped segments included."),
+    family("process_anonymous_memory_bytes", Gauge, Reg, "", "Resident memory that is not backed by files: what the budget bounds."),
+    family("process_cpu_seconds_total", Counter, Reg, "", "CPU time used."),
+    family("process_open_fds", Gauge, Reg, "", "Open file descriptors."),
+];
+
+pub(super) fn family_of(name: &str) -> Option<&'static Family> {
+    FAMILIES.iter().find(|family| family.name == name)
+}
+
+/// Tells the recorder the help texts of its families.
+pub(super) fn describe(recorder: &PrometheusRecorder) {
+    for family in FAMILIES.iter().filter(|family| family.side == Side::Recorder) {
+        let (name, help) = (KeyName::from(family.name), SharedString::from(family.help));
+        match family.kind {
+            Kind::Counter => recorder.describe_counter(name, None::<Unit>, help),
+            Kind::Gauge => recorder.describe_gauge(name, None::<Unit>, help),
+            Kind::Histogram => recorder.describe_histogram(name, None::<Unit>, help),
+        }
+    }
+}
+
+/// The reference page of the metrics, made from the table that renders them.
+pub fn reference() -> String {
+    let mut page = String::from(
+        "# Metrics\n\n<!-- Generated by `cargo xtask reference`; edit the table in \
+         broker/src/metrics/families.rs. -->\n\n`GET /metrics` on the admin address. \
+         `weir_flow_blocked_seconds_total` is the first to look at: its rate is the share of time \
+         that publishers had to wait, by reason.\n\n\
+         | family | kind | labels | what it says |\n|---|---|---|---|\n",
+    );
+    for family in FAMILIES {
+        let (name, kind, labels, help) =
+            (family.name, family.kind.name(), family.labels, family.help);
+        let _ = writeln!(page, "| `{name}` | {kind} | {labels} | {help} |");
+    }
+    page
+}
