@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
+use tokio::time::Instant;
 use weir_protocol::error_code::{ErrorCode, Outcome, Scope};
 use weir_protocol::frame::{
     Frame, GoAway, Grant, Published, Refusal, Refused, Revoke, StoredRange, StreamClosed,
@@ -79,8 +80,10 @@ pub(crate) struct Taken {
     pub(crate) completions: Vec<Completion>,
     /// Frames, in the order in which they must leave.
     pub(crate) frames: Vec<Frame>,
-    /// Consumers whose lane has room again, or whose registers changed: to be poked.
+    /// Consumers whose lane has room again: to be poked.
     pub(crate) pokes: Vec<StreamId>,
+    /// When the publishes were read that are acknowledged by these frames.
+    pub(crate) acknowledged: Vec<Instant>,
 }
 
 /// The outbox of one connection.
@@ -148,10 +151,11 @@ impl Outbox {
         base_sequence: Sequence,
         record_count: u32,
     ) -> PublishReply {
+        let read = Instant::now();
         let mut state = self.lock();
         state.unanswered += 1;
         state.publishers.entry(stream).or_default().unanswered += 1;
-        PublishReply::new(Arc::clone(self), stream, base_sequence, record_count)
+        PublishReply::new(Arc::clone(self), stream, (base_sequence, record_count), read)
     }
 
     /// The port of a new consumer stream, with its initial credit.
@@ -199,6 +203,12 @@ impl Outbox {
             }
             state.end_consumer(stream, refusal);
         });
+    }
+
+    /// Whether something is still owed under this stream's number.
+    pub(crate) fn has(&self, stream: StreamId) -> bool {
+        let state = self.lock();
+        state.publishers.contains_key(&stream) || state.consumers.contains_key(&stream)
     }
 
     /// Forgets a consumer that was never opened.
@@ -304,7 +314,7 @@ impl State {
         if let Some(revoke) = publisher.revoke.take() {
             taken.frames.push(Frame::Revoke(stream, revoke));
         }
-        publisher.take_answers(stream, &mut taken.frames);
+        publisher.take_answers(stream, taken);
         if std::mem::take(&mut publisher.grant_due) {
             taken.frames.push(Frame::Grant(stream, publisher.grant));
         }
@@ -320,7 +330,8 @@ impl State {
 
 impl PublisherOut {
     /// Runs of stored ranges become one PUBLISHED each; every answer carries the newest grant.
-    fn take_answers(&mut self, stream: StreamId, frames: &mut Vec<Frame>) {
+    fn take_answers(&mut self, stream: StreamId, taken: &mut Taken) {
+        let frames = &mut taken.frames;
         let mut stored: Vec<StoredRange> = Vec::new();
         let grant = self.grant;
         let flush = |stored: &mut Vec<StoredRange>, frames: &mut Vec<Frame>| {
@@ -332,8 +343,9 @@ impl PublisherOut {
         let answered = !self.answers.is_empty();
         for answer in self.answers.drain(..) {
             match answer {
-                Answer::Stored(range) => {
+                Answer::Stored(range, read) => {
                     stored.push(range);
+                    taken.acknowledged.push(read);
                     if stored.len() == STORED_PER_FRAME_MAX {
                         flush(&mut stored, frames);
                     }

@@ -6,6 +6,7 @@
 use super::outbox::Outbox;
 use std::fmt;
 use std::sync::Arc;
+use tokio::time::Instant;
 use weir_protocol::error_code::{ErrorCode, Outcome};
 use weir_protocol::frame::{Refusal, StoredRange};
 use weir_protocol::types::{Sequence, StreamId};
@@ -13,7 +14,8 @@ use weir_protocol::types::{Sequence, StreamId};
 /// An answer to a publish.
 #[derive(Debug)]
 pub(super) enum Answer {
-    Stored(StoredRange),
+    /// With the time at which its publish was read.
+    Stored(StoredRange, Instant),
     Refused(Sequence, u32, Box<Refusal>),
 }
 
@@ -35,21 +37,22 @@ pub struct PublishReply {
     stream: StreamId,
     base_sequence: Sequence,
     record_count: u32,
+    read: Instant,
 }
 
 impl PublishReply {
     pub(super) fn new(
         outbox: Arc<Outbox>,
         stream: StreamId,
-        base_sequence: Sequence,
-        record_count: u32,
+        (base_sequence, record_count): (Sequence, u32),
+        read: Instant,
     ) -> Self {
-        Self { outbox: Some(outbox), stream, base_sequence, record_count }
+        Self { outbox: Some(outbox), stream, base_sequence, record_count, read }
     }
 
     /// The batch is stored.
     pub fn stored(mut self, range: StoredRange) {
-        self.answer(Answer::Stored(range));
+        self.answer(Answer::Stored(range, self.read));
     }
 
     /// The batch is not stored, or nobody knows.

@@ -127,11 +127,13 @@ impl FlowCore {
             None => self.streams.push(stream),
         }
         self.partitions.entry(partition).or_default().streams.insert(key);
+        let mut initial = 0;
         if self.ring.is_empty() && self.bits_of(key) == 0 {
             let share = self.available() / (2 * self.open_streams);
-            self.raise(key, whole_messages(share.min(INITIAL_GRANT_COST)));
+            initial = whole_messages(share.min(INITIAL_GRANT_COST));
         }
-        signals.push((key, Signal::Grant { grant: self.grant(key), urgent: true }));
+        self.raise(key, initial);
+        self.signal_raised(now, signals);
         self.check();
         key
     }
@@ -233,6 +235,9 @@ impl FlowCore {
     }
 
     /// The client answered a revoke: it has spent `spent` and will not exceed the lower limit.
+    ///
+    /// Unasked it says that it wants nothing now. It is asked then, because a grant may be on its
+    /// way: only an answer to a question behind that grant says what the client still holds.
     pub(super) fn revoked(
         &mut self,
         key: StreamKey,
@@ -241,7 +246,15 @@ impl FlowCore {
         signals: &mut Signals,
     ) {
         let Some(stream) = self.stream(key) else { return };
-        let Some(revoking) = stream.revoking.take() else { return };
+        let Some(revoking) = stream.revoking.take() else {
+            stream.wanted = stream.spent;
+            let parked = stream.unspent() > 0;
+            self.note_starving(key, now);
+            if parked {
+                self.revoke(key, now, signals);
+            }
+            return;
+        };
         // All that it sent before its answer has arrived; a higher figure is held to the limit.
         let limit = revoking.limit.max(spent).max(stream.spent).min(stream.granted);
         let returned = stream.granted - limit;

@@ -320,6 +320,20 @@ fn a_single_slow_publisher_never_has_to_ask() {
     }
 }
 
+#[test]
+fn credit_that_a_client_gives_back_unasked_returns_once_it_was_asked() {
+    let mut world = World::new(POOL);
+    let key = world.open(0);
+    world.core.revoked(key, 0, world.now, &mut world.signals);
+    world.settle();
+    assert_eq!(world.core.outstanding, 64 << 10, "a grant may be on its way");
+    world.answer_revokes();
+    assert_eq!(world.core.outstanding, 0);
+    world.clients.get_mut(&key).unwrap().waiting.push_back(BATCH);
+    world.send(key);
+    assert_eq!(world.clients[&key].sent, BATCH);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Open(u32),
