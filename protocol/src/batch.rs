@@ -25,7 +25,9 @@ mod record;
 pub use builder::{BatchBuilder, BuiltBatch, MessageError};
 pub use record::{BodyError, HeaderIter, MessageRef, RecordIter, RecordRef};
 
-use crate::limits::{BATCH_ALIGN_BYTES, BATCH_BYTES_MAX, BATCH_HEADER_BYTES, BATCH_RECORDS_MAX};
+use crate::limits::{
+    BATCH_ALIGN_BYTES, BATCH_BYTES_MAX, BATCH_HEADER_BYTES, BATCH_RECORDS_MAX, MESSAGE_COST_MIN,
+};
 use crate::types::{Index, Offset, ProducerId, Sequence, Term};
 
 /// First bytes of every batch.
@@ -291,6 +293,14 @@ impl BatchHeader {
     /// Header, body and padding: the length on disk and within a delivery.
     pub const fn stored_len(&self) -> usize {
         self.wire_len().next_multiple_of(BATCH_ALIGN_BYTES)
+    }
+
+    /// What the batch costs of a publisher's credit: its body's bytes, and never less than
+    /// [`MESSAGE_COST_MIN`] a record. So credit bounds memory and the number of messages at once,
+    /// and both peers compute the same from the header alone.
+    pub const fn cost(&self) -> u64 {
+        let least = self.record_count as u64 * MESSAGE_COST_MIN;
+        if least > self.body_len as u64 { least } else { self.body_len as u64 }
     }
 
     /// The offset behind the last record.

@@ -288,7 +288,7 @@ pub struct Refused {
 
 /// What the receiver may send on a stream, as absolute limits since the stream's epoch began.
 ///
-/// Publishers: `limit_cost` counts cost (`max(512, bytes)` per record), `limit_messages` is
+/// Publishers: `limit_cost` counts cost ([`BatchHeader::cost`] of each batch), `limit_messages` is
 /// `u64::MAX`. Consumers: `limit_cost` counts stored bytes, `limit_messages` records.
 /// Invariant: within an epoch limits only rise, but for a revoke that was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

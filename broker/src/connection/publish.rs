@@ -15,7 +15,7 @@ use weir_protocol::batch::{BatchHeader, BatchType, RecordIter};
 use weir_protocol::codec::PublishHead;
 use weir_protocol::error_code::{ErrorCode, Scope};
 use weir_protocol::frame::{Demand, Publish, Refusal, Revoked};
-use weir_protocol::limits::{BATCH_OVERHEAD_BYTES, MESSAGE_COST_MIN};
+use weir_protocol::limits::BATCH_OVERHEAD_BYTES;
 use weir_protocol::types::StreamId;
 
 /// A stream that oversteps its credit this often within [`VIOLATIONS_WITHIN`] is ended.
@@ -58,7 +58,7 @@ impl PublisherStream {
 
     /// Whether the credit covers the memory that the publish needs while it is read.
     pub(super) fn covers(&self, head: &PublishHead) -> bool {
-        batch_cost(&head.header) <= self.told.saturating_sub(self.spent)
+        head.header.cost() <= self.told.saturating_sub(self.spent)
     }
 
     fn spend(&mut self, cost: u64, behind: u64) -> Result<Reservation, Overspend> {
@@ -89,7 +89,7 @@ impl Connection {
         let Some(publisher) = self.streams.publisher_mut(stream) else {
             return self.on_stray(stream);
         };
-        let reservation = match publisher.spend(batch_cost(&header), publish.demand) {
+        let reservation = match publisher.spend(header.cost(), publish.demand) {
             Ok(reservation) => reservation,
             Err(overspend) => {
                 self.on_overspend(stream, &header, overspend, now);
@@ -122,7 +122,7 @@ impl Connection {
         let Some(publisher) = self.streams.publisher(head.stream) else {
             return self.on_stray(head.stream);
         };
-        let cost = batch_cost(&head.header);
+        let cost = head.header.cost();
         let overspend = Overspend { cost, spent: publisher.spent, limit: publisher.told };
         self.on_overspend(head.stream, &head.header, overspend, now);
         Ok(())
@@ -223,9 +223,4 @@ fn check_header(
         return Err(reply::too_large(header.wire_len(), message_bytes_max + BATCH_OVERHEAD_BYTES));
     }
     Ok(())
-}
-
-/// What a batch costs of its stream's credit.
-fn batch_cost(header: &BatchHeader) -> u64 {
-    u64::from(header.body_len).max(u64::from(header.record_count) * MESSAGE_COST_MIN)
 }

@@ -19,7 +19,7 @@ use weir_protocol::types::Sequence;
 pub(crate) struct OpenBatch {
     builder: BatchBuilder,
     completion: Arc<Completion>,
-    /// What it will cost of the broker's credit.
+    /// The most that it will cost of the broker's credit.
     pub(crate) cost: u64,
     window_bytes: usize,
     /// When its first message came; meaningless while it is empty.
@@ -91,9 +91,9 @@ impl OpenBatch {
         let records = self.builder.record_count();
         let built = self.builder.finish();
         let batch = Batch {
+            cost: built.header.cost(),
             header: built.header,
             body: built.body,
-            cost: self.cost,
             records,
             window_bytes: self.window_bytes,
             completion: std::mem::take(&mut self.completion),

@@ -62,6 +62,21 @@ fn a_publish_shows_its_head_before_its_body() {
 }
 
 #[test]
+fn a_batch_costs_its_body_and_never_less_than_the_floor_of_its_records() {
+    let cost = |sizes: &[usize]| {
+        let values: Vec<Vec<u8>> = sizes.iter().map(|size| vec![7; *size]).collect();
+        match publish(&values) {
+            Frame::Publish(publish) => (publish.header.cost(), publish.body.len() as u64),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(cost(&[1]).0, 512);
+    assert_eq!(cost(&[1; 100]).0, 51_200);
+    let (large, body) = cost(&[100_000, 1]);
+    assert_eq!(large, body);
+}
+
+#[test]
 fn a_newer_peer_may_add_fields_and_ignorable_frames() {
     let bytes = encode_to_vec(&Frame::CloseStream(StreamId(3)));
     let mut longer = bytes.clone();
