@@ -14,6 +14,7 @@ mod core;
 mod dedup;
 pub mod limits;
 mod log_time;
+mod open;
 mod pending;
 mod pokes;
 mod refusal;
@@ -21,11 +22,14 @@ mod request;
 mod retention;
 mod state;
 mod subscription;
+mod task;
 mod view;
 mod wire;
 
+pub use open::{OpenPartitionError, PartitionOptions};
 pub use request::{PublishRequest, PublisherState, Request, SubscribeRequest, SubscribedState};
 pub use view::{PartitionView, SubscriptionView};
+pub use wire::WireError;
 
 #[cfg(test)]
 use crate::connection::outbox::ConsumerId;

@@ -84,7 +84,9 @@ pub(super) enum Event<R> {
     /// The topic's configuration changed.
     Configure(TopicConfig),
     /// What the log holds now, with the time of day.
-    Holds { sealed: Vec<Sealed>, bytes: u64, wall_ms: u64, has_space: bool },
+    Holds { sealed: Vec<Sealed>, bytes: u64, wall_ms: u64 },
+    /// Whether the next proposal surely finds room on the disk.
+    Space(bool),
     /// Time has passed.
     Tick,
     /// Nothing new is taken; answered when nothing is owed.
@@ -173,13 +175,29 @@ impl<R> Core<R> {
         self.proposing.term().is_some()
     }
 
-    /// Whether time alone may change something: ticks are worth their while.
+    /// Whether time alone may change something soon.
     pub(super) fn is_restless(&self) -> bool {
-        self.blocked_bits != 0
-            || !self.has_space
-            || self.draining
-            || self.config.max_age_ms > 0
-            || self.proposing.is_waiting()
+        self.blocked_bits != 0 || !self.has_space || self.draining || self.proposing.is_waiting()
+    }
+
+    /// Whether publishes are taken as far as the disk is concerned.
+    pub(super) fn has_space(&self) -> bool {
+        self.has_space
+    }
+
+    /// Why publishers get no more credit.
+    pub(super) fn blocked_bits(&self) -> u32 {
+        self.blocked_bits
+    }
+
+    /// Whether records grow too old.
+    pub(super) fn ages(&self) -> bool {
+        self.config.max_age_ms > 0
+    }
+
+    /// Bytes of the batch that is proposed next; 0 = none waits.
+    pub(super) fn next_bytes(&self) -> usize {
+        self.proposing.next_bytes()
     }
 
     /// When [`Core::pump`] has something to propose that waits for its time.
@@ -203,10 +221,8 @@ impl<R> Core<R> {
             Event::Replica(seen) => self.replica(&seen, out),
             Event::NotProposed { number } => self.not_proposed(number, out),
             Event::Configure(config) => self.config = config,
-            Event::Holds { sealed, bytes, wall_ms, has_space } => {
-                self.has_space = has_space;
-                self.retain(&sealed, bytes, wall_ms);
-            }
+            Event::Holds { sealed, bytes, wall_ms } => self.retain(&sealed, bytes, wall_ms),
+            Event::Space(has_space) => self.has_space = has_space,
             Event::Tick => self.expire_deadlines(now, out),
             Event::Drain(ticket) => {
                 self.draining = true;

@@ -48,10 +48,23 @@ pub const COLD_READS_MAX: usize = 8;
 /// Log time follows the wall clock at most this far beyond what the monotonic clock explains, per
 /// proposal: a clock set forward by a day must not expire everything at once.
 pub const LOG_TIME_STEP_MS: u64 = 10_000;
-/// Limits, space and deadlines are looked at this often.
+/// Limits, space and deadlines are looked at this long after something happened, and as often
+/// while something waits.
 pub const TICK: Duration = Duration::from_millis(100);
+/// The age of records is looked at this often where nothing happens.
+pub const AGE_TICK: Duration = Duration::from_secs(1);
+/// Room that must be in the log before a proposal is made without asking the disk: what may be in
+/// flight, and what is gathered next.
+pub const ROOM_BYTES_MIN: u64 = (PROPOSALS_INFLIGHT_MAX as u64 + 2) * PROPOSAL_BYTES_MAX as u64;
+/// Headers taken out of the log at once; more than one index may have.
+pub const HEADERS_PER_READ: usize = 2 * PROPOSAL_BATCHES_MAX;
+/// A replica that ended for want of space is opened again after this, and after each failure.
+pub const REOPEN_AFTER: Duration = Duration::from_millis(250);
+/// A process whose device failed ends after this: answers leave first.
+pub const FAILED_DEVICE_GRACE: Duration = Duration::from_secs(1);
 
 const _: () = assert!(PROPOSALS_INFLIGHT_MAX < INFLIGHT_MAX);
+const _: () = assert!(HEADERS_PER_READ > PROPOSAL_BATCHES_MAX + 1);
 const _: () = assert!(CONTROL_BYTES_MAX < BATCH_BYTES_MAX);
 const _: () = assert!(SETTLES_BYTES_TARGET < CONTROL_BYTES_MAX);
 const _: () = assert!(PRODUCER_ANONYMOUS_IDLE_MIN_MS < PRODUCER_IDLE_MIN_MS);

@@ -122,6 +122,11 @@ impl<R> Proposing<R> {
         !self.waiting.is_empty()
     }
 
+    /// Bytes of the batch that is proposed next.
+    pub(super) fn next_bytes(&self) -> usize {
+        self.waiting.front().map_or(0, |next| next.publish.header.stored_len())
+    }
+
     /// The log should begin at `log_start`.
     pub(super) fn trim_to(&mut self, log_start: Option<Offset>) {
         self.trim.wanted = log_start;

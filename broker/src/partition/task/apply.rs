@@ -1,0 +1,95 @@
+//! Owns: how committed batches reach the core: headers off the log, commands out of control
+//! batches, in order, each once.
+
+use super::Task;
+use crate::partition::command::{self, Command};
+use crate::partition::core::{Event, Seen};
+use crate::partition::limits::{HEADERS_PER_READ, PROPOSAL_BYTES_MAX};
+use crate::partition::wire::WireError;
+use crate::replication::control_section;
+use tokio::time::Instant;
+use weir_protocol::batch::{BatchHeader, BatchType};
+use weir_protocol::types::Index;
+use weir_storage::{Lane, ReadError};
+
+/// Indexes that surely still have their headers in memory: beyond them another thread reads.
+const HOT_INDEXES: u64 = 8;
+
+/// Why the log cannot be applied.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ApplyError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("index {index}: {reason}")]
+    Control { index: Index, reason: WireError },
+    #[error("index {0} is committed and not in the log")]
+    Missing(Index),
+}
+
+impl Task {
+    /// Applies everything committed, then tells what the replica is.
+    pub(super) async fn catch_up(&mut self, now: Instant) -> Result<(), ApplyError> {
+        let seen = self.state.borrow_and_update().clone();
+        while self.core.state().applied < seen.committed {
+            for header in self.committed_headers(seen.committed).await? {
+                let commands = match header.batch_type {
+                    BatchType::Control => self.commands_of(&header).await?,
+                    _ => Vec::new(),
+                };
+                self.tell(Event::Applied { header, commands }, now);
+            }
+        }
+        let seen = Seen {
+            leading: seen.leading(),
+            role: seen.role,
+            refused: seen.refused,
+            in_flight: self.replica.in_flight(),
+        };
+        self.role_seen(&seen.role, now);
+        self.tell(Event::Replica(seen), now);
+        self.checkpoint_at_seal();
+        Ok(())
+    }
+
+    /// Headers of the next committed indexes, whole ones only.
+    async fn committed_headers(
+        &mut self,
+        committed: Index,
+    ) -> Result<Vec<BatchHeader>, ApplyError> {
+        let from = Index(self.core.state().applied.0 + 1);
+        let mut headers = if committed.0 - from.0 < HOT_INDEXES {
+            self.log.headers(from, HEADERS_PER_READ)?
+        } else {
+            let (log, (done, wait)) = (self.log.clone(), tokio::sync::oneshot::channel());
+            let job = move || drop(done.send(log.headers(from, HEADERS_PER_READ)));
+            self.around.executor.submit(Lane::Read, Box::new(job));
+            wait.await.expect("the executor runs every job it takes")?
+        };
+        let whole = |header: &BatchHeader| header.is_last_of_index() && header.index <= committed;
+        let count = headers.iter().rposition(whole).map_or(0, |last| last + 1);
+        headers.truncate(count);
+        // A log that was trimmed begins behind `from`; a hole is damage.
+        match headers.first() {
+            Some(first) if first.index == from => Ok(headers),
+            _ => Err(ApplyError::Missing(from)),
+        }
+    }
+
+    /// The commands of a control batch, which lies in front of the others of its index.
+    async fn commands_of(&mut self, header: &BatchHeader) -> Result<Vec<Command>, ApplyError> {
+        let wanted = (header.run, header.run_number);
+        for bytes_max in [1, 2 * PROPOSAL_BYTES_MAX] {
+            let slices = self.replica.read(header.index, bytes_max).await?;
+            let found = slices.iter().find(|slice| {
+                (slice.header.run, slice.header.run_number) == wanted
+                    && slice.header.batch_type == BatchType::Control
+            });
+            if let Some(slice) = found {
+                let index = header.index;
+                let wrong = |reason| ApplyError::Control { index, reason };
+                return command::decode(control_section(slice)).map_err(wrong);
+            }
+        }
+        Err(ApplyError::Missing(header.index))
+    }
+}

@@ -1,0 +1,259 @@
+//! What a partition does for its log: checkpoints, trims, space, and life after a full disk.
+//!
+//! Owns: at most one maintenance job at a time, run beside the task.
+//! Never: decides what may go (that is `retention`'s); retries a failed flush.
+//! Invariants: a checkpoint is taken at each seal, so that the log can be trimmed by segments; the
+//! log is trimmed no further than readers were told.
+
+use super::Task;
+use crate::partition::core::Event;
+use crate::partition::limits::{
+    FAILED_DEVICE_GRACE, PROPOSAL_BYTES_MAX, REOPEN_AFTER, ROOM_BYTES_MIN,
+};
+use crate::partition::refusal::SubscribeRefusal;
+use crate::partition::retention::Sealed;
+use crate::replication::{Fence, MaintainError, OpenReplicaError, Replica, Role};
+use crate::seams::BoxFuture;
+use bytes::Bytes;
+use tokio::time::Instant;
+use weir_protocol::types::Index;
+use weir_storage::limits::{
+    CONTROL_RESERVE_BYTES, DISK_RESERVE_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_LADDER_BYTES,
+    SEGMENT_SHARE_OF_TOPIC,
+};
+
+/// What a maintenance job came to.
+pub(super) enum Maintained {
+    Checkpoint(Index, Result<(), MaintainError>),
+    Trim(Result<Index, MaintainError>),
+    Reopened(Box<Result<Replica, OpenReplicaError>>),
+}
+
+/// What is kept up.
+pub(super) struct Upkeep {
+    /// Cancelling it loses nothing: it stays here between two waits.
+    pub(super) job: Option<BoxFuture<'static, Maintained>>,
+    /// The newest checkpoint.
+    checkpoint: Index,
+    /// A checkpoint that was due while another job ran.
+    due: Option<(Index, Bytes)>,
+    /// Bytes of the log when seals were looked for last.
+    seen_bytes: u64,
+    /// The replica ended for want of space.
+    reopening: bool,
+    /// The device failed: the process ends then.
+    failed_at: Option<Instant>,
+}
+
+impl Upkeep {
+    pub(super) fn new(checkpoint: Index) -> Self {
+        Self { job: None, checkpoint, due: None, seen_bytes: 0, reopening: false, failed_at: None }
+    }
+
+    pub(super) fn is_restless(&self) -> bool {
+        self.reopening || self.failed_at.is_some()
+    }
+}
+
+impl Task {
+    /// A segment was sealed since the last checkpoint: takes one here, in the segment behind it.
+    pub(super) fn checkpoint_at_seal(&mut self) {
+        let bytes = self.log.bounds().bytes;
+        if bytes == self.upkeep.seen_bytes {
+            return;
+        }
+        let applied = self.core.state().applied;
+        let sealed = self.log.sealed_segments();
+        let Some(last) = sealed.last().filter(|last| last.last_index > self.upkeep.checkpoint)
+        else {
+            self.upkeep.seen_bytes = bytes;
+            return;
+        };
+        if last.last_index > applied {
+            return;
+        }
+        self.upkeep.seen_bytes = bytes;
+        self.upkeep.checkpoint = applied;
+        self.upkeep.due = Some((applied, Bytes::from(self.core.state().encode())));
+        self.start_checkpoint();
+    }
+
+    fn start_checkpoint(&mut self) {
+        if self.upkeep.job.is_some() {
+            return;
+        }
+        if let Some((at, state)) = self.upkeep.due.take() {
+            let replica = self.replica.clone();
+            let job =
+                async move { Maintained::Checkpoint(at, replica.checkpoint(at, state).await) };
+            self.upkeep.job = Some(Box::pin(job));
+        }
+    }
+
+    /// Tells the core what the log holds.
+    pub(super) fn hold(&mut self, now: Instant) {
+        let wall_ms = self.around.options.wall.now_ms();
+        let sealed = self.log.sealed_segments().into_iter().map(|segment| Sealed {
+            last_index: segment.last_index,
+            end_offset: segment.end_offset,
+            bytes: segment.bytes,
+            log_time_ms: segment.last_log_time_ms,
+        });
+        let (sealed, bytes) = (sealed.collect(), self.log.bounds().bytes);
+        self.tell(Event::Holds { sealed, bytes, wall_ms }, now);
+    }
+
+    /// Starts what is due: a checkpoint, a trim, or the replica's second life.
+    pub(super) fn maintain(&mut self, now: Instant) {
+        if let Some(at) = self.upkeep.failed_at.filter(|at| *at <= now) {
+            panic!("a device failed at {at:?}: what it holds is not known, the process ends");
+        }
+        self.start_checkpoint();
+        if self.upkeep.job.is_some() {
+            return;
+        }
+        if self.upkeep.reopening {
+            let (replica, options) = (self.replica.clone(), self.around.options.replica.clone());
+            self.upkeep.job = Some(Box::pin(reopen(replica, options)));
+            return;
+        }
+        if let Some(upto) = self.trim_target() {
+            let replica = self.replica.clone();
+            let job = async move { Maintained::Trim(replica.trim(upto).await) };
+            self.upkeep.job = Some(Box::pin(job));
+        }
+    }
+
+    /// The last index that a trim may reach: whole segments below the log start go, and the
+    /// checkpoint behind them may lie anywhere in the segment that stays first.
+    fn trim_target(&self) -> Option<Index> {
+        let log_start = self.core.state().log_start;
+        let sealed = self.log.sealed_segments();
+        let gone = sealed.iter().take_while(|segment| segment.end_offset <= log_start).count();
+        let last_gone = sealed.get(gone.checked_sub(1)?)?.last_index;
+        if self.upkeep.checkpoint < last_gone {
+            return None;
+        }
+        match sealed.get(gone) {
+            Some(first) => Some(Index(first.last_index.0 - 1)),
+            None => Some(self.core.state().applied),
+        }
+    }
+
+    pub(super) fn maintained(&mut self, done: Maintained, now: Instant) {
+        let key = &self.around.options.key;
+        match done {
+            Maintained::Checkpoint(at, Ok(())) => {
+                tracing::debug!(partition = ?key, %at, "checkpoint taken");
+                self.tick_at = Some(now);
+            }
+            Maintained::Checkpoint(at, Err(error)) => {
+                tracing::warn!(partition = ?key, %at, %error, "a checkpoint was not taken");
+            }
+            Maintained::Trim(Ok(at)) => {
+                tracing::debug!(partition = ?key, %at, "trimmed");
+                self.hold(now);
+            }
+            Maintained::Trim(Err(error)) => {
+                tracing::warn!(partition = ?key, %error, "the log was not trimmed");
+            }
+            Maintained::Reopened(reopened) => match *reopened {
+                Ok(replica) => {
+                    tracing::info!(partition = ?key, "the replica is open again");
+                    self.state = replica.state();
+                    self.state.mark_changed();
+                    self.log = replica.log();
+                    self.replica = replica;
+                    self.upkeep.reopening = false;
+                }
+                Err(error) => {
+                    tracing::warn!(partition = ?key, %error, "the replica could not be opened again");
+                }
+            },
+        }
+        self.start_checkpoint();
+    }
+
+    /// Reacts to the end of the replica.
+    pub(super) fn role_seen(&mut self, role: &Role, now: Instant) {
+        match role {
+            Role::Fenced(Fence::NoSpace) if !self.upkeep.reopening => {
+                tracing::warn!(partition = ?self.around.options.key, "the disk is full");
+                self.upkeep.reopening = true;
+                self.tick_at = Some(now);
+            }
+            Role::Fenced(Fence::Device(error)) if self.upkeep.failed_at.is_none() => {
+                tracing::error!(partition = ?self.around.options.key, %error, "the device failed");
+                self.upkeep.failed_at = Some(now + FAILED_DEVICE_GRACE);
+                self.tick_at = Some(now);
+            }
+            _ => {}
+        }
+    }
+
+    /// Makes sure that the next proposal finds room before it is made: a log that ran out of
+    /// space in the middle of an append would have to be opened anew.
+    pub(super) fn check_space(&mut self, now: Instant) {
+        let next = self.core.next_bytes() as u64;
+        if next == 0 && self.core.has_space() {
+            return;
+        }
+        let enough = self.log.room() >= ROOM_BYTES_MIN + next
+            || self.disk_has_room(next.max(PROPOSAL_BYTES_MAX as u64));
+        self.tell(Event::Space(enough), now);
+    }
+
+    fn disk_has_room(&self, needed: u64) -> bool {
+        let options = &self.around.options.replica;
+        let retained = options.log.retained_bytes;
+        let segment = next_segment_bytes(self.active_bytes(), retained, needed);
+        // An error here says nothing about space: the append will tell.
+        options.device.free_bytes().map_or(true, |free| free >= segment + DISK_RESERVE_BYTES)
+    }
+
+    fn active_bytes(&self) -> u64 {
+        let sealed: u64 = self.log.sealed_segments().iter().map(|segment| segment.bytes).sum();
+        self.log.bounds().bytes - sealed
+    }
+
+    /// The end: a last checkpoint makes the next start quick; then the replica, then everybody
+    /// who still waits.
+    pub(super) async fn end(mut self) {
+        if let Some(job) = self.upkeep.job.take() {
+            job.await;
+        }
+        let state = self.core.state();
+        if state.applied > self.upkeep.checkpoint && self.core.leads() {
+            let (at, bytes) = (state.applied, Bytes::from(state.encode()));
+            if let Err(error) = self.replica.checkpoint(at, bytes).await {
+                tracing::warn!(partition = ?self.around.options.key, %error, "no last checkpoint");
+            }
+        }
+        for id in self.consumers.keys().copied().collect::<Vec<_>>() {
+            self.close_port(id, &SubscribeRefusal::Draining);
+        }
+        self.around.options.flow.unblock(&self.around.options.key);
+        self.replica.shutdown().await;
+        if let Some(done) = self.stop.take() {
+            done.done(Ok(()));
+        }
+    }
+}
+
+/// Opens a replica anew that ended for want of space.
+async fn reopen(replica: Replica, options: crate::replication::ReplicaOptions) -> Maintained {
+    replica.shutdown().await;
+    tokio::time::sleep(REOPEN_AFTER).await;
+    let opened = Replica::open(options).await;
+    Maintained::Reopened(Box::new(opened.map(|(replica, _)| replica)))
+}
+
+/// What the log's next segment will take.
+fn next_segment_bytes(active: u64, retained: u64, needed: u64) -> u64 {
+    let [smallest, .., largest] = SEGMENT_LADDER_BYTES;
+    let needed = needed + SEGMENT_HEADER_BYTES + CONTROL_RESERVE_BYTES;
+    let step = SEGMENT_LADDER_BYTES.iter().find(|step| **step > active).unwrap_or(&largest);
+    let step = (*step).min(retained / SEGMENT_SHARE_OF_TOPIC).max(smallest);
+    let holds = SEGMENT_LADDER_BYTES.iter().find(|size| **size >= needed).copied();
+    step.max(holds.unwrap_or(needed.next_multiple_of(smallest)))
+}
