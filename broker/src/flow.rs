@@ -215,6 +215,11 @@ impl FlowStream {
         self.flow.call(|core, now, signals| core.revoked(self.key, spent_cost, now, signals));
     }
 
+    /// Whether the stream was ended because its client left a revoke unanswered.
+    pub fn is_over(&self) -> bool {
+        self.flow.lock().core.peek(self.key).is_none()
+    }
+
     /// Cost that the client may still spend.
     pub fn unspent(&self) -> u64 {
         self.flow.lock().core.peek(self.key).map_or(0, stream::Stream::unspent)

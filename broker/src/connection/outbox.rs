@@ -425,3 +425,6 @@ impl GrantRegister {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -91,6 +91,8 @@ impl Connection {
         };
         let reservation = match publisher.spend(header.cost(), publish.demand) {
             Ok(reservation) => reservation,
+            // Its stream was ended for its silence; what it had sent before is answered by that.
+            Err(_) if publisher.flow.is_over() => return Ok(()),
             Err(overspend) => {
                 self.on_overspend(stream, &header, overspend, now);
                 return Ok(());

@@ -55,6 +55,7 @@ pub(super) struct Identity {
 #[derive(Default)]
 pub(super) struct Streams {
     streams: BTreeMap<StreamId, StreamState>,
+    consumers: u32,
     /// Streams that are over: what was on its way to them is not an error.
     ended: BTreeSet<StreamId>,
 }
@@ -78,12 +79,13 @@ impl Streams {
 
     pub(super) fn insert(&mut self, stream: StreamId, state: StreamState) {
         self.ended.remove(&stream);
+        self.consumers += u32::from(matches!(state, StreamState::Consumer(_)));
         self.streams.insert(stream, state);
     }
 
     /// The stream is over.
     pub(super) fn end(&mut self, stream: StreamId) -> Option<StreamState> {
-        let state = self.streams.remove(&stream)?;
+        let state = self.forget(stream)?;
         if self.ended.len() >= STREAMS_PER_CONNECTION_MAX {
             self.ended.pop_first();
         }
@@ -93,7 +95,9 @@ impl Streams {
 
     /// The stream never came to be.
     pub(super) fn forget(&mut self, stream: StreamId) -> Option<StreamState> {
-        self.streams.remove(&stream)
+        let state = self.streams.remove(&stream)?;
+        self.consumers -= u32::from(matches!(state, StreamState::Consumer(_)));
+        Some(state)
     }
 
     pub(super) fn get(&mut self, stream: StreamId) -> Option<&mut StreamState> {
@@ -135,13 +139,12 @@ impl Streams {
 
     /// Open publishers and consumers.
     pub(super) fn counts(&self) -> (u32, u32) {
-        let consumers =
-            self.streams.values().filter(|state| matches!(state, StreamState::Consumer(_))).count();
-        ((self.streams.len() - consumers) as u32, consumers as u32)
+        (self.streams.len() as u32 - self.consumers, self.consumers)
     }
 
     /// Takes all streams out: the connection is over.
     pub(super) fn take(&mut self) -> BTreeMap<StreamId, StreamState> {
+        self.consumers = 0;
         std::mem::take(&mut self.streams)
     }
 }
