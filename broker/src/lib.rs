@@ -9,15 +9,24 @@
 
 #![forbid(unsafe_code)]
 
+mod admin;
+mod broker;
 pub mod budget;
+pub mod catalog;
 pub mod config;
 pub mod connection;
 pub mod flow;
+mod identity;
 mod log_limit;
 pub mod metrics;
 pub mod partition;
 pub mod replication;
 mod reply;
 pub mod seams;
-mod server;
+pub mod server;
 pub mod task;
+
+pub use broker::{Addresses, Broker, StartError};
+pub use config::Config;
+pub use identity::{Identity, IdentityError};
+pub use seams::Seams;

@@ -33,6 +33,7 @@ pub use wire::WireError;
 
 #[cfg(test)]
 use crate::connection::outbox::ConsumerId;
+use crate::connection::outbox::RequestReply;
 pub use limits::MAILBOX_REQUESTS;
 use pokes::Pokes;
 use std::fmt;
@@ -66,6 +67,15 @@ impl PartitionHandle {
             request => return self.mailbox.try_send(request).map_err(refused),
         }
         Ok(())
+    }
+
+    /// Answers everything that was accepted, makes the state durable and ends the partition.
+    pub async fn stop(&self) {
+        let (done, stopped) = RequestReply::channel();
+        if self.mailbox.send(Request::Stop { done }).await.is_ok() {
+            // An end without an answer is an end.
+            let _ = stopped.await;
+        }
     }
 
     /// Whether the partition has ended: nothing is taken any more.

@@ -4,6 +4,7 @@
 //! Invariant: monotonic time is `tokio::time::Instant::now()`, which a paused runtime controls;
 //! nothing else in the broker asks the operating system for time, randomness, files or sockets.
 
+use crate::config::{Config, StorageBackend};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use weir_storage::{Disk, Executor};
+use weir_storage::{Backend, Disk, Executor, OsDisk, ThreadExecutor};
 
 /// A boxed future, so that the seams stay object safe.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -53,6 +54,31 @@ pub struct Seams {
     pub wall: Arc<dyn WallClock>,
     /// Seed of every random choice the broker makes.
     pub seed: u64,
+}
+
+impl Seams {
+    /// The operating system's: its files below the data directory (which is created), its threads,
+    /// sockets and clock, and a seed of its own randomness.
+    pub fn os(config: &Config) -> io::Result<Self> {
+        let backend = match config.storage_backend {
+            StorageBackend::Map => Some(Backend::Map),
+            StorageBackend::Pwrite => Some(Backend::Pwrite),
+            StorageBackend::Auto => None,
+        };
+        std::fs::create_dir_all(config.data_dir())?;
+        let disk = match backend {
+            Some(backend) => OsDisk::new(backend),
+            None => OsDisk::probe(config.data_dir())?,
+        };
+        Ok(Self {
+            disk: Arc::new(disk),
+            executor: Arc::new(ThreadExecutor::start()?),
+            network: Arc::new(OsNetwork),
+            wall: Arc::new(OsWallClock),
+            // The hasher's keys come from the operating system's randomness.
+            seed: std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0),
+        })
+    }
 }
 
 /// TCP of the operating system.

@@ -1,0 +1,91 @@
+//! The admin HTTP server: metrics, health, and what the broker knows of itself.
+//!
+//! Owns: its listener, its routes, the bound on its connections.
+//! Never: waits for a partition; answers without a bound on what is listed.
+
+mod listener;
+mod problem;
+mod views;
+
+use crate::catalog::Catalog;
+use crate::connection::Services;
+use crate::flow::Flow;
+use crate::metrics::Metrics;
+use crate::seams::Network;
+use crate::server::{ListenError, Server};
+use crate::task::{self, TaskKind};
+use axum::Router;
+use axum::routing::get;
+use listener::SeamListener;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use weir_storage::Device;
+
+/// What the routes read.
+pub(crate) struct AdminView {
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) flow: Arc<Flow>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) server: Server,
+    pub(crate) device: Arc<Device>,
+    pub(crate) services: Arc<Services>,
+    pub(crate) draining: Arc<AtomicBool>,
+}
+
+/// The running server.
+pub(crate) struct AdminServer {
+    address: SocketAddr,
+    closed: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl AdminServer {
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Ends at once: what is asked now can be asked again elsewhere.
+    pub(crate) async fn stop(self) {
+        self.closed.cancel();
+        self.task.abort();
+        // An aborted task ends with an error that says no more than that.
+        let _ = self.task.await;
+    }
+}
+
+/// Listens and serves.
+pub(crate) async fn start(
+    network: &dyn Network,
+    listen: SocketAddr,
+    view: AdminView,
+) -> Result<AdminServer, ListenError> {
+    let failed = |error| ListenError::Io { address: listen, error };
+    let listener = network.listen(listen).await.map_err(failed)?;
+    let address = listener.local_address().map_err(failed)?;
+    let routes = Router::new()
+        .route("/livez", get(views::live))
+        .route("/readyz", get(views::ready))
+        .route("/metrics", get(views::metrics))
+        .route("/v1/topics", get(views::topics))
+        .route("/v1/topics/{topic}", get(views::topic))
+        .route("/v1/subscriptions", get(views::subscriptions))
+        .route("/v1/connections", get(views::connections))
+        .route("/v1/flow", get(views::flow))
+        .fallback(problem::no_route)
+        .method_not_allowed_fallback(problem::no_method)
+        .with_state(Arc::new(view));
+    let closed = CancellationToken::new();
+    let stop = closed.clone().cancelled_owned();
+    let serving = async move {
+        let listener = SeamListener::new(listener, address);
+        let served = axum::serve(listener, routes).with_graceful_shutdown(stop).await;
+        if let Err(error) = served {
+            tracing::error!(%error, "the admin server ended");
+        }
+    };
+    let task = task::spawn("admin", TaskKind::Connection, serving);
+    Ok(AdminServer { address, closed, task })
+}

@@ -1,0 +1,269 @@
+//! One broker: its rooms in the order in which they start and stop.
+//!
+//! Owns: starting, readiness, draining.
+//! Never: a decision of any room.
+//! Invariant: what was started is stopped in the opposite order, and a drain ends by its deadline.
+
+use crate::admin::{self, AdminServer, AdminView};
+use crate::budget::{Account, Budget, DoesNotFit, Part};
+use crate::catalog::{Catalog, CatalogBackend, Rooms};
+use crate::config::Config;
+use crate::connection::{BrokerIdentity, Services};
+use crate::flow::Flow;
+use crate::identity::{Identity, IdentityError};
+use crate::log_limit::LogLimit;
+use crate::metrics::{Metrics, UPKEEP_EVERY};
+use crate::replication::metadata::{
+    METADATA_REPLICA, Metadata, MetadataOptions, OpenMetadataError,
+};
+use crate::replication::{Durability, ELECTION_MS, HEARTBEAT_MS, ReplicaOptions};
+use crate::seams::Seams;
+use crate::server::{ListenError, Server, ServerOptions};
+use crate::task::{self, TaskKind};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+use weir_protocol::frame::PeerLimits;
+use weir_protocol::limits::{
+    BATCH_OVERHEAD_BYTES, FIELDS_BYTES_MAX, FRAME_HEADER_BYTES, HEARTBEAT_MS as PEER_HEARTBEAT_MS,
+    REQUESTS_PER_CONNECTION_MAX, STREAMS_PER_CONNECTION_MAX,
+};
+use weir_storage::{Device, DeviceError, LogOptions};
+
+/// Memory that connections draw from, as a share of the budget.
+const CONNECTION_SHARE: u64 = 4;
+/// Of a drain's time, this share is the connections'; the rest closes the logs.
+const DRAIN_SHARE_PERCENT: u32 = 80;
+/// The salt that sets the metadata log's uuid apart from the cluster's id.
+const METADATA_UUID_SALT: u128 = 0x6d65_7461_6461_7461;
+
+/// Where a broker listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// For clients.
+    pub native: SocketAddr,
+    /// For metrics, health and the admin API.
+    pub admin: SocketAddr,
+}
+
+/// Why a broker did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// Who this broker is.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The metadata.
+    #[error(transparent)]
+    Metadata(#[from] OpenMetadataError),
+    /// The memory budget.
+    #[error(transparent)]
+    Memory(#[from] DoesNotFit),
+    /// A listener.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+}
+
+/// A running broker.
+pub struct Broker {
+    addresses: Addresses,
+    server: Server,
+    admin: AdminServer,
+    catalog: Arc<Catalog>,
+    draining: Arc<AtomicBool>,
+    stopped: CancellationToken,
+    drain_timeout: Duration,
+}
+
+impl Broker {
+    /// Starts a broker. It serves when this returns.
+    pub async fn start(config: Config, seams: Seams) -> Result<Self, StartError> {
+        let started = Instant::now();
+        let accounts = Accounts::plan(&config)?;
+        let device = Device::open(
+            seams.disk.clone(),
+            seams.executor.clone(),
+            config.data_dir(),
+            seams.seed,
+        )?;
+        let random = fastrand::Rng::with_seed(seams.seed).u128(..);
+        let identity = Identity::open(&*seams.disk, config.data_dir(), random)?;
+        let metrics = Metrics::new(&config.name, config.metrics_topics_max);
+        let flushed = metrics.clone();
+        device.observe_flushes(Arc::new(move |took, bytes| flushed.flushed(took, bytes)));
+        let metadata = open_metadata(&config, &seams, &device, identity).await?;
+        let flow = Flow::new(config.pool_cost);
+        let catalog = Catalog::open(
+            metadata,
+            Rooms {
+                device: device.clone(),
+                flow: flow.clone(),
+                metrics: metrics.clone(),
+                wall: seams.wall.clone(),
+                data_dir: config.data_dir.clone(),
+                broker: identity.broker,
+                seed: seams.seed,
+            },
+        )
+        .await;
+        let services = accounts.services(&config, identity, flow.clone(), catalog.clone());
+        let server = start_server(&config, &seams, services.clone()).await?;
+        let draining = Arc::new(AtomicBool::new(false));
+        let view = AdminView {
+            catalog: catalog.clone(),
+            flow,
+            metrics: metrics.clone(),
+            server: server.clone(),
+            device,
+            services,
+            draining: draining.clone(),
+        };
+        let admin = admin::start(&*seams.network, config.admin, view).await?;
+        let stopped = CancellationToken::new();
+        start_upkeep(metrics, stopped.clone());
+        let addresses = Addresses { native: server.address(), admin: admin.address() };
+        tracing::info!(
+            native = %addresses.native, admin = %addresses.admin,
+            data_dir = %config.data_dir().display(), took_ms = started.elapsed().as_millis() as u64,
+            "ready"
+        );
+        let drain_timeout = config.drain_timeout;
+        Ok(Self { addresses, server, admin, catalog, draining, stopped, drain_timeout })
+    }
+
+    /// Where it listens, with real ports.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Stops in order: nobody new, what is accepted is answered, peers leave, logs are closed.
+    /// Ends within `shutdown.drain_timeout`.
+    pub async fn drain(self) {
+        let deadline = Instant::now() + self.drain_timeout;
+        self.draining.store(true, Ordering::Release);
+        let cut = self.server.drain(self.drain_timeout * DRAIN_SHARE_PERCENT / 100).await;
+        if cut > 0 {
+            tracing::warn!(cut, "connections were cut off because they did not leave in time");
+        }
+        if tokio::time::timeout_at(deadline, self.catalog.stop()).await.is_err() {
+            tracing::warn!("partitions did not stop in time; recovery will find what was flushed");
+        }
+        self.stopped.cancel();
+        self.admin.stop().await;
+        tracing::info!("drained");
+    }
+}
+
+/// Parts of the memory budget.
+struct Accounts {
+    budget: Budget,
+}
+
+impl Accounts {
+    fn plan(config: &Config) -> Result<Self, DoesNotFit> {
+        let mut parts = vec![Part { name: "publish credit", bytes: config.pool_cost }];
+        parts.extend(Services::parts(config.memory_bytes / CONNECTION_SHARE));
+        let budget = Budget::plan(config.memory_bytes, parts)?;
+        budget.log();
+        Ok(Self { budget })
+    }
+
+    fn account(&self, name: &str) -> Arc<Account> {
+        let part = self.budget.parts().iter().find(|part| part.name == name);
+        Account::new(*part.expect("the plan names every part"))
+    }
+
+    fn services(
+        &self,
+        config: &Config,
+        identity: Identity,
+        flow: Arc<Flow>,
+        catalog: Arc<Catalog>,
+    ) -> Arc<Services> {
+        Arc::new(Services {
+            backend: Arc::new(CatalogBackend(catalog)),
+            flow,
+            identity: BrokerIdentity {
+                cluster_id: identity.cluster,
+                broker_id: identity.broker,
+                broker_name: config.name.clone(),
+            },
+            limits: limits_of(config),
+            read_buffers: self.account("read buffers"),
+            request_memory: self.account("requests"),
+            stream_memory: self.account("streams"),
+            failures: LogLimit::new(),
+        })
+    }
+}
+
+fn limits_of(config: &Config) -> PeerLimits {
+    let frame_bytes =
+        FRAME_HEADER_BYTES + FIELDS_BYTES_MAX + config.message_bytes_max + BATCH_OVERHEAD_BYTES;
+    PeerLimits {
+        frame_bytes_max: frame_bytes as u32,
+        message_bytes_max: config.message_bytes_max as u32,
+        streams_max: STREAMS_PER_CONNECTION_MAX as u32,
+        requests_max: REQUESTS_PER_CONNECTION_MAX as u32,
+        heartbeat_ms: PEER_HEARTBEAT_MS,
+    }
+}
+
+async fn open_metadata(
+    config: &Config,
+    seams: &Seams,
+    device: &Arc<Device>,
+    identity: Identity,
+) -> Result<Metadata, OpenMetadataError> {
+    let folder = config.data_dir().join(Path::new("metadata"));
+    Metadata::open(MetadataOptions {
+        replica: ReplicaOptions {
+            replica: METADATA_REPLICA,
+            voters: vec![(METADATA_REPLICA, identity.broker)],
+            dir: folder,
+            device: device.clone(),
+            log: LogOptions {
+                uuid: identity.cluster ^ METADATA_UUID_SALT,
+                ..LogOptions::default()
+            },
+            durability: Durability::Fsync,
+            seed: seams.seed,
+            heartbeat_ms: HEARTBEAT_MS,
+            election_ms: ELECTION_MS,
+        },
+        cluster: identity.cluster,
+        broker: identity.broker,
+        wall: seams.wall.clone(),
+    })
+    .await
+}
+
+async fn start_server(
+    config: &Config,
+    seams: &Seams,
+    services: Arc<Services>,
+) -> Result<Server, ListenError> {
+    let options = ServerOptions {
+        listen: config.native,
+        // The configuration has decided about public addresses already.
+        insecure: true,
+        connections_max: config.connections,
+        seed: seams.seed,
+    };
+    Server::start(&*seams.network, services, options).await
+}
+
+fn start_upkeep(metrics: Arc<Metrics>, stopped: CancellationToken) {
+    let upkeep = async move {
+        while stopped.run_until_cancelled(tokio::time::sleep(UPKEEP_EVERY)).await.is_some() {
+            metrics.upkeep();
+        }
+    };
+    // Nobody waits for it: it holds nothing but the counters.
+    drop(task::spawn("metrics upkeep", TaskKind::Connection, upkeep));
+}
