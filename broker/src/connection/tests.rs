@@ -300,7 +300,8 @@ async fn a_publish_is_paid_for_checked_handed_on_and_answered_with_the_newest_gr
         assert!(request.reservation.cost() >= 1_000 && request.deadline.is_none());
         taken.push(request);
     }
-    assert_eq!(world.flow.view(0).reserved_cost, taken.iter().map(|t| t.reservation.cost()).sum());
+    let held: u64 = taken.iter().map(|request| request.reservation.cost()).sum();
+    assert_eq!(world.flow.view(0).reserved_cost, held);
     tokio::time::sleep(Duration::from_millis(3)).await;
     for request in taken {
         drop(request.reservation);
