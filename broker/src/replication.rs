@@ -26,6 +26,8 @@ mod runs;
 mod runtime;
 mod shared;
 mod state_machine;
+#[cfg(test)]
+mod tests;
 
 pub use codec::CodecError;
 pub use open::{ELECTION_MS, HEARTBEAT_MS, OpenReplicaError, OpenReport, ReplicaOptions};
@@ -45,7 +47,7 @@ use tokio::sync::watch;
 use weir_protocol::batch::{BatchHeader, seal_control};
 use weir_protocol::limits::BATCH_HEADER_BYTES;
 use weir_protocol::types::{Index, ReplicaId, Term};
-use weir_storage::{BatchSlice, LogReader, NewBatch, ReadError};
+use weir_storage::{BatchSlice, Lane, LogReader, NewBatch, Read, ReadError};
 
 /// Proposals of one replica between [`Replica::propose`] and their fate. A partition closes its
 /// mailbox well before this; the engine's channel is larger, so that a proposal never waits.
@@ -272,8 +274,10 @@ impl Replica {
         from: Index,
         max_bytes: usize,
     ) -> Result<Vec<BatchSlice>, ReadError> {
-        let read = self.shared.reader.read_from_index(from, max_bytes)?;
-        Ok(read)
+        match self.shared.reader.read_from_index(from, max_bytes)? {
+            Read::Hot(slices) => Ok(slices),
+            Read::Cold(cold) => self.shared.on_lane(Lane::Read, move || cold.run()).await,
+        }
     }
 
     /// The log to read from, up to [`ReplicaState::committed`].
@@ -286,6 +290,9 @@ impl Replica {
 pub(crate) fn control_batch(mut header: BatchHeader, mut content: Vec<u8>) -> NewBatch {
     seal_control(&mut content);
     header.control_len = content.len() as u32;
+    header.body_len = header.control_len;
+    // Of a record table and a payload that are not there.
+    header.body_crc = 0;
     NewBatch { header, body: vec![content.into()] }
 }
 

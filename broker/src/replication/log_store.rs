@@ -43,10 +43,10 @@ impl LogStore {
     /// Turns one of the engine's records into the batches of one index, stamped.
     fn batches_of(&mut self, log_id: LogId, payload: Payload) -> Vec<NewBatch> {
         let (term, index) = place_of(&log_id);
-        let log_time_ms = self.shared.reader.bounds().last.map_or(0, |last| last.log_time_ms);
+        // The engine's own batches have no clock; log time must not fall.
         let own = |batch_type| {
             let mut header = BatchHeader::empty(batch_type);
-            header.log_time_ms = log_time_ms;
+            header.log_time_ms = self.shared.reader.bounds().last.map_or(0, |l| l.log_time_ms);
             header
         };
         let mut batches = match payload {

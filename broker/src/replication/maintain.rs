@@ -96,6 +96,6 @@ impl Shared {
 
     fn write_checkpoint(self: &Arc<Self>, at: Index, checkpoint: &Checkpoint) -> io::Result<()> {
         let bytes = checkpoint.encode();
-        self.log().write_checkpoint(at, &bytes).map_err(io::Error::other)
+        self.log().write_checkpoint(at, &bytes)
     }
 }

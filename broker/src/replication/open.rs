@@ -22,10 +22,10 @@ use openraft::{Config, Raft, ServerState, SnapshotPolicy};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::sync::watch;
-use weir_protocol::batch::BatchType;
+use tokio::sync::{oneshot, watch};
+use weir_protocol::batch::{BatchHeader, BatchType};
 use weir_protocol::types::{BrokerId, Index, ReplicaId, Term};
-use weir_storage::{Device, Lane, Log, LogOptions, OpenError, Recovered};
+use weir_storage::{Device, Lane, Log, LogOptions, LogReader, OpenError, Read, Recovered};
 
 /// What a replica is opened with.
 #[derive(Clone)]
@@ -55,6 +55,9 @@ pub struct ReplicaOptions {
 pub const HEARTBEAT_MS: u64 = 200;
 /// The shortest silence after which a follower calls an election.
 pub const ELECTION_MS: u64 = 600;
+
+/// Headers that are read at once.
+const HEADERS_READ: usize = 1_024;
 
 /// What was found in the log.
 #[derive(Debug)]
@@ -127,23 +130,23 @@ struct Found {
 
 /// Opens the log on the executor: recovery reads from the device.
 async fn recover(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
-    let (done, wait) = tokio::sync::oneshot::channel();
-    let task = options.clone();
-    options.device.executor().submit(
-        Lane::Checkpoint,
-        Box::new(move || {
-            let _ = done.send(recover_here(&task));
-        }),
-    );
-    let ended = |_| OpenReplicaError::Engine("the executor has ended".into());
-    wait.await.map_err(ended)?
+    let (done, wait) = oneshot::channel();
+    let here = options.clone();
+    let job = move || drop(done.send(recover_here(&here)));
+    options.device.executor().submit(Lane::Checkpoint, Box::new(job));
+    wait.await.expect("the executor runs every job it takes")
 }
 
 fn recover_here(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
     let unreadable = |what| move |reason| OpenReplicaError::Codec { what, reason };
     let (log, recovered) = Log::open(options.device.clone(), &options.dir, options.log.clone())?;
-    let hard = HardState::decode(&log.meta()).map_err(unreadable("hard state"))?;
-    let checkpoint = match log.latest_checkpoint(log.reader().bounds().last_index) {
+    let hard = HardState::decode(log.meta()).map_err(unreadable("hard state"))?;
+    let last = log.reader().bounds().last_index;
+    let newest = log.latest_checkpoint(last).map_err(|error| OpenReplicaError::Read {
+        index: last,
+        reason: format!("the checkpoint: {error}"),
+    })?;
+    let checkpoint = match newest {
         Some((at, bytes)) => {
             let taken =
                 Checkpoint::decode(&Bytes::from(bytes)).map_err(unreadable("checkpoint"))?;
@@ -186,24 +189,44 @@ fn map_of(
     if let Some((_, taken)) = checkpoint {
         map.set_membership(taken.membership.clone());
     }
-    let first = bounds.first_index.max(Index(map.last().0 + 1));
-    for index in first.0..=bounds.last_index.0 {
-        let index = Index(index);
-        let missing = || OpenReplicaError::Read { index, reason: "no batch has it".into() };
-        let header = reader.header_at(index).ok_or_else(missing)?;
-        map.extend(index, header.term);
-        if header.batch_type == BatchType::Config {
-            let read = |reason: String| OpenReplicaError::Read { index, reason };
-            let slices =
-                reader.read_from_index(index, 1).map_err(|error| read(error.to_string()))?;
-            let slice = slices.first().ok_or_else(missing)?;
-            let membership = codec::decode_membership(control_section(slice))
-                .map_err(|reason| OpenReplicaError::Codec { what: "membership", reason })?;
-            let log_id = engine::log_id(header.term.0, index);
-            map.set_membership(StoredMembership::new(log_id, membership));
+    let mut next = bounds.first_index.max(Index(map.last().0 + 1));
+    while next <= bounds.last_index {
+        let read = |reason: String| OpenReplicaError::Read { index: next, reason };
+        let headers =
+            reader.headers(next, HEADERS_READ).map_err(|error| read(error.to_string()))?;
+        let last = headers.last().ok_or_else(|| read("no batch has it".into()))?.index;
+        for header in &headers {
+            map.extend(header.index, header.term);
+            if header.batch_type == BatchType::Config {
+                map.set_membership(membership_at(&reader, header)?);
+            }
         }
+        // An index that was read to its middle is read again; that changes nothing.
+        next = if headers.len() < HEADERS_READ {
+            Index(last.0 + 1)
+        } else {
+            last.max(Index(next.0 + 1))
+        };
     }
     Ok(map)
+}
+
+fn membership_at(
+    reader: &LogReader,
+    header: &BatchHeader,
+) -> Result<StoredMembership, OpenReplicaError> {
+    let index = header.index;
+    let read = |reason: String| OpenReplicaError::Read { index, reason };
+    let found = match reader.read_from_index(index, 1) {
+        Ok(Read::Hot(slices)) => Ok(slices),
+        Ok(Read::Cold(cold)) => cold.run(),
+        Err(error) => Err(error),
+    };
+    let slices = found.map_err(|error| read(error.to_string()))?;
+    let slice = slices.first().ok_or_else(|| read("no batch has it".into()))?;
+    let membership = codec::decode_membership(control_section(slice))
+        .map_err(|reason| OpenReplicaError::Codec { what: "membership", reason })?;
+    Ok(StoredMembership::new(engine::log_id(header.term.0, index), membership))
 }
 
 /// Builds the engine and starts its tasks; they inherit the seed of the scope around this.

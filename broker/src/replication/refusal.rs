@@ -28,19 +28,19 @@ impl Flight {
     /// Counts one more proposal, unless `max` are in flight already.
     pub(super) fn admit(
         self: &Arc<Self>,
-        first: Refused,
+        place: Refused,
         max: usize,
     ) -> Option<RefusalGuard<ClientWriteResult<Types>>> {
         let admitted = self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
             (count < max).then_some(count + 1)
         });
         admitted.ok()?;
-        Some(RefusalGuard {
+        Some(RefusalGuard(Box::new(Held {
             flight: self.clone(),
-            first,
+            place,
             pending: true,
             outcome_of: outcome_of_write,
-        })
+        })))
     }
 
     /// Proposals that were neither applied nor refused yet.
@@ -61,11 +61,14 @@ impl Flight {
 /// Waits with one proposal for its fate.
 ///
 /// The engine asks for a responder of any result type; `outcome_of` is set where the type is
-/// known, so that the guard can stay generic.
-pub(super) struct RefusalGuard<T> {
+/// known, so that the guard can stay generic. Boxed, because the engine keeps a ring of thousands
+/// of responders for every group.
+pub(super) struct RefusalGuard<T>(Box<Held<T>>);
+
+struct Held<T> {
     flight: Arc<Flight>,
     /// The refusal to report, should it come to that.
-    first: Refused,
+    place: Refused,
     pending: bool,
     outcome_of: fn(&T) -> Option<StoredOutcome>,
 }
@@ -83,19 +86,19 @@ fn outcome_of_write(result: &ClientWriteResult<Types>) -> Option<StoredOutcome> 
 impl<T> RefusalGuard<T> {
     /// Counts the proposal out, then reports: who sees the report finds the count right.
     fn land(&mut self, refused: Option<StoredOutcome>) {
-        if !std::mem::take(&mut self.pending) {
+        if !std::mem::take(&mut self.0.pending) {
             return;
         }
-        self.flight.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.0.flight.in_flight.fetch_sub(1, Ordering::AcqRel);
         if let Some(outcome) = refused {
-            self.flight.refuse(Refused { outcome, ..self.first });
+            self.0.flight.refuse(Refused { outcome, ..self.0.place });
         }
     }
 }
 
 impl<T: OptionalSend + 'static> Responder<Types, T> for RefusalGuard<T> {
     fn on_complete(mut self, result: T) {
-        self.land((self.outcome_of)(&result));
+        self.land((self.0.outcome_of)(&result));
     }
 }
 

@@ -1,11 +1,14 @@
 //! Owns: the runtime under the engine: tokio, but for waits too short for its timer.
-//! Never: changes what the engine computes; only when a task goes on.
+//! Never: changes what the engine computes; only when a task goes on. Survives a panic of the
+//! engine: it ends the process.
 //! Why: after each flush the engine pauses for one microsecond to gather completions. Tokio's
 //! timer counts whole milliseconds, so two completions close together would hold every answer
 //! back for one to two milliseconds. Such a wait becomes a yield.
 
+use futures_util::FutureExt;
 use openraft_rt::{AsyncRuntime, Instant, OptionalSend};
 use openraft_rt_tokio::{TokioInstant, TokioRuntime};
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -63,7 +66,15 @@ impl AsyncRuntime for PromptRuntime {
         T: Future + OptionalSend + 'static,
         T::Output: OptionalSend + 'static,
     {
-        TokioRuntime::spawn(future)
+        // The engine's state can no longer be trusted once one of its tasks has panicked, and
+        // recovery from the log can.
+        TokioRuntime::spawn(async move {
+            let outcome = AssertUnwindSafe(future).catch_unwind().await;
+            outcome.unwrap_or_else(|_| {
+                tracing::error!("a task of the consensus engine panicked");
+                std::process::abort()
+            })
+        })
     }
 
     fn sleep(duration: Duration) -> Nap {

@@ -15,7 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::{oneshot, watch};
 use weir_protocol::types::{Index, ReplicaId, Term};
-use weir_storage::{AppendError, Device, FlushError, Lane, Log, LogReader, NewBatch, ReadError};
+use weir_storage::{
+    AppendError, Device, FlushError, Lane, Log, LogReader, NewBatch, ReadError, is_out_of_space,
+};
 
 pub(super) struct Shared {
     pub replica: ReplicaId,
@@ -178,14 +180,19 @@ impl Shared {
         &self,
         job: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
+        self.on_lane(Lane::Checkpoint, job).await
+    }
+
+    /// Runs `job` on this lane.
+    pub(super) async fn on_lane<T: Send + 'static>(
+        &self,
+        lane: Lane,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
         let (done, wait) = oneshot::channel();
-        self.device.executor().submit(
-            Lane::Checkpoint,
-            Box::new(move || {
-                let _ = done.send(job());
-            }),
-        );
-        wait.await.unwrap_or_else(|_| Err(io::Error::other("the executor has ended")))
+        let job = move || drop(done.send(job()));
+        self.device.executor().submit(lane, Box::new(job));
+        wait.await.expect("the executor runs every job it takes")
     }
 
     /// Makes the hard state durable as it is now.
@@ -194,29 +201,27 @@ impl Shared {
         self.on_executor(move || {
             let bytes = shared.hard().encode();
             let stored = shared.log().store_meta(&bytes);
-            stored.map_err(|error| shared.fenced_by(Fence::Device(error.to_string())))
+            stored.map_err(|error| shared.fenced_by(fence_of_io(&error)))
         })
         .await
     }
 
     /// Cuts the log behind `last`.
     pub(super) fn truncate_after(&self, last: Index) -> io::Result<()> {
-        self.log()
-            .truncate_after(last)
-            .map_err(|error| self.fenced_by(Fence::Device(error.to_string())))?;
+        self.log().truncate_after(last).map_err(|error| self.fenced_by(fence_of_io(&error)))?;
         self.map().truncate_after(last);
         Ok(())
     }
 
     /// Gives up whole segments up to and including `upto`.
     pub(super) fn trim(&self, upto: Index) -> io::Result<()> {
-        self.log().trim(upto).map_err(|error| self.fenced_by(Fence::Device(error.to_string())))?;
+        self.log().trim(upto).map_err(|error| self.fenced_by(fence_of_io(&error)))?;
         Ok(())
     }
 
     /// The checkpoint at or below `upto`, newest first.
     pub(super) fn checkpoint_at(&self, upto: Index) -> io::Result<Option<(Index, Checkpoint)>> {
-        let Some((index, bytes)) = self.log().latest_checkpoint(upto) else { return Ok(None) };
+        let Some((index, bytes)) = self.log().latest_checkpoint(upto)? else { return Ok(None) };
         let checkpoint = Checkpoint::decode(&Bytes::from(bytes)).map_err(io::Error::other)?;
         Ok(Some((index, checkpoint)))
     }
@@ -243,13 +248,15 @@ impl Shared {
 fn fence_of_append(error: &AppendError) -> Fence {
     match error {
         AppendError::NoSpace => Fence::NoSpace,
-        other => Fence::Device(other.to_string()),
+        AppendError::Fenced(error) => fence_of_flush(error),
     }
 }
 
 fn fence_of_flush(error: &FlushError) -> Fence {
-    match error.0 {
-        io::ErrorKind::StorageFull => Fence::NoSpace,
-        _ => Fence::Device(error.to_string()),
-    }
+    if error.out_of_space { Fence::NoSpace } else { Fence::Device(error.text.clone()) }
+}
+
+/// Of the calls that the log answers with the operating system's own error.
+fn fence_of_io(error: &io::Error) -> Fence {
+    if is_out_of_space(error) { Fence::NoSpace } else { Fence::Device(error.to_string()) }
 }

@@ -1,3 +1,4 @@
+mod faults;
 mod rig;
 
 use super::engine::{self, EngineEntry, Runtime, Vote};
@@ -18,7 +19,6 @@ type Test = tokio::runtime::Runtime;
 fn run<F: Future<Output = ()> + Send + 'static>(test: F) {
     let runtime: Test =
         tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
-    #[expect(clippy::disallowed_methods, reason = "a test is no task of the broker")]
     let test = runtime.spawn(test);
     runtime.block_on(test).unwrap();
     runtime.shutdown_timeout(std::time::Duration::from_millis(1));
@@ -164,14 +164,14 @@ fn a_full_flight_is_refused_and_empties() {
     run(async {
         let rig = Rig::new();
         let (replica, term) = rig.leader().await;
-        rig.hold_flushes();
+        rig.faults.hold();
         for number in 0..INFLIGHT_MAX as u32 {
             replica.propose(proposal(term, 0, number..number + 1)).unwrap();
         }
         let one_more = INFLIGHT_MAX as u32;
         let refused = replica.propose(proposal(term, 0, one_more..one_more + 1));
         assert_eq!(refused, Err(ProposeError::Full));
-        rig.release_flushes();
+        rig.faults.release();
         committed(&replica, 2 + u64::from(one_more)).await;
         replica.propose(proposal(term, 0, one_more..one_more + 1)).unwrap();
         let state = committed(&replica, 3 + u64::from(one_more)).await;
@@ -186,11 +186,11 @@ fn nothing_is_committed_before_it_is_flushed() {
     run(async {
         let rig = Rig::new();
         let (replica, term) = rig.leader().await;
-        rig.hold_flushes();
+        rig.faults.hold();
         replica.propose(proposal(term, 0, 0..1)).unwrap();
         tokio::time::sleep(A_WHILE).await;
         assert_eq!(replica.state().borrow().committed, Index(2));
-        rig.release_flushes();
+        rig.faults.release();
         committed(&replica, 3).await;
     });
 }
@@ -202,11 +202,11 @@ fn in_memory_durability_commits_before_the_flush_and_flushes_all_the_same() {
         let (replica, _) = Replica::open(rig.options(Durability::Memory)).await.unwrap();
         let term = until(&replica, |s| s.leading().is_some()).await.leading().unwrap();
         replica.shared.flushed().await.unwrap();
-        rig.hold_flushes();
+        rig.faults.hold();
         replica.propose(proposal(term, 0, 0..1)).unwrap();
         committed(&replica, 3).await;
         assert!(replica.log().bounds().flushed_index < Index(3));
-        rig.release_flushes();
+        rig.faults.release();
         replica.shared.flushed().await.unwrap();
         assert_eq!(replica.log().bounds().flushed_index, Index(3));
     });
@@ -220,14 +220,14 @@ fn in_memory_durability_still_waits_for_its_votes() {
         let mut store = LogStore::new(replica.shared.clone());
         until(&replica, |s| s.leading().is_some()).await;
         replica.shared.flushed().await.unwrap();
-        rig.hold_flushes();
+        rig.faults.hold();
         let (record, signal) = noop(9, 9);
         store.append([record], IOFlushed::signal(signal.0)).await.unwrap();
         signal.1.await.unwrap().unwrap();
         let vote = Vote::new(10, ReplicaId(1));
         let mut save = Box::pin(store.save_vote(&vote));
         assert!(tokio::time::timeout(A_WHILE, &mut save).await.is_err());
-        rig.release_flushes();
+        rig.faults.release();
         save.await.unwrap();
     });
 }
@@ -240,7 +240,7 @@ fn a_vote_is_saved_only_after_every_earlier_append_is_durable() {
         let mut store = LogStore::new(replica.shared.clone());
         let mut reader = store.get_log_reader().await;
         let before = reader.read_vote().await.unwrap();
-        rig.hold_flushes();
+        rig.faults.hold();
         let (record, signal) = noop(9, 3);
         store.append([record], IOFlushed::signal(signal.0)).await.unwrap();
         let vote = Vote::new(10, ReplicaId(1));
@@ -250,7 +250,7 @@ fn a_vote_is_saved_only_after_every_earlier_append_is_durable() {
             "the append is not durable"
         );
         assert_eq!(reader.read_vote().await.unwrap(), before);
-        rig.release_flushes();
+        rig.faults.release();
         save.await.unwrap();
         signal.1.await.unwrap().unwrap();
         assert_eq!(reader.read_vote().await.unwrap(), Some(vote));
@@ -263,14 +263,14 @@ fn appends_complete_in_their_order() {
         let rig = Rig::new();
         let (replica, _) = rig.leader().await;
         let mut store = LogStore::new(replica.shared.clone());
-        rig.hold_flushes();
+        rig.faults.hold();
         let mut signals = Vec::new();
         for index in 3..20 {
             let (record, (done, wait)) = noop(9, index);
             store.append([record], IOFlushed::signal(done)).await.unwrap();
             signals.push(wait);
         }
-        rig.release_flushes();
+        rig.faults.release();
         signals.pop().unwrap().await.unwrap().unwrap();
         for mut signal in signals {
             assert!(signal.try_recv().is_ok(), "an earlier append completes earlier");
@@ -284,12 +284,12 @@ fn the_committed_hint_is_never_beyond_the_durable_log() {
         let rig = Rig::new();
         let (replica, _) = rig.leader().await;
         let mut store = LogStore::new(replica.shared.clone());
-        rig.hold_flushes();
+        rig.faults.hold();
         let (record, signal) = noop(9, 3);
         store.append([record], IOFlushed::signal(signal.0)).await.unwrap();
         store.save_committed(engine::log_id(9, Index(3))).await.unwrap();
         assert_eq!(store.read_committed().await.unwrap(), engine::log_id(1, Index(2)));
-        rig.release_flushes();
+        rig.faults.release();
         signal.1.await.unwrap().unwrap();
         assert_eq!(store.read_committed().await.unwrap(), engine::log_id(9, Index(3)));
     });
@@ -302,13 +302,13 @@ fn a_checkpoint_waits_for_the_log_it_stands_behind() {
         let (replica, _) = Replica::open(rig.options(Durability::Memory)).await.unwrap();
         let term = until(&replica, |s| s.leading().is_some()).await.leading().unwrap();
         replica.shared.flushed().await.unwrap();
-        rig.hold_flushes();
+        rig.faults.hold();
         replica.propose(proposal(term, 0, 0..1)).unwrap();
         committed(&replica, 3).await;
         let state = bytes::Bytes::from_static(b"three");
         let mut checkpoint = Box::pin(replica.checkpoint(Index(3), state.clone()));
         assert!(tokio::time::timeout(A_WHILE, &mut checkpoint).await.is_err());
-        rig.release_flushes();
+        rig.faults.release();
         checkpoint.await.unwrap();
         let beyond = replica.checkpoint(Index(4), state).await;
         let expected = MaintainError::NotCommitted { at: Index(4), committed: Index(3) };
@@ -345,16 +345,19 @@ fn a_restart_begins_behind_the_checkpoint_also_after_a_trim() {
 fn a_new_leader_is_ready_only_once_its_own_batch_is_applied() {
     run(async {
         let rig = Rig::new();
+        rig.leader().await.0.shutdown().await;
+        let before = rig.faults.flushes();
         let (replica, _) = rig.leader().await;
+        let until_ready = rig.faults.flushes() - before;
         replica.shutdown().await;
-        rig.hold_flushes();
+        rig.faults.hold_behind(until_ready - 1);
         let (replica, _) = rig.open().await;
         let leads = |state: &ReplicaState| matches!(state.role, Role::Leader(_));
         let state = until(&replica, leads).await;
         assert_eq!(state.leading(), None, "its NOOP is not flushed yet");
-        rig.release_flushes();
+        rig.faults.release();
         let state = until(&replica, |state| state.leading().is_some()).await;
-        assert_eq!(state.committed_term, Term(2));
+        assert_eq!(state.committed_term, Term(3));
     });
 }
 
@@ -364,8 +367,8 @@ fn a_failed_flush_fences_for_good() {
         run(async move {
             let rig = Rig::new();
             let (replica, term) = rig.leader().await;
-            rig.fail_flushes(kind);
-            let flushes = rig.flushes();
+            rig.faults.fail(kind);
+            let flushes = rig.faults.flushes();
             replica.propose(proposal(term, 0, 0..1)).unwrap();
             let state = until(&replica, |state| matches!(state.role, Role::Fenced(_))).await;
             let Role::Fenced(fence) = &state.role else { unreachable!() };
@@ -379,7 +382,7 @@ fn a_failed_flush_fences_for_good() {
             let state = until(&replica, |state| state.refused.is_some()).await;
             assert_eq!(state.refused.map(|r| r.outcome), Some(StoredOutcome::Unknown));
             tokio::time::sleep(A_WHILE).await;
-            assert_eq!(rig.flushes(), flushes + 1, "a failed flush is never tried again");
+            assert_eq!(rig.faults.flushes(), flushes + 1, "a failed flush is never tried again");
             let checkpoint = replica.checkpoint(Index(2), bytes::Bytes::new()).await;
             assert!(matches!(checkpoint, Err(MaintainError::Fenced(_))), "{checkpoint:?}");
         });

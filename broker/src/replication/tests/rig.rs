@@ -1,40 +1,40 @@
 //! A replica on a device whose flushes can be held back or made to fail.
 
 use super::super::*;
-use std::path::Path;
+use super::faults::{Faults, FaultyDisk};
 use std::time::Duration;
 use weir_protocol::batch::BatchType;
 use weir_protocol::types::BrokerId;
-use weir_storage::{Device, Faults, LogOptions, ThreadExecutor};
+use weir_storage::{Backend, Device, LogOptions, OsDisk, ThreadExecutor};
 
 /// Nothing a test waits for takes this long, unless it never comes.
 const NEVER: Duration = Duration::from_secs(20);
 /// Long enough for a thing that must not happen to happen.
 pub(super) const A_WHILE: Duration = Duration::from_millis(60);
 
-/// One data directory and its faults.
+/// One device and its faults.
 pub(super) struct Rig {
     pub faults: Arc<Faults>,
+    device: Arc<Device>,
     dir: tempfile::TempDir,
 }
 
 impl Rig {
     pub(super) fn new() -> Self {
-        Self { faults: Arc::default(), dir: tempfile::tempdir().unwrap() }
-    }
-
-    pub(super) fn dir(&self) -> &Path {
-        self.dir.path()
+        let (dir, faults) = (tempfile::tempdir().unwrap(), Arc::new(Faults::default()));
+        let disk = FaultyDisk { disk: OsDisk::new(Backend::Map), faults: faults.clone() };
+        let executor = Arc::new(ThreadExecutor::start().unwrap());
+        let device = Device::open(Arc::new(disk), executor, dir.path(), 1).unwrap();
+        Self { faults, device, dir }
     }
 
     pub(super) fn options(&self, durability: Durability) -> ReplicaOptions {
-        let device = Device { executor: Arc::new(ThreadExecutor), faults: self.faults.clone() };
         ReplicaOptions {
             replica: ReplicaId(1),
             voters: vec![(ReplicaId(1), BrokerId(1))],
-            dir: self.dir().to_owned(),
-            device: Arc::new(device),
-            log: LogOptions {},
+            dir: self.dir.path().join("log"),
+            device: self.device.clone(),
+            log: LogOptions { uuid: 7, ..LogOptions::default() },
             durability,
             seed: 1,
             heartbeat_ms: HEARTBEAT_MS,
@@ -51,23 +51,6 @@ impl Rig {
         let (replica, _) = self.open().await;
         let term = until(&replica, |state| state.leading().is_some()).await.leading().unwrap();
         (replica, term)
-    }
-
-    pub(super) fn hold_flushes(&self) {
-        *self.faults.hold.lock().unwrap() = true;
-    }
-
-    pub(super) fn release_flushes(&self) {
-        *self.faults.hold.lock().unwrap() = false;
-        self.faults.cv.notify_all();
-    }
-
-    pub(super) fn fail_flushes(&self, kind: std::io::ErrorKind) {
-        *self.faults.fail.lock().unwrap() = Some(kind);
-    }
-
-    pub(super) fn flushes(&self) -> usize {
-        self.faults.flushes.load(std::sync::atomic::Ordering::SeqCst)
     }
 }
 
@@ -91,7 +74,8 @@ pub(super) fn batch(run: u32, number: u32) -> NewBatch {
     header.record_count = 1;
     (header.run, header.run_number) = (run, number);
     let body = bytes::Bytes::from_static(b"no record table");
-    header.body_crc = 0;
+    header.body_len = body.len() as u32;
+    header.body_crc = crc32fast::hash(&body);
     NewBatch { header, body: vec![body] }
 }
 
