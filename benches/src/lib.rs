@@ -1,1 +1,13 @@
-//! placeholder
+//! Weir's load harness: what the machine can do, and what Weir makes of it.
+//!
+//! Owns: the load generator, the floors, the audit, the figures and their form.
+//! Never: a figure without the command that measured it; a closed loop that calls itself open.
+
+#![forbid(unsafe_code)]
+
+pub mod audit;
+pub mod clock;
+pub mod floor;
+pub mod measure;
+pub mod net_floor;
+pub mod schedule;

@@ -72,7 +72,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         "a count",
         "Topics that have series of their own; the others are only in the totals.",
     ),
-    setting("log.level", "info", "a level or a filter", "For example weir_broker=debug,info."),
+    setting(
+        "log.level",
+        "info,openraft=warn",
+        "a level or a filter",
+        "For example weir_broker=debug,info,openraft=warn.",
+    ),
     setting("log.format", "auto", "auto, json or text", "auto is json unless on a terminal."),
 ];
 

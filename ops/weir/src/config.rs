@@ -33,7 +33,7 @@ fn show(config: &Config, output: Output) -> Result<(), Failure> {
     match output {
         Output::Json => {
             let rows = settings.iter().map(|setting| {
-                json!({ "key": setting.key, "value": setting.value, "origin": setting.origin })
+                json!({ "key": setting.key, "value": setting.value, "origin": setting.origin.to_string() })
             });
             print_json(&rows.collect::<Vec<_>>())?;
         }

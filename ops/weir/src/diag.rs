@@ -38,7 +38,10 @@ fn fsync(dir: &Path, count: u32, output: Output) -> Result<(), Failure> {
         print_json(&json!({ "flushes": count, "microseconds": fields }))?;
         return Ok(());
     }
-    print_table(["flush", "time"], rows.map(|(name, value)| [name.to_owned(), format!("{value:.1?}")]))?;
+    print_table(
+        ["flush", "time"],
+        rows.map(|(name, value)| [name.to_owned(), format!("{value:.1?}")]),
+    )?;
     println!("\n{count} flushes of 4 KiB over blocks already written, in {}", dir.display());
     println!("an acknowledged publish takes at least one of these");
     Ok(())

@@ -107,7 +107,11 @@ impl Work {
         Ok(())
     }
 
-    async fn publish_input(&mut self, arguments: &PubArguments, path: &Path) -> Result<(), Failure> {
+    async fn publish_input(
+        &mut self,
+        arguments: &PubArguments,
+        path: &Path,
+    ) -> Result<(), Failure> {
         let named = |source: io::Error| Failure::NotDone(format!("{}: {source}", path.display()));
         let input: Box<dyn BufRead> = if path == Path::new("-") {
             Box::new(BufReader::with_capacity(READ_BUFFER_BYTES, io::stdin()))

@@ -32,10 +32,11 @@ pub(crate) fn load_config(arguments: &ServeArguments) -> Result<Config, Failure>
 async fn serve(config: Config) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let seams = Seams::os(&config);
+    let seams = Seams::os(&config).map_err(|e| {
+        Failure::NotDone(format!("the data directory {}: {e}", config.data_dir().display()))
+    })?;
     let data_dir = config.data_dir().display().to_string();
-    let broker =
-        Broker::start(config, seams).await.map_err(|e| Failure::NotDone(e.to_string()))?;
+    let broker = Broker::start(config, seams).await.map_err(|e| Failure::NotDone(e.to_string()))?;
     let addresses = broker.addresses();
     {
         let mut out = std::io::stdout().lock();
@@ -54,7 +55,8 @@ async fn serve(config: Config) -> Result<(), Failure> {
 }
 
 fn start_logs(config: &Config) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(config.log_level()).map_err(|e| Failure::Usage(e.to_string()))?;
+    let filter =
+        EnvFilter::try_new(config.log_level()).map_err(|e| Failure::Usage(e.to_string()))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let json = match config.log_format() {
         LogFormat::Json => true,

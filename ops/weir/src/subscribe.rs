@@ -143,7 +143,8 @@ impl Printer {
 /// Text that is not UTF-8 is shown with replacement characters, and flagged.
 fn json_object(topic: &str, partition: u32, record: &Record<'_>) -> Value {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let headers = record.headers().map(|(name, content)| (text(name), Value::String(text(content))));
+    let headers =
+        record.headers().map(|(name, content)| (text(name), Value::String(text(content))));
     json!({
         "topic": topic,
         "partition": partition,

@@ -6,7 +6,6 @@
 use std::time::{Duration, SystemTime};
 use weir_broker::config::{parse_bytes as parse_size, parse_duration as parse_span};
 use weir_client::{Durability, Name, Overflow, Start};
-use weir_protocol::types::Offset;
 
 pub(crate) fn parse_name(text: &str) -> Result<Name, String> {
     Name::new(text).map_err(|e| e.to_string())
@@ -57,7 +56,7 @@ fn parse_start_at(text: &str, now: SystemTime) -> Result<Start, String> {
         _ => {}
     }
     if let Ok(offset) = text.parse::<u64>() {
-        return Ok(Start::Offset(Offset(offset)));
+        return Ok(Start::Offset(offset));
     }
     if let Some(ms) = text.strip_prefix('@').and_then(|ms| ms.parse().ok()) {
         return Ok(Start::Time(ms));
@@ -93,7 +92,7 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(3_600);
         let read = |text| parse_start_at(text, now);
         assert_eq!(read("earliest"), Ok(Start::Earliest));
-        assert_eq!(read("42"), Ok(Start::Offset(Offset(42))));
+        assert_eq!(read("42"), Ok(Start::Offset(42)));
         assert_eq!(read("@7"), Ok(Start::Time(7)));
         assert_eq!(read("-15m"), Ok(Start::Time(2_700_000)));
         assert_eq!(read("1970-01-01T00:00:01Z"), Ok(Start::Time(1_000)));

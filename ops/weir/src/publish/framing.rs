@@ -103,8 +103,7 @@ impl<R: BufRead> Messages<R> {
     /// Reads up to `bytes`; fewer only at the end of the input.
     fn read_exactly(&mut self, bytes: u32, into: &mut Vec<u8>) -> Result<(), FramingError> {
         let read = (&mut self.input).take(u64::from(bytes)).read_to_end(into);
-        read.map(|_| ())
-            .map_err(|source| FramingError::Read { number: self.number + 1, source })
+        read.map(|_| ()).map_err(|source| FramingError::Read { number: self.number + 1, source })
     }
 
     fn read_up_to_limit(&mut self) -> Result<Vec<u8>, FramingError> {
