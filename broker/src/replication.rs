@@ -47,7 +47,7 @@ use tokio::sync::watch;
 use weir_protocol::batch::{BatchHeader, seal_control};
 use weir_protocol::limits::BATCH_HEADER_BYTES;
 use weir_protocol::types::{Index, ReplicaId, Term};
-use weir_storage::{BatchSlice, Lane, LogReader, NewBatch, Read, ReadError};
+use weir_storage::{BatchSlice, LogReader, NewBatch, ReadError};
 
 /// Proposals of one replica between [`Replica::propose`] and their fate. A partition closes its
 /// mailbox well before this; the engine's channel is larger, so that a proposal never waits.
@@ -274,10 +274,7 @@ impl Replica {
         from: Index,
         max_bytes: usize,
     ) -> Result<Vec<BatchSlice>, ReadError> {
-        match self.shared.reader.read_from_index(from, max_bytes)? {
-            Read::Hot(slices) => Ok(slices),
-            Read::Cold(cold) => self.shared.on_lane(Lane::Read, move || cold.run()).await,
-        }
+        self.shared.read(from, max_bytes).await
     }
 
     /// The log to read from, up to [`ReplicaState::committed`].

@@ -20,6 +20,9 @@ use weir_protocol::batch::{ATTR_LAST_OF_INDEX, BatchHeader, BatchType};
 use weir_protocol::types::{Index, Term};
 use weir_storage::NewBatch;
 
+/// Bytes of batches that are read for a peer at once, beyond the first index.
+const SEND_BYTES_MAX: usize = 1 << 20;
+
 /// The writer. The engine owns the only one.
 pub(super) struct LogStore {
     shared: Arc<Shared>,
@@ -215,6 +218,31 @@ impl RaftLogReader<Types> for StoreReader {
         R: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
         Ok(self.indexes(range).filter_map(|at| self.light(engine::index_of(at))).collect())
+    }
+
+    /// What is sent to a peer: whole indexes with the bytes of their batches, at least one index.
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> io::Result<Vec<EngineEntry>> {
+        let indexes = self.indexes(start..end);
+        let mut records: Vec<EngineEntry> = Vec::new();
+        let mut bytes = 0;
+        for at in indexes {
+            let index = engine::index_of(at);
+            let Some(mut record) = self.light(index) else { break };
+            let slices = self.shared.read_index(index).await?;
+            bytes += slices.iter().map(|slice| slice.bytes.len()).sum::<usize>();
+            if bytes > SEND_BYTES_MAX && !records.is_empty() {
+                break;
+            }
+            if let EntryPayload::Normal(stored) = &mut record.payload {
+                *stored = Batches::Stored(slices);
+            }
+            records.push(record);
+        }
+        Ok(records)
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {

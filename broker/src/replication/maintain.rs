@@ -56,10 +56,13 @@ impl Replica {
         if self.raft.shutdown().await.is_err() {
             tracing::error!("the consensus engine did not end in order");
         }
-        if self.shared.check().is_ok() && self.shared.flushed().await.is_ok() {
+        // The end of the engine has been noticed by now, or will be.
+        self.shared.fence(Fence::Shutdown);
+        let in_order = self.shared.check() == Err(Fence::Shutdown);
+        if in_order && self.shared.flushed().await.is_ok() {
+            // Only saves replay.
             let _ = self.shared.store_hard_state().await;
         }
-        self.shared.fence(Fence::Shutdown);
     }
 
     /// Waits until the engine says so.

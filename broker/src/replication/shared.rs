@@ -16,8 +16,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::{oneshot, watch};
 use weir_protocol::types::{Index, ReplicaId, Term};
 use weir_storage::{
-    AppendError, Device, FlushError, Lane, Log, LogReader, NewBatch, ReadError, is_out_of_space,
+    AppendError, BatchSlice, Device, FlushError, Lane, Log, LogReader, NewBatch, Read, ReadError,
+    is_out_of_space,
 };
+
+/// Bytes that are read for one index at first.
+const READ_BYTES: usize = 256 << 10;
 
 pub(super) struct Shared {
     pub replica: ReplicaId,
@@ -217,6 +221,34 @@ impl Shared {
     pub(super) fn trim(&self, upto: Index) -> io::Result<()> {
         self.log().trim(upto).map_err(|error| self.fenced_by(fence_of_io(&error)))?;
         Ok(())
+    }
+
+    /// All batches of one index, as they are stored.
+    pub(super) async fn read_index(&self, index: Index) -> io::Result<Vec<BatchSlice>> {
+        let mut bytes_max = READ_BYTES;
+        loop {
+            let mut slices = self.read(index, bytes_max).await.map_err(io::Error::other)?;
+            let whole = slices
+                .iter()
+                .any(|slice| slice.header.index > index || slice.header.is_last_of_index());
+            slices.retain(|slice| slice.header.index == index);
+            if whole || slices.is_empty() {
+                return Ok(slices);
+            }
+            bytes_max *= 2;
+        }
+    }
+
+    /// Batches from `from` on: see [`super::Replica::read`].
+    pub(super) async fn read(
+        &self,
+        from: Index,
+        bytes_max: usize,
+    ) -> Result<Vec<BatchSlice>, ReadError> {
+        match self.reader.read_from_index(from, bytes_max)? {
+            Read::Hot(slices) => Ok(slices),
+            Read::Cold(cold) => self.on_lane(Lane::Read, move || cold.run()).await,
+        }
     }
 
     /// The checkpoint at or below `upto`, newest first.

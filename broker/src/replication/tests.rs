@@ -1,4 +1,5 @@
 mod faults;
+mod metadata;
 mod rig;
 
 use super::engine::{self, EngineEntry, Runtime, Vote};
@@ -405,6 +406,35 @@ fn a_shutdown_shows_and_its_log_is_whole() {
         assert_eq!(log.bounds().flushed_index, Index(3));
         let after = other.propose(proposal(term, 0, 1..2));
         assert_eq!(after, Err(ProposeError::Fenced(Fence::Shutdown)));
+    });
+}
+
+#[test]
+fn a_peer_would_be_sent_whole_indexes_with_the_bytes_as_stored() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, term) = rig.leader().await;
+        replica.propose(proposal(term, 0, 0..3)).unwrap();
+        replica.propose(proposal(term, 0, 3..4)).unwrap();
+        committed(&replica, 4).await;
+        let mut reader = LogStore::new(replica.shared.clone()).get_log_reader().await;
+        let records = reader.limited_get_log_entries(0, 9).await.unwrap();
+        let ids: Vec<_> = records.iter().map(|record| Some(record.log_id)).collect();
+        let terms = [(0, 1), (1, 2), (1, 3), (1, 4)];
+        assert_eq!(ids, terms.map(|(term, index)| engine::log_id(term, Index(index))));
+        assert!(matches!(records[0].payload, EntryPayload::Membership(_)));
+        let EntryPayload::Normal(engine::Batches::Stored(sent)) = &records[2].payload else {
+            panic!("{:?}", records[2])
+        };
+        let stored = replica.read(Index(3), usize::MAX).await.unwrap();
+        assert_eq!(sent.len(), 3);
+        assert!(sent.iter().zip(&stored).all(|(sent, stored)| sent.bytes == stored.bytes));
+
+        let light = reader.try_get_log_entries(2..4).await.unwrap();
+        assert!(light.iter().all(|record| match &record.payload {
+            EntryPayload::Normal(engine::Batches::Stored(slices)) => slices.is_empty(),
+            _ => false,
+        }));
     });
 }
 
