@@ -56,7 +56,6 @@ pub(super) struct Paid {
     reply: PublishReply,
     record_count: u32,
     bytes: u64,
-    arrived: Instant,
     _reservation: Reservation,
 }
 
@@ -197,7 +196,6 @@ impl Task {
                     reply: publish.reply,
                     record_count: publish.header.record_count,
                     bytes: publish.header.stored_len() as u64,
-                    arrived: now,
                     _reservation: publish.reservation,
                 };
                 let (header, body) = (publish.header, publish.body);

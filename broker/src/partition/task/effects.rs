@@ -33,7 +33,7 @@ impl Task {
                     self.not_proposed(&error, number, now);
                 }
             }
-            Effect::Stored { reply, range } => self.stored(reply, range, now),
+            Effect::Stored { reply, range } => self.stored(reply, range),
             Effect::Refused { reply, refusal } => reply.reply.refused(refusal.to_peer()),
             Effect::Opened(ticket, result) => {
                 if let Some(Asked::Open(reply)) = self.asked.remove(&ticket) {
@@ -73,10 +73,8 @@ impl Task {
         self.tell(Event::NotProposed { number }, now);
     }
 
-    fn stored(&self, paid: Paid, range: StoredRange, now: Instant) {
+    fn stored(&self, paid: Paid, range: StoredRange) {
         self.around.topic.published(u64::from(paid.record_count), paid.bytes, range.duplicate);
-        let metrics = &self.around.options.metrics;
-        metrics.publish_ack.observe(now.saturating_duration_since(paid.arrived));
         paid.reply.stored(range);
     }
 
