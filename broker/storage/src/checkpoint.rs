@@ -1,19 +1,57 @@
 //! Local checkpoints: the owner's state at an index, so that a start need not replay everything.
 //!
-//! Owns: the files `<index:020>.ckpt`; the two newest are kept, and what the owner pins.
+//! Owns: the files `<index:020>.ckpt`, and which of them are kept.
 //! Never: interprets the content.
 //!
 //! ```text
 //! magic8 "WEIRCKP\x01" | crc4 of the rest | len4 | index8 | content
 //! ```
 
+use crate::device::Device;
 use crate::disk::Disk;
+use crate::reader::LogReader;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use weir_protocol::types::Index;
 
 const MAGIC: [u8; 8] = *b"WEIRCKP\x01";
 const HEADER_BYTES: usize = 24;
+
+/// The checkpoints of one log, beside its writer: appending goes on while one is written. One
+/// call at a time.
+#[derive(Clone)]
+pub struct Checkpoints {
+    device: Arc<Device>,
+    dir: PathBuf,
+    reader: LogReader,
+}
+
+impl Checkpoints {
+    pub(crate) fn new(device: Arc<Device>, dir: PathBuf, reader: LogReader) -> Self {
+        Self { device, dir, reader }
+    }
+
+    /// Keeps `content` as the owner's state at `index`, durably. Besides the two newest those
+    /// stay that lie in the log, and the one that it begins behind.
+    pub fn write(&self, index: Index, content: &[u8]) -> io::Result<()> {
+        let disk = &**self.device.disk();
+        write(disk, &self.dir, index, content)?;
+        let first_index = self.reader.bounds().first_index;
+        remove_old(disk, &self.dir, |old| old.0 + 1 >= first_index.0)
+    }
+
+    /// The newest whole checkpoint at or below `upto`.
+    pub fn latest(&self, upto: Index) -> io::Result<Option<(Index, Vec<u8>)>> {
+        let disk = &**self.device.disk();
+        for index in list(disk, &self.dir)?.into_iter().filter(|at| *at <= upto) {
+            if let Some(content) = read(disk, &self.dir, index)? {
+                return Ok(Some((index, content)));
+            }
+        }
+        Ok(None)
+    }
+}
 
 fn file_name(index: Index) -> String {
     format!("{:020}.ckpt", index.0)

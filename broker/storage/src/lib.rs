@@ -21,6 +21,7 @@ mod recovery;
 mod segment;
 mod sys;
 
+pub use checkpoint::Checkpoints;
 pub use device::Device;
 pub use disk::{Disk, DiskFile, DiskLock};
 pub use error::{
@@ -28,6 +29,6 @@ pub use error::{
 };
 pub use executor::{Executor, Job, Lane, ThreadExecutor};
 pub use flush::{FlushDone, FlushObserver};
-pub use log::{Appended, Log, LogOptions, NewBatch, Recovered, is_out_of_space};
+pub use log::{Appended, Log, LogOptions, NewBatch, Recovered, Trimmed, is_out_of_space};
 pub use os_disk::{Backend, OsDisk};
 pub use reader::{BatchSlice, ColdRead, LogBounds, LogReader, Read, SegmentView};

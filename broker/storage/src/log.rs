@@ -6,8 +6,9 @@
 //! Invariants: offsets are dense over data batches; the chain runs over every batch but local
 //! ones; segments link to one another by sequence and cut position.
 
-use crate::checkpoint;
+use crate::checkpoint::Checkpoints;
 use crate::device::{Device, Spare};
+use crate::disk::Disk;
 use crate::error::{AppendError, FlushError, OpenError, is_no_space};
 use crate::executor::Lane;
 use crate::flush::{FlushDone, LogFlush};
@@ -465,13 +466,22 @@ impl Log {
 
     /// Gives up whole segments that hold nothing behind `upto`. Durable when this returns.
     pub fn trim(&mut self, upto: Index) -> io::Result<()> {
+        self.begin_trim(upto)?.finish()
+    }
+
+    /// The durable half of a trim. The other half frees the disk's blocks, which takes its time
+    /// and needs no writer.
+    pub fn begin_trim(&mut self, upto: Index) -> io::Result<Trimmed> {
         let dead: Vec<Arc<Segment>> = {
             let ends = self.shared.ends();
             let nexts = ends.segments.iter().skip(1);
             let count = nexts.take_while(|next| next.header.base_index.0 <= upto.0 + 1).count();
             ends.segments.iter().take(count).cloned().collect()
         };
-        let Some(last) = dead.last() else { return Ok(()) };
+        let disk = self.device.disk().clone();
+        let Some(last) = dead.last() else {
+            return Ok(Trimmed { disk, dir: self.dir.clone(), dead: Vec::new() });
+        };
         let first_index = {
             let mut ends = self.shared.ends_mut();
             ends.segments.retain(|s| s.header.sequence > last.header.sequence);
@@ -483,10 +493,7 @@ impl Log {
         };
         let blob = self.meta.blob().to_vec();
         self.meta.store(first_index, &blob)?;
-        for segment in dead {
-            self.device.disk().remove(&segment.path)?;
-        }
-        self.device.disk().sync_dir(&self.dir)
+        Ok(Trimmed { disk, dir: self.dir.clone(), dead })
     }
 
     /// The owner's hard state, as it was stored last.
@@ -499,23 +506,41 @@ impl Log {
         self.meta.store(self.meta.first_index(), blob)
     }
 
-    /// Keeps `content` as the owner's state at `index`, durably. `pinned` stays besides the two
-    /// newest.
+    /// The log's checkpoints.
+    pub fn checkpoints(&self) -> Checkpoints {
+        Checkpoints::new(self.device.clone(), self.dir.clone(), self.reader())
+    }
+
+    /// Keeps `content` as the owner's state at `index`: [`Checkpoints::write`].
     pub fn write_checkpoint(&mut self, index: Index, content: &[u8]) -> io::Result<()> {
-        let first_index = self.shared.ends().first_index;
-        checkpoint::write(&**self.device.disk(), &self.dir, index, content)?;
-        checkpoint::remove_old(&**self.device.disk(), &self.dir, |old| old >= first_index)
+        self.checkpoints().write(index, content)
     }
 
     /// The newest whole checkpoint at or below `upto`.
     pub fn latest_checkpoint(&self, upto: Index) -> io::Result<Option<(Index, Vec<u8>)>> {
-        let disk = &**self.device.disk();
-        for index in checkpoint::list(disk, &self.dir)?.into_iter().filter(|at| *at <= upto) {
-            if let Some(content) = checkpoint::read(disk, &self.dir, index)? {
-                return Ok(Some((index, content)));
-            }
+        self.checkpoints().latest(upto)
+    }
+}
+
+/// Segments that are given up but still on the disk. Dropped unfinished, the next start of the
+/// log removes them.
+#[must_use = "the segments stay on the disk until the trim is finished"]
+pub struct Trimmed {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    dead: Vec<Arc<Segment>>,
+}
+
+impl Trimmed {
+    /// Removes the segments.
+    pub fn finish(self) -> io::Result<()> {
+        if self.dead.is_empty() {
+            return Ok(());
         }
-        Ok(None)
+        for segment in &self.dead {
+            self.disk.remove(&segment.path)?;
+        }
+        self.disk.sync_dir(&self.dir)
     }
 }
 
