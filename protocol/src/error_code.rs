@@ -95,7 +95,6 @@ codes! {
     0x0402 UnknownTopic "UNKNOWN_TOPIC" "unknown_topic" "no topic of this name exists";
     0x0403 UnknownPartition "UNKNOWN_PARTITION" "unknown_partition" "the topic has no partition of this number";
     0x0404 TopicExists "TOPIC_EXISTS" "topic_exists" "a topic of this name exists already";
-    0x0405 BadName "BAD_NAME" "bad_name" "the name breaks the rules for names";
     0x0406 BadRequest "BAD_REQUEST" "bad_request" "the request contradicts itself or its limits";
     0x0407 Unauthenticated "UNAUTHENTICATED" "unauthenticated" "the authentication was refused";
     0x0408 OffsetOutOfRange "OFFSET_OUT_OF_RANGE" "out_of_range" "the offset lies outside the log";

@@ -10,6 +10,7 @@ mod diskfull;
 mod mount;
 mod powercut;
 mod process;
+mod reference;
 mod tidy;
 
 use clap::{Parser, Subcommand};
@@ -39,6 +40,12 @@ enum Chore {
         #[arg(long, default_value_t = 1)]
         cuts: u32,
     },
+    /// Write the generated reference pages in ops/book
+    Reference {
+        /// Only compare them with the code
+        #[arg(long)]
+        check: bool,
+    },
     /// Fill the disk of a broker on a loop-mounted ext4 and make room again (needs root)
     Diskfull,
 }
@@ -49,6 +56,7 @@ fn main() -> ExitCode {
         Chore::Tidy => tidy::check(&root),
         Chore::Advisories { db } => advisories::check(&root.join("Cargo.lock"), &db),
         Chore::Powercut { cuts } => powercut::check(&root, cuts),
+        Chore::Reference { check } => reference::run(&root, check),
         Chore::Diskfull => diskfull::check(&root),
     };
     match outcome {
