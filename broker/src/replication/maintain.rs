@@ -99,6 +99,6 @@ impl Shared {
 
     fn write_checkpoint(self: &Arc<Self>, at: Index, checkpoint: &Checkpoint) -> io::Result<()> {
         let bytes = checkpoint.encode();
-        self.log().write_checkpoint(at, &bytes)
+        self.checkpoints().write(at, &bytes)
     }
 }

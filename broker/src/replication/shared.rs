@@ -16,8 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::{oneshot, watch};
 use weir_protocol::types::{Index, ReplicaId, Term};
 use weir_storage::{
-    AppendError, BatchSlice, Device, FlushError, Lane, Log, LogReader, NewBatch, Read, ReadError,
-    is_out_of_space,
+    AppendError, BatchSlice, Checkpoints, Device, FlushError, Lane, Log, LogReader, NewBatch, Read,
+    ReadError, is_out_of_space,
 };
 
 /// Bytes that are read for one index at first.
@@ -30,6 +30,8 @@ pub(super) struct Shared {
     pub reader: LogReader,
     pub state: watch::Sender<ReplicaState>,
     log: Mutex<Log>,
+    /// One call at a time.
+    checkpoints: Mutex<Checkpoints>,
     map: Mutex<LogMap>,
     hard: Mutex<HardState>,
     fence: OnceLock<Fence>,
@@ -59,6 +61,7 @@ impl Shared {
             device: parts.device,
             reader: parts.log.reader(),
             state: parts.state,
+            checkpoints: Mutex::new(parts.log.checkpoints()),
             log: Mutex::new(parts.log),
             map: Mutex::new(parts.map),
             hard: Mutex::new(parts.hard),
@@ -68,6 +71,10 @@ impl Shared {
 
     pub(super) fn log(&self) -> MutexGuard<'_, Log> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn checkpoints(&self) -> MutexGuard<'_, Checkpoints> {
+        self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn map(&self) -> MutexGuard<'_, LogMap> {
@@ -219,7 +226,12 @@ impl Shared {
 
     /// Gives up whole segments up to and including `upto`.
     pub(super) fn trim(&self, upto: Index) -> io::Result<()> {
-        self.log().trim(upto).map_err(|error| self.fenced_by(fence_of_io(&error)))?;
+        let trimmed = self.log().begin_trim(upto);
+        let trimmed = trimmed.map_err(|error| self.fenced_by(fence_of_io(&error)))?;
+        // The log has forgotten them; what stays on the disk goes with the next start.
+        if let Err(error) = trimmed.finish() {
+            tracing::warn!(%error, "trimmed segments could not be removed");
+        }
         Ok(())
     }
 
@@ -253,16 +265,22 @@ impl Shared {
 
     /// The checkpoint at or below `upto`, newest first.
     pub(super) fn checkpoint_at(&self, upto: Index) -> io::Result<Option<(Index, Checkpoint)>> {
-        let Some((index, bytes)) = self.log().latest_checkpoint(upto)? else { return Ok(None) };
+        let Some((index, bytes)) = self.checkpoints().latest(upto)? else { return Ok(None) };
         let checkpoint = Checkpoint::decode(&Bytes::from(bytes)).map_err(io::Error::other)?;
         Ok(Some((index, checkpoint)))
     }
 
-    /// The engine's snapshot: the checkpoint at the log start.
+    /// The engine's snapshot: the checkpoint at the log start, or where that cannot be read the
+    /// newest, behind which the log is whole as well.
     pub(super) fn snapshot(&self) -> io::Result<Option<Snapshot>> {
         let at = Index(self.snapshot_at.load(Ordering::Acquire));
-        let found = self.checkpoint_at(at)?;
-        Ok(found.map(|(index, checkpoint)| snapshot_of(index, checkpoint)))
+        for upto in [at, self.map().last()] {
+            let found = self.checkpoint_at(upto)?;
+            if let Some((index, checkpoint)) = found.filter(|(index, _)| *index >= at) {
+                return Ok(Some(snapshot_of(index, checkpoint)));
+            }
+        }
+        Ok(None)
     }
 
     /// Lets the engine take the checkpoint at `index` as its snapshot.

@@ -342,6 +342,36 @@ fn a_restart_begins_behind_the_checkpoint_also_after_a_trim() {
     });
 }
 
+/// The state at the log start is what the engine's snapshot is made of; without it a trimmed log
+/// could not be opened.
+#[test]
+fn the_checkpoint_at_the_log_start_outlives_many_newer_ones() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, term) = rig.leader().await;
+        let body = bytes::Bytes::from(vec![1u8; 600 << 10]);
+        for number in 0..12 {
+            let mut large = batch(0, number);
+            large.header.body_len = body.len() as u32;
+            large.header.body_crc = crc32fast::hash(&body);
+            large.body = vec![body.clone()];
+            replica.propose(Proposal { term, batches: vec![large] }).unwrap();
+            committed(&replica, 3 + u64::from(number)).await;
+        }
+        let first_segment_ends = replica.log().sealed_segments()[0].last_index;
+        replica.checkpoint(first_segment_ends, "start".into()).await.unwrap();
+        assert_eq!(replica.trim(first_segment_ends).await, Ok(first_segment_ends));
+        assert_eq!(replica.log().bounds().first_index, Index(first_segment_ends.0 + 1));
+        for at in first_segment_ends.0 + 1..=14 {
+            replica.checkpoint(Index(at), format!("state {at}").into()).await.unwrap();
+        }
+        replica.shutdown().await;
+        let (replica, report) = rig.open().await;
+        assert_eq!(report.checkpoint, Some((Index(14), "state 14".into())));
+        until(&replica, |state| state.leading().is_some()).await;
+    });
+}
+
 #[test]
 fn a_new_leader_is_ready_only_once_its_own_batch_is_applied() {
     run(async {
