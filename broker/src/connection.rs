@@ -117,13 +117,13 @@ pub struct Services {
 }
 
 impl Services {
-    /// The parts of the memory budget that connections draw from, of `total_bytes` in all: read
-    /// buffers, requests, streams.
-    pub fn parts(total_bytes: u64) -> [Part; 3] {
+    /// How connections share `bytes` of the memory budget: read buffers, requests, streams.
+    pub fn parts(bytes: u64) -> [Part; 3] {
+        let eighth = bytes / 8;
         [
-            Part { name: "read buffers", bytes: total_bytes / 16 },
-            Part { name: "requests", bytes: total_bytes / 16 },
-            Part { name: "streams", bytes: total_bytes / 4 },
+            Part { name: "read buffers", bytes: eighth },
+            Part { name: "requests", bytes: eighth },
+            Part { name: "streams", bytes: bytes - 2 * eighth },
         ]
     }
 }

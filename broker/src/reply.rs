@@ -62,6 +62,16 @@ pub(crate) fn overspend(error: Overspend) -> Refusal {
     Refusal { observed: error.spent + error.cost, limit: error.limit, ..refusal }
 }
 
+/// A batch that costs more than all the credit there is.
+pub(crate) fn beyond_pool(cost: u64, pool_cost: u64) -> Refusal {
+    let text = format!(
+        "a batch that costs {cost} can never be granted out of a pool of {pool_cost}; split it, \
+         or raise flow.pool"
+    );
+    let refusal = Refusal::new(ErrorCode::MessageTooLarge, text);
+    Refusal { scope: Scope::Stream, observed: cost, limit: pool_cost, ..refusal }
+}
+
 /// The partition ended before it took the request: nothing of it is stored.
 pub(crate) fn partition_gone(key: &PartitionKey) -> Refusal {
     let PartitionKey { topic, partition } = key;

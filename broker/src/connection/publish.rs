@@ -162,6 +162,14 @@ impl Connection {
         let Some(publisher) = self.streams.publisher(stream) else {
             return self.on_stray(stream);
         };
+        let pool_cost = self.services.flow.pool_cost();
+        if demand.largest > pool_cost {
+            // It could wait for ever without learning why.
+            self.streams.end(stream);
+            self.outbox
+                .close_publisher(stream, Some(reply::beyond_pool(demand.largest, pool_cost)));
+            return Ok(());
+        }
         publisher.flow.demand(demand.cost, demand.largest);
         Ok(())
     }

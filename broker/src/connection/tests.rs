@@ -49,7 +49,7 @@ pub(crate) fn services() -> (Arc<Services>, Arc<Rest>, mpsc::Receiver<Request>) 
         closed: Mutex::default(),
         acknowledged: Mutex::default(),
     });
-    let [buffers, request, stream] = Services::parts(64 << 20);
+    let [buffers, request, stream] = Services::parts(16 << 20);
     let services = Services {
         backend: Arc::clone(&rest) as Arc<dyn Backend>,
         flow: Flow::new(crate::flow::POOL_COST_DEFAULT),
@@ -390,6 +390,16 @@ async fn a_demand_is_granted_without_waiting_for_an_answer() {
     world.say(&Frame::Publish(publish(5, 900_000))).await;
     let request = world.publish_request().await;
     assert!(request.body.len() > 900_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_no_pool_could_ever_cover_is_refused_instead_of_waiting_for_ever() {
+    let mut world = World::opened().await;
+    world.open_publisher().await;
+    world.say(&Frame::Demand(STREAM, Demand { cost: 9 << 20, largest: 9 << 20 })).await;
+    let Frame::StreamClosed(closed) = world.hear().await else { panic!("the stream waits") };
+    let refusal = closed.refusal.unwrap();
+    assert_eq!((refusal.code, refusal.limit), (ErrorCode::MessageTooLarge.number(), 4 << 20));
 }
 
 #[tokio::test(start_paused = true)]

@@ -27,6 +27,9 @@ use weir_protocol::types::{ProducerId, Sequence, StreamId};
 const IDLE_AFTER: Duration = Duration::from_millis(500);
 /// The least that a batch holds before scarce credit closes it.
 const BATCH_COST_MIN: u64 = 16 << 10;
+/// The most that a batch of several messages may cost: many small ones cost more than their
+/// bytes, and a batch that costs more than the broker's whole pool could never be sent.
+const BATCH_COST_MAX: u64 = 512 << 10;
 /// An open batch is closed after this share of the deadline even when nothing can be sent, so
 /// that messages of one batch have nearly the same deadline.
 const DEADLINE_SHARE: u32 = 10;
@@ -200,7 +203,7 @@ impl LaneCore {
             return false;
         }
         let grown = self.open.cost + cost;
-        if self.open.wire_len() + encoded_len > BATCH_BYTES_TARGET {
+        if self.open.wire_len() + encoded_len > BATCH_BYTES_TARGET || grown > BATCH_COST_MAX {
             return true;
         }
         // A small window is used in several batches, so that one is filled while another is
