@@ -1,0 +1,285 @@
+//! The bytes of every frame, for ever: `tests/vectors/v1.txt` holds a line per frame.
+//!
+//! To add a frame: add it to `frames`, run with `WEIR_VECTORS=add`, review the new line. Lines
+//! that exist are never changed: a difference fails, whatever the variable says.
+
+#![allow(clippy::unwrap_used, reason = "a test may unwrap")]
+
+use bytes::{Bytes, BytesMut};
+use std::collections::BTreeMap;
+use weir_protocol::batch::BatchBuilder;
+use weir_protocol::codec::{Decoder, encode_to_vec};
+use weir_protocol::error_code::ErrorCode;
+use weir_protocol::frame::*;
+use weir_protocol::limits::FRAME_BYTES_MAX;
+use weir_protocol::types::*;
+
+const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/v1.txt");
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn limits() -> PeerLimits {
+    PeerLimits {
+        frame_bytes_max: 1 << 20,
+        message_bytes_max: 1 << 19,
+        streams_max: 100,
+        requests_max: 10,
+        heartbeat_ms: 10_000,
+    }
+}
+
+fn grant() -> Grant {
+    Grant {
+        epoch: 1,
+        limit_cost: 65_536,
+        limit_messages: u64::MAX,
+        ttl_ms: 0,
+        level: 0,
+        reason_bits: 1,
+    }
+}
+
+fn refusal() -> Refusal {
+    Refusal { limit: 7, ..Refusal::new(ErrorCode::SequenceGap, "sequence 7 is next") }
+}
+
+fn config() -> TopicConfig {
+    TopicConfig {
+        partitions: 3,
+        durability: Durability::Fsync,
+        overflow: Overflow::Reject,
+        max_bytes: 10 << 30,
+        max_age_ms: 1_000,
+    }
+}
+
+fn publish() -> Publish {
+    let mut builder = BatchBuilder::new(1 << 20);
+    let headers = [(Bytes::from_static(b"traceparent"), Bytes::from_static(b"00-01"))];
+    builder.push(1_700_000_000_000, Some(b"c42"), &headers, b"hello").unwrap();
+    builder.push(1_700_000_000_005, None, &[], b"").unwrap();
+    let mut built = builder.finish();
+    built.header.producer_id = ProducerId(9);
+    built.header.base_sequence = Sequence(4);
+    built.header.stamp_local(0);
+    let (header, body) = (built.header, built.body);
+    Publish { stream: StreamId(1), deadline_ms: 5_000, demand: 1_024, header, body }
+}
+
+fn connection_frames() -> Vec<(&'static str, Frame)> {
+    vec![
+        (
+            "hello",
+            Frame::Hello(Hello {
+                version_min: 1,
+                version_max: 1,
+                features: 0,
+                limits: limits(),
+                client_name: "orders-api".into(),
+            }),
+        ),
+        (
+            "welcome",
+            Frame::Welcome(Welcome {
+                version: 1,
+                features: 0,
+                limits: limits(),
+                message_cost_min: 512,
+                cluster_id: 0x0123_4567_89ab_cdef,
+                broker_id: BrokerId(1),
+                broker_name: "weir-0".into(),
+                auth_methods: "anonymous".into(),
+            }),
+        ),
+        ("auth", Frame::Auth(Auth { method: "anonymous".into(), content: Bytes::new() })),
+        ("ready", Frame::Ready),
+        ("heartbeat", Frame::Heartbeat),
+        (
+            "goaway",
+            Frame::GoAway(GoAway {
+                code: ErrorCode::Draining.number(),
+                deadline_ms: 1_000,
+                reconnect_after_ms: 250,
+                text: "bye".into(),
+            }),
+        ),
+        ("error", Frame::Error(ErrorFrame { request: RequestId(3), refusal: refusal() })),
+    ]
+}
+
+fn publish_frames() -> Vec<(&'static str, Frame)> {
+    let stream = StreamId(1);
+    vec![
+        (
+            "open_publisher",
+            Frame::OpenPublisher(OpenPublisher {
+                stream,
+                request: RequestId(1),
+                topic: name("orders"),
+                partition: PartitionId(2),
+                producer: Some(name("loader")),
+                producer_id: ProducerId(0),
+                producer_epoch: 0,
+            }),
+        ),
+        (
+            "publisher_opened",
+            Frame::PublisherOpened(PublisherOpened {
+                stream,
+                request: RequestId(1),
+                producer_id: ProducerId(9),
+                producer_epoch: 2,
+                next_sequence: Sequence(4),
+                log_end: Offset(100),
+            }),
+        ),
+        ("publish", Frame::Publish(publish())),
+        (
+            "published",
+            Frame::Published(Published {
+                stream,
+                stored: vec![StoredRange {
+                    base_sequence: Sequence(4),
+                    base_offset: Offset(100),
+                    record_count: 2,
+                    duplicate: false,
+                }],
+                grant: grant(),
+            }),
+        ),
+        (
+            "refused",
+            Frame::Refused(Refused {
+                stream,
+                base_sequence: Sequence(9),
+                record_count: 1,
+                refusal: refusal(),
+                grant: grant(),
+            }),
+        ),
+        ("grant", Frame::Grant(stream, grant())),
+        ("demand", Frame::Demand(stream, Demand { cost: 4_096, largest: 512 })),
+        ("revoke", Frame::Revoke(stream, Revoke { epoch: 1, limit_cost: 512 })),
+        ("revoked", Frame::Revoked(stream, Revoked { epoch: 1, spent_cost: 1_024 })),
+        ("close_stream", Frame::CloseStream(stream)),
+        ("stream_closed", Frame::StreamClosed(StreamClosed { stream, refusal: Some(refusal()) })),
+    ]
+}
+
+fn consume_frames() -> Vec<(&'static str, Frame)> {
+    let stream = StreamId(2);
+    vec![
+        (
+            "subscribe",
+            Frame::Subscribe(Subscribe {
+                stream,
+                request: RequestId(2),
+                topic: name("orders"),
+                partition: PartitionId(0),
+                subscription: Some(name("billing")),
+                start: Start::Time(1_700_000_000_000),
+                credit: grant(),
+            }),
+        ),
+        (
+            "subscribed",
+            Frame::Subscribed(Subscribed {
+                stream,
+                request: RequestId(2),
+                start: Offset(5),
+                log_start: Offset(1),
+                high_watermark: Offset(9),
+                skipped: 0,
+            }),
+        ),
+        (
+            "deliver",
+            Frame::Deliver(Deliver {
+                stream,
+                salt: 77,
+                record_count: 2,
+                high_watermark: Offset(9),
+                batches: vec![Bytes::from_static(&[0xab; 64])],
+            }),
+        ),
+        ("settle", Frame::Settle(Settle { stream, upto: Offset(7), confirm: true })),
+        ("settled", Frame::Settled(Settled { stream, upto: Offset(7), refusal: None })),
+    ]
+}
+
+fn topic_frames() -> Vec<(&'static str, Frame)> {
+    let request = RequestId(4);
+    let topic = name("orders");
+    vec![
+        (
+            "metadata",
+            Frame::Metadata(Metadata { request, topic: None, after: Some(topic.clone()) }),
+        ),
+        (
+            "metadata_page",
+            Frame::MetadataPage(MetadataPage {
+                request,
+                more: true,
+                topics: vec![TopicView {
+                    name: topic.clone(),
+                    id: TopicId(3),
+                    config: config(),
+                    partitions: vec![PartitionView {
+                        partition: PartitionId(0),
+                        leader: Some(BrokerId(1)),
+                        log_start: Offset(0),
+                        high_watermark: Offset(10),
+                        bytes: 1 << 20,
+                    }],
+                }],
+            }),
+        ),
+        (
+            "create_topic",
+            Frame::CreateTopic(CreateTopic { request, topic: topic.clone(), config: config() }),
+        ),
+        (
+            "alter_topic",
+            Frame::AlterTopic(AlterTopic {
+                request,
+                topic: topic.clone(),
+                partitions: Some(4),
+                durability: Some(Durability::Memory),
+                overflow: None,
+                max_bytes: Some(1 << 30),
+                max_age_ms: None,
+            }),
+        ),
+        ("delete_topic", Frame::DeleteTopic(DeleteTopic { request, topic })),
+        ("done", Frame::Done(request)),
+    ]
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn every_frame_has_the_bytes_it_always_had() {
+    let text = std::fs::read_to_string(PATH).unwrap_or_default();
+    let known: BTreeMap<&str, &str> =
+        text.lines().filter_map(|line| line.split_once(' ')).collect();
+    let mut added = String::new();
+    let groups = [connection_frames(), publish_frames(), consume_frames(), topic_frames()];
+    for (title, frame) in groups.into_iter().flatten() {
+        let bytes = encode_to_vec(&frame);
+        let decoded = Decoder::new(FRAME_BYTES_MAX).decode(&mut BytesMut::from(&bytes[..]));
+        assert_eq!(decoded, Ok(Some(frame)), "{title} does not survive");
+        match known.get(title) {
+            Some(line) => assert_eq!(*line, hex(&bytes), "{title} changed"),
+            None => added += &format!("{title} {}\n", hex(&bytes)),
+        }
+    }
+    if std::env::var("WEIR_VECTORS").as_deref() == Ok("add") {
+        std::fs::write(PATH, text + &added).unwrap();
+    } else {
+        assert_eq!(added, "", "frames without a vector: run with WEIR_VECTORS=add");
+    }
+}
