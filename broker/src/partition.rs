@@ -23,6 +23,8 @@ mod retention;
 mod state;
 mod subscription;
 mod task;
+#[cfg(test)]
+mod tests;
 mod view;
 mod wire;
 
@@ -60,6 +62,7 @@ impl PartitionHandle {
     /// Hands a request over; never waits. It comes back when the mailbox is full (which cannot
     /// happen to a publish that credit paid for) or the partition has ended. Pokes and closes
     /// always arrive.
+    #[expect(clippy::result_large_err, reason = "it holds the place for its answer")]
     pub fn try_send(&self, request: Request) -> Result<(), Request> {
         match request {
             Request::Poke(consumer) => self.pokes.poke(consumer),

@@ -119,7 +119,7 @@ pub(super) enum Effect<R> {
     /// Publishers get no more credit for these `reason_bits`; 0 = they do.
     Block(u32),
     /// Readers get nothing below any more: the segments below may go.
-    Trimmed(Offset),
+    Trimmed,
     /// A trim took this many records from subscriptions that had not settled them.
     Expired(u64),
     /// Nothing is owed to any publisher.

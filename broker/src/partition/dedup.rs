@@ -138,6 +138,7 @@ impl Dedup {
     }
 
     /// Producers in the table.
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.producers.len()
     }

@@ -30,10 +30,6 @@ impl<T> Pending<T> {
         self.queue.is_empty()
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.queue.len()
-    }
-
     /// `waiting` waits for the batch at `place`, which lies behind all others.
     pub(super) fn push(&mut self, place: Place, waiting: T) {
         let behind = self.queue.back().is_none_or(|(last, _)| *last < place);

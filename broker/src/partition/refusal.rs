@@ -110,23 +110,31 @@ impl PublishRefusal {
                 reason_bits: reason_bits::DRAINING,
                 ..Refusal::new(ErrorCode::Draining, "the broker is shutting down; reconnect")
             },
-            Self::LeaderLost(StoredOutcome::NotStored) => waiting(
-                ErrorCode::NotLeader,
-                100,
-                "the partition lost its leader before the batch was stored; send it again",
-            ),
-            Self::LeaderLost(StoredOutcome::Unknown) => unknown(
-                ErrorCode::LeaderLost,
-                "the partition lost its leader before the outcome was known; ask again under the \
-                 same sequence",
-            ),
-            Self::Fenced { text, outcome: StoredOutcome::NotStored } => {
-                Refusal::new(ErrorCode::StorageFenced, text.clone())
-            }
-            Self::Fenced { text, outcome: StoredOutcome::Unknown } => {
-                unknown(ErrorCode::StorageError, text)
-            }
+            Self::LeaderLost(outcome) => lost(*outcome),
+            Self::Fenced { text, outcome } => fenced(text, *outcome),
         }
+    }
+}
+
+fn lost(outcome: StoredOutcome) -> Refusal {
+    match outcome {
+        StoredOutcome::NotStored => waiting(
+            ErrorCode::NotLeader,
+            100,
+            "the partition lost its leader before the batch was stored; send it again",
+        ),
+        StoredOutcome::Unknown => unknown(
+            ErrorCode::LeaderLost,
+            "the partition lost its leader before the outcome was known; ask again under the \
+                 same sequence",
+        ),
+    }
+}
+
+fn fenced(text: &str, outcome: StoredOutcome) -> Refusal {
+    match outcome {
+        StoredOutcome::NotStored => Refusal::new(ErrorCode::StorageFenced, text),
+        StoredOutcome::Unknown => unknown(ErrorCode::StorageError, text),
     }
 }
 

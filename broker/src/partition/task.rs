@@ -18,7 +18,7 @@ use super::core::{Core, Effects, Event, Publish, Ticket};
 use super::limits::{AGE_TICK, REQUESTS_PER_TURN, TICK};
 use super::open::PartitionOptions;
 use super::pokes::Pokes;
-use super::refusal::SubscribeRefusal;
+use super::refusal::{PublishRefusal, SubscribeRefusal};
 use super::request::{PublisherState, Request, SubscribeRequest, SubscribedState};
 use super::subscription::consumer::{Registers, Wanted};
 use super::view::Board;
@@ -174,6 +174,11 @@ impl Task {
             }
             self.turn(now);
         }
+        requests.close();
+        while let Ok(request) = requests.try_recv() {
+            turn_away(request);
+        }
+        drop(requests);
         self.end().await;
     }
 
@@ -328,6 +333,13 @@ async fn maintained(job: &mut Option<BoxFuture<'static, Maintained>>) -> Maintai
             done
         }
         None => std::future::pending().await,
+    }
+}
+
+/// Answers a request that arrived behind the end. Places for other answers say so themselves.
+fn turn_away(request: Request) {
+    if let Request::Publish(publish) = request {
+        publish.reply.refused(PublishRefusal::Draining.to_peer());
     }
 }
 

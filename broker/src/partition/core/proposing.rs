@@ -20,11 +20,10 @@ use crate::partition::log_time::LogClock;
 use crate::partition::pending::{Pending, Place};
 use crate::partition::refusal::PublishRefusal;
 use crate::partition::request::PublisherState;
-use crate::replication::{Fence, Proposal, Role, StoredOutcome};
-use bytes::Bytes;
+use crate::replication::{Fence, Proposal, Role, StoredOutcome, control_batch};
 use std::collections::VecDeque;
 use tokio::time::Instant;
-use weir_protocol::batch::{BatchHeader, BatchType, seal_control};
+use weir_protocol::batch::{BatchHeader, BatchType};
 use weir_protocol::frame::{Overflow, StoredRange};
 use weir_protocol::types::{Offset, ProducerId, Sequence, Term};
 use weir_storage::NewBatch;
@@ -274,14 +273,10 @@ impl<R> Core<R> {
             return;
         }
         self.proposing.trim.in_flight |= trim.is_some();
-        let mut content = command::encode(&commands);
-        seal_control(&mut content);
         let mut header = BatchHeader::empty(BatchType::Control);
-        let len = u32::try_from(content.len()).expect("a control batch is bounded");
-        (header.control_len, header.body_len) = (len, len);
         let owed = Owed::Commands { settles: due, trim: trim.is_some() };
         self.proposing.number(&mut header, log_time_ms, owed);
-        batches.push(NewBatch { header, body: vec![Bytes::from(content)] });
+        batches.push(control_batch(header, command::encode(&commands)));
     }
 
     /// Refuses whatever waits behind its deadline. Only the front: order is kept.
@@ -341,7 +336,7 @@ impl<R> Core<R> {
             out.push(Effect::Expired(expired));
         }
         if self.state.log_start > log_start {
-            out.push(Effect::Trimmed(self.state.log_start));
+            out.push(Effect::Trimmed);
         }
     }
 

@@ -117,7 +117,7 @@ impl Consumer {
             }
             let (more_bytes, more) = (header.stored_len() as u64, u64::from(header.record_count));
             let fits = bytes + more_bytes <= reserved && messages + more <= messages_max;
-            if !fits && !(first && alone) {
+            if !(fits || (first && alone)) {
                 if first {
                     (self.next_bytes, self.next_messages) = (more_bytes, more);
                 }
@@ -286,10 +286,5 @@ impl Consumers {
             return None;
         }
         Some(picked)
-    }
-
-    /// Every consumer.
-    pub(in crate::partition) fn ids(&self) -> Vec<ConsumerId> {
-        self.by_id.keys().copied().collect()
     }
 }

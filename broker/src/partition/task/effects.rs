@@ -57,7 +57,7 @@ impl Task {
             Effect::Block(0) => self.around.options.flow.unblock(&self.around.options.key),
             Effect::Block(bits) => self.around.options.flow.block(&self.around.options.key, bits),
             // The segments go with the next look at the log.
-            Effect::Trimmed(_) => self.tick_at = Some(now),
+            Effect::Trimmed => self.tick_at = Some(now),
             Effect::Expired(count) => self.around.topic.expired(count),
             Effect::Drained(ticket) => self.drained(ticket),
         }
