@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use weir_storage::{Backend, Disk, Executor, OsDisk, ThreadExecutor};
 
 /// A boxed future, so that the seams stay object safe.
@@ -81,6 +81,10 @@ impl Seams {
     }
 }
 
+/// Connections that the operating system holds until they are accepted. The usual 128 run over
+/// when many clients come at once, and each one beyond tries again a second later.
+const ACCEPT_QUEUE: u32 = 4_096;
+
 /// TCP of the operating system.
 #[derive(Debug, Default)]
 pub struct OsNetwork;
@@ -88,7 +92,11 @@ pub struct OsNetwork;
 impl Network for OsNetwork {
     fn listen(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn Listener>>> {
         Box::pin(async move {
-            let listener = TcpListener::bind(address).await?;
+            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            // A restarted broker takes its port again at once.
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            let listener = socket.listen(ACCEPT_QUEUE)?;
             Ok(Box::new(listener) as Box<dyn Listener>)
         })
     }

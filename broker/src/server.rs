@@ -27,10 +27,10 @@ use weir_protocol::types::RequestId;
 
 /// Default number of connections at one time.
 pub const CONNECTIONS_MAX_DEFAULT: usize = 10_000;
-/// Connections that are accepted between two [`ACCEPT_PAUSE`]s, so that a storm of clients does
-/// not keep those from working that are in already.
-const ACCEPT_BURST: u32 = 64;
-const ACCEPT_PAUSE: Duration = Duration::from_millis(5);
+/// Connections that are accepted before every other task has had its turn, so that a storm of
+/// clients does not keep those from working that are in already. A pause instead would let the
+/// queue of the operating system run over, and clients beyond it come back a second later.
+const ACCEPT_BURST: u32 = 16;
 /// Connections that are told at one time that there is no room; more are closed without a word.
 const TURNED_AWAY_MAX: usize = 64;
 /// How long telling one may take.
@@ -202,7 +202,7 @@ impl Server {
 
     async fn accept(self, mut listener: Box<dyn Listener>) {
         let mut retry = ACCEPT_RETRY_MIN;
-        let mut burst = 0;
+        let mut burst = 0u32;
         loop {
             let accepted = self.0.closed.run_until_cancelled(listener.accept()).await;
             let pause = match accepted {
@@ -210,8 +210,11 @@ impl Server {
                 Some(Ok((socket, peer))) => {
                     self.admit(socket, peer);
                     retry = ACCEPT_RETRY_MIN;
-                    burst += 1;
-                    (burst % ACCEPT_BURST == 0).then_some(ACCEPT_PAUSE)
+                    burst = burst.wrapping_add(1);
+                    if burst.is_multiple_of(ACCEPT_BURST) {
+                        tokio::task::yield_now().await;
+                    }
+                    continue;
                 }
                 Some(Err(error)) => {
                     // Too many open files, say: trying again at once would only spin.
@@ -220,14 +223,12 @@ impl Server {
                     }
                     let pause = retry;
                     retry = (retry * 2).min(ACCEPT_RETRY_MAX);
-                    Some(pause)
+                    pause
                 }
             };
-            if let Some(pause) = pause {
-                let slept = tokio::time::sleep(pause);
-                if self.0.closed.run_until_cancelled(slept).await.is_none() {
-                    return;
-                }
+            let slept = tokio::time::sleep(pause);
+            if self.0.closed.run_until_cancelled(slept).await.is_none() {
+                return;
             }
         }
     }
