@@ -314,6 +314,8 @@ impl Task {
     fn turn(&mut self, now: Instant) {
         self.check_space(now);
         self.core.pump(self.around.options.wall.now_ms(), now, &mut self.effects);
+        // Before the answers leave: who was told that a batch is stored finds it in the view.
+        self.show();
         self.carry_out(now);
         self.show();
         let soon = now + TICK;

@@ -62,6 +62,8 @@ impl Board {
     }
 
     pub(super) fn view(&self) -> PartitionView {
+        // Written last, read first: who sees that it leads sees what it leads.
+        let leading = self.leading.load(Ordering::Acquire);
         let offset = |register: &AtomicU64| Offset(register.load(Ordering::Acquire));
         let subscriptions =
             self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -70,7 +72,7 @@ impl Board {
             high_watermark: offset(&self.high_watermark),
             log_end: offset(&self.log_end),
             bytes: self.bytes.load(Ordering::Acquire),
-            leading: self.leading.load(Ordering::Acquire),
+            leading,
             blocked_bits: self.blocked_bits.load(Ordering::Acquire),
             consumers: self.consumers.load(Ordering::Acquire),
             subscriptions,

@@ -164,9 +164,9 @@ impl Task {
         let state = self.core.state();
         board.log_start.store(state.log_start.0, Ordering::Release);
         board.high_watermark.store(state.high_watermark.0, Ordering::Release);
-        board.leading.store(self.core.leads(), Ordering::Release);
         board.blocked_bits.store(self.core.blocked_bits(), Ordering::Release);
         board.consumers.store(self.consumers.len() as u32, Ordering::Release);
+        board.leading.store(self.core.leads(), Ordering::Release);
     }
 
     pub(super) fn show_subscriptions(&self) {
