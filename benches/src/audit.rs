@@ -7,25 +7,28 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes of the stamp at the front of every message.
-pub const STAMP_BYTES: usize = 16;
+pub const STAMP_BYTES: usize = 24;
 
-/// Fills `message` for `sequence` of `publisher`: the stamp, then bytes that follow from it.
-pub fn stamp(message: &mut [u8], publisher: u64, sequence: u64) {
+/// Fills `message` for `sequence` of `publisher`, due `due_us` after the start of the load: the
+/// stamp, then bytes that follow from it.
+pub fn stamp(message: &mut [u8], publisher: u64, sequence: u64, due_us: u64) {
     let (stamp, filling) = message.split_at_mut(STAMP_BYTES);
     stamp[..8].copy_from_slice(&publisher.to_le_bytes());
-    stamp[8..].copy_from_slice(&sequence.to_le_bytes());
+    stamp[8..16].copy_from_slice(&sequence.to_le_bytes());
+    stamp[16..].copy_from_slice(&due_us.to_le_bytes());
     filling.fill((publisher.wrapping_mul(31).wrapping_add(sequence)) as u8);
 }
 
-fn read_stamp(message: &[u8]) -> Option<(u64, u64)> {
+fn read_stamp(message: &[u8]) -> Option<(u64, u64, u64)> {
     let (publisher, rest) = message.split_first_chunk::<8>()?;
-    let (sequence, filling) = rest.split_first_chunk::<8>()?;
+    let (sequence, rest) = rest.split_first_chunk::<8>()?;
+    let (due_us, filling) = rest.split_first_chunk::<8>()?;
     let (publisher, sequence) = (u64::from_le_bytes(*publisher), u64::from_le_bytes(*sequence));
     let expected = (publisher.wrapping_mul(31).wrapping_add(sequence)) as u8;
     // First and last byte: the checksums of the batch cover what lies between.
     let whole = filling.first().is_none_or(|byte| *byte == expected)
         && filling.last().is_none_or(|byte| *byte == expected);
-    whole.then_some((publisher, sequence))
+    whole.then_some((publisher, sequence, u64::from_le_bytes(*due_us)))
 }
 
 /// What an audit found.
@@ -62,14 +65,14 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// A message arrived.
-    pub fn received(&mut self, message: &[u8]) {
-        match read_stamp(message) {
-            Some((publisher, sequence)) => {
-                self.publishers.entry(publisher).or_default().see(sequence);
-            }
-            None => self.foreign += 1,
-        }
+    /// A message arrived; returns when it was due, microseconds after the start of the load.
+    pub fn received(&mut self, message: &[u8]) -> Option<u64> {
+        let Some((publisher, sequence, due_us)) = read_stamp(message) else {
+            self.foreign += 1;
+            return None;
+        };
+        self.publishers.entry(publisher).or_default().see(sequence);
+        Some(due_us)
     }
 
     /// Compares with what was acknowledged: sequences 0 to `count` of each publisher.
@@ -114,7 +117,7 @@ mod tests {
         let mut audit = Audit::default();
         for sequence in sequences {
             let mut message = vec![0; 100];
-            stamp(&mut message, 3, *sequence);
+            stamp(&mut message, 3, *sequence, 0);
             audit.received(&message);
         }
         audit.verdict(&BTreeMap::from([(3, 5)]))
@@ -131,7 +134,7 @@ mod tests {
         let mut audit = Audit::default();
         audit.received(b"short");
         let mut wrong = vec![0; 100];
-        stamp(&mut wrong, 1, 1);
+        stamp(&mut wrong, 1, 1, 0);
         wrong[99] ^= 1;
         audit.received(&wrong);
         assert_eq!(audit.verdict(&BTreeMap::new()).foreign, 2);

@@ -8,6 +8,9 @@
 pub mod audit;
 pub mod clock;
 pub mod floor;
+pub mod load;
 pub mod measure;
 pub mod net_floor;
+pub mod report;
 pub mod schedule;
+pub mod workload;

@@ -55,12 +55,6 @@ impl Latencies {
             max_us: self.0.max(),
         }
     }
-
-    /// The share of samples at or below `limit`.
-    pub fn share_within(&self, limit: Duration) -> f64 {
-        let us = u64::try_from(limit.as_micros()).unwrap_or(u64::MAX);
-        self.0.quantile_below(us)
-    }
 }
 
 /// What a process has cost so far.
@@ -93,16 +87,6 @@ pub fn median(values: &[f64]) -> f64 {
     sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(0.0)
 }
 
-trait QuantileBelow {
-    fn quantile_below(&self, value: u64) -> f64;
-}
-
-impl QuantileBelow for Histogram<u64> {
-    fn quantile_below(&self, value: u64) -> f64 {
-        if self.is_empty() { 0.0 } else { self.count_between(0, value) as f64 / self.len() as f64 }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,7 +103,6 @@ mod tests {
         assert_eq!(merged.count, 200);
         assert!((99..=101).contains(&merged.p50_us), "{merged:?}");
         assert!((9_900..=10_010).contains(&merged.max_us));
-        assert!((fast.share_within(Duration::from_micros(100)) - 0.505).abs() < 0.01);
     }
 
     #[test]

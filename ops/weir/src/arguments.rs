@@ -45,7 +45,7 @@ pub(crate) enum Command {
     /// Check a configuration, or show the one in effect
     Config(ConfigArguments),
     /// Measure
-    //BENCH Bench(crate::bench::BenchArguments),
+    Bench(crate::bench::BenchArguments),
     /// Print a completion script for a shell
     Completion {
         /// The shell

@@ -7,7 +7,7 @@
 
 mod admin;
 mod arguments;
-//BENCH mod bench;
+mod bench;
 mod check;
 mod config;
 mod diag;
@@ -47,7 +47,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             clap_complete::generate(shell, &mut command, "weir", &mut std::io::stdout());
             Ok(())
         }
-        //BENCH Command::Bench(arguments) => bench::run(arguments),
+        Command::Bench(arguments) => bench::run(arguments),
         Command::Topic(arguments) => block_on(topic::run(arguments)),
         Command::Pub(arguments) => block_on(publish::run(arguments)),
         Command::Sub(arguments) => block_on(subscribe::run(arguments)),

@@ -1,0 +1,221 @@
+//! `weir bench`: measure.
+//!
+//! Owns: the flags. Never: measures itself; the harness is a library.
+
+use crate::arguments::{EndpointArguments, Output, OutputArguments};
+use crate::failure::Failure;
+use crate::output::print_json;
+use crate::values::parse_duration;
+use clap::{Args, Subcommand, ValueEnum};
+use std::io::{self, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use weir_bench::load;
+use weir_bench::schedule::Arrivals;
+use weir_bench::workload::Workload;
+use weir_bench::{floor, net_floor};
+
+const BENCH_HELP: &str = "\
+Loads are open loop where they have a rate: latency counts from the moment a message was due.
+Give --server-pid to account the broker's CPU and memory. Compare figures of one run only, on the
+same disk: `weir bench floor` says what the machine can do.";
+
+/// Measure.
+#[derive(Debug, Args)]
+#[command(after_help = BENCH_HELP)]
+pub(crate) struct BenchArguments {
+    #[command(subcommand)]
+    command: BenchCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum BenchCommand {
+    /// Run a workload file
+    Run {
+        /// Workload (YAML); benches/workloads has some
+        file: PathBuf,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Publish as fast as a window allows, or at a rate
+    Pub(LoadArguments),
+    /// Read a topic from start to end
+    Sub {
+        /// The topic
+        #[arg(long, default_value = "bench")]
+        topic: String,
+        /// Look at every message: content, order, repetition
+        #[arg(long)]
+        audit: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Publish at a rate and read beside it, every message audited
+    E2e(LoadArguments),
+    /// What this disk and machine can do without Weir
+    Floor {
+        /// A folder on the disk in question
+        #[arg(long, default_value = ".", value_name = "DIR")]
+        dir: PathBuf,
+        /// Turns of device and storage at each group size
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
+        /// Length of each load on the net floor
+        #[arg(long, value_parser = parse_duration, default_value = "3s", value_name = "DURATION")]
+        seconds: Duration,
+        /// Serve the net floor on any port, with its log at this path
+        #[arg(long, hide = true, value_name = "PATH")]
+        serve_net: Option<PathBuf>,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Process of the broker, to account its CPU and memory
+    #[arg(long, value_name = "PID")]
+    server_pid: Option<u32>,
+    #[command(flatten)]
+    output: OutputArguments,
+    #[command(flatten)]
+    endpoint: EndpointArguments,
+}
+
+/// How arrivals are spread.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ArrivalsArgument {
+    /// Evenly
+    Constant,
+    /// As independent users do
+    Poisson,
+}
+
+#[derive(Debug, Args)]
+struct LoadArguments {
+    /// The topic; made if it does not exist
+    #[arg(long, default_value = "bench")]
+    topic: String,
+    /// Partitions of a topic that is made
+    #[arg(long, default_value_t = 1)]
+    partitions: u32,
+    /// Publishers, each with a connection of its own
+    #[arg(short, long, default_value_t = 1)]
+    publishers: usize,
+    /// Unacknowledged messages of one publisher
+    #[arg(short, long, default_value_t = 1_000)]
+    window: usize,
+    /// Messages a second of all publishers; without it as many as the window lets through
+    #[arg(short, long)]
+    rate: Option<f64>,
+    /// How arrivals are spread where there is a rate
+    #[arg(long, value_enum, default_value = "constant")]
+    arrivals: ArrivalsArgument,
+    /// Bytes of a message
+    #[arg(short, long, default_value_t = 1_024)]
+    size: usize,
+    /// How long to measure
+    #[arg(short, long, value_parser = parse_duration, default_value = "5s", value_name = "DURATION")]
+    duration: Duration,
+    /// How long to publish before that
+    #[arg(long, value_parser = parse_duration, default_value = "1s", value_name = "DURATION")]
+    warmup: Duration,
+    /// Count as refused what would have to wait for credit
+    #[arg(long)]
+    fail_when_full: bool,
+    /// A message later than this is not good
+    #[arg(long, default_value_t = 100)]
+    slo_ms: u64,
+    #[command(flatten)]
+    common: Common,
+}
+
+impl LoadArguments {
+    fn workload(&self, name: &str, consume: bool) -> Workload {
+        Workload {
+            name: name.to_owned(),
+            topic: self.topic.clone(),
+            partitions: self.partitions,
+            publishers: self.publishers,
+            rate: self.rate.unwrap_or(0.0),
+            arrivals: match self.arrivals {
+                ArrivalsArgument::Constant => Arrivals::Constant,
+                ArrivalsArgument::Poisson => Arrivals::Poisson,
+            },
+            window: self.window,
+            message_bytes: self.size,
+            seconds: self.duration.as_secs_f64(),
+            warmup_seconds: self.warmup.as_secs_f64(),
+            fail_when_full: self.fail_when_full,
+            consume,
+            slo_ms: self.slo_ms,
+        }
+    }
+}
+
+pub(crate) fn run(arguments: BenchArguments) -> Result<(), Failure> {
+    match arguments.command {
+        BenchCommand::Run { file, common } => {
+            let workload = Workload::read(&file).map_err(|e| Failure::Usage(e.to_string()))?;
+            load(workload, &common)
+        }
+        BenchCommand::Pub(arguments) => load(arguments.workload("pub", false), &arguments.common),
+        BenchCommand::E2e(arguments) => load(arguments.workload("e2e", true), &arguments.common),
+        BenchCommand::Sub { topic, audit, common } => drain(&topic, audit, &common),
+        BenchCommand::Floor { serve_net: Some(path), .. } => serve_net(&path),
+        BenchCommand::Floor { dir, rounds, seconds, output, .. } => {
+            let report = floor::measure(&dir, rounds, seconds.as_secs_f64())
+                .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", dir.display())))?;
+            match output.output {
+                Output::Json => print_json(&report)?,
+                Output::Table => print!("{}", report.table()),
+            }
+            Ok(())
+        }
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    Ok(runtime.block_on(work))
+}
+
+fn load(workload: Workload, common: &Common) -> Result<(), Failure> {
+    workload.check().map_err(|e| Failure::Usage(e.to_string()))?;
+    let report = block_on(load::run(&common.endpoint.endpoint, workload, common.server_pid))??;
+    match common.output.output {
+        Output::Json => print_json(&report)?,
+        Output::Table => print!("{}", report.table()),
+    }
+    let broken = report.audit.is_some_and(|audit| audit.lost + audit.duplicated > 0);
+    if broken {
+        return Err(Failure::NotDone("the audit found lost or repeated messages".to_owned()));
+    }
+    Ok(())
+}
+
+fn drain(topic: &str, audit: bool, common: &Common) -> Result<(), Failure> {
+    let report = block_on(load::drain(&common.endpoint.endpoint, topic, audit))??;
+    match common.output.output {
+        Output::Json => print_json(&report)?,
+        Output::Table => {
+            let (messages, seconds) = (report.messages, report.seconds);
+            println!("{messages} messages in {seconds:.2} s: {:.0}/s", report.messages_s);
+            if let Some(audit) = report.audit {
+                println!("duplicated {}  reordered {}", audit.duplicated, audit.reordered);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn serve_net(path: &Path) -> Result<(), Failure> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    {
+        let mut out = io::stdout().lock();
+        writeln!(out, "{}", listener.local_addr()?)?;
+        out.flush()?;
+    }
+    Ok(net_floor::serve(&listener, path)?)
+}
