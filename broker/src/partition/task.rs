@@ -153,10 +153,16 @@ impl Task {
                 count = requests.recv_many(&mut arrived, REQUESTS_PER_TURN) => Wake::Requests(count),
             };
             let now = Instant::now();
+            if !matches!(wake, Wake::Time) {
+                // Whatever happened is looked at once more, unless that is about to be anyway.
+                let soon = now + TICK;
+                self.tick_at = Some(self.tick_at.map_or(soon, |at| at.min(soon)));
+            }
             match wake {
                 Wake::Replica => {
                     if let Err(error) = self.catch_up(now).await {
-                        tracing::error!(partition = ?self.around.options.key, %error, "the log cannot be applied");
+                        let partition = &self.around.options.key;
+                        tracing::error!(?partition, %error, "the log cannot be applied");
                         break;
                     }
                 }
@@ -166,11 +172,16 @@ impl Task {
                 Wake::Pokes => self.poked(now),
                 // All handles are gone: nobody can ask for anything any more.
                 Wake::Requests(0) => break,
-                Wake::Requests(_) => {
-                    for request in arrived.drain(..) {
-                        self.request(request, now).await;
-                    }
-                }
+                Wake::Requests(_) => {}
+            }
+            // What has arrived meanwhile goes into the same proposal.
+            while arrived.len() < REQUESTS_PER_TURN
+                && let Ok(request) = requests.try_recv()
+            {
+                arrived.push(request);
+            }
+            for request in arrived.drain(..) {
+                self.request(request, now).await;
             }
             self.turn(now);
         }
@@ -318,11 +329,6 @@ impl Task {
         self.show();
         self.carry_out(now);
         self.show();
-        let soon = now + TICK;
-        // Whatever happened is looked at once more, unless that is about to be anyway.
-        if self.tick_at.is_none_or(|at| at > soon) {
-            self.tick_at = Some(soon);
-        }
     }
 }
 

@@ -47,7 +47,7 @@ impl Task {
         };
         self.role_seen(&seen.role, now);
         self.tell(Event::Replica(seen), now);
-        self.checkpoint_at_seal();
+        self.segments_seen(now);
         Ok(())
     }
 

@@ -40,7 +40,7 @@ impl Task {
                     reply.done(result.map_err(|refusal: PublishRefusal| refusal.to_peer()));
                 }
             }
-            Effect::Subscribed(id, result) => self.subscribed(id, result),
+            Effect::Subscribed(id, result) => self.subscribed(id, result, now),
             Effect::Close(id, refusal) => self.close_port(id, &refusal),
             Effect::Read(wanted) => self.read(wanted, now),
             Effect::Deliver(id, deliver) => self.deliver(id, deliver, now),
@@ -78,7 +78,12 @@ impl Task {
         paid.reply.stored(range);
     }
 
-    fn subscribed(&mut self, id: ConsumerId, result: Result<SubscribedState, SubscribeRefusal>) {
+    fn subscribed(
+        &mut self,
+        id: ConsumerId,
+        result: Result<SubscribedState, SubscribeRefusal>,
+        now: Instant,
+    ) {
         let Some(attached) = self.consumers.get_mut(&id) else { return };
         let refused = result.is_err();
         if let Some(reply) = attached.reply.take() {
@@ -86,6 +91,9 @@ impl Task {
         }
         if refused {
             self.consumers.remove(&id);
+        } else {
+            // It may have given more credit while its subscription was being created.
+            self.look(id, now);
         }
     }
 

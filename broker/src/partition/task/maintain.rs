@@ -56,26 +56,27 @@ impl Upkeep {
 }
 
 impl Task {
-    /// A segment was sealed since the last checkpoint: takes one here, in the segment behind it.
-    pub(super) fn checkpoint_at_seal(&mut self) {
+    /// Looks whether segments have come or gone: then the limits are looked at, and a checkpoint
+    /// is taken in the segment behind a seal.
+    pub(super) fn segments_seen(&mut self, now: Instant) {
         let bytes = self.log.bounds().bytes;
         if bytes == self.upkeep.seen_bytes {
             return;
         }
         let applied = self.core.state().applied;
         let sealed = self.log.sealed_segments();
-        let Some(last) = sealed.last().filter(|last| last.last_index > self.upkeep.checkpoint)
-        else {
-            self.upkeep.seen_bytes = bytes;
-            return;
-        };
-        if last.last_index > applied {
+        let last = sealed.last().map_or(Index(0), |last| last.last_index);
+        if last > applied {
+            // The seal is not committed yet: looked at again with the next commit.
             return;
         }
         self.upkeep.seen_bytes = bytes;
-        self.upkeep.checkpoint = applied;
-        self.upkeep.due = Some((applied, Bytes::from(self.core.state().encode())));
-        self.start_checkpoint();
+        self.hold(now);
+        if last > self.upkeep.checkpoint {
+            self.upkeep.checkpoint = applied;
+            self.upkeep.due = Some((applied, Bytes::from(self.core.state().encode())));
+            self.start_checkpoint();
+        }
     }
 
     fn start_checkpoint(&mut self) {
@@ -213,7 +214,8 @@ impl Task {
 
     fn active_bytes(&self) -> u64 {
         let sealed: u64 = self.log.sealed_segments().iter().map(|segment| segment.bytes).sum();
-        self.log.bounds().bytes - sealed
+        // A trim between the two looks takes bytes away: then it only looks smaller than it is.
+        self.log.bounds().bytes.saturating_sub(sealed)
     }
 
     /// The end: a last checkpoint makes the next start quick; then the replica, then everybody
