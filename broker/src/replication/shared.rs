@@ -13,13 +13,17 @@ use openraft::storage::IOFlushed;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use tokio::runtime::RuntimeFlavor;
 use tokio::sync::{oneshot, watch};
 use weir_protocol::types::{Index, ReplicaId, Term};
 use weir_storage::{
-    AppendError, BatchSlice, Checkpoints, Device, FlushError, Lane, Log, LogReader, NewBatch, Read,
-    ReadError, is_out_of_space,
+    AppendError, BatchSlice, Checkpoints, Device, FlushDone, FlushError, Flusher, Lane, Log,
+    LogReader, NewBatch, Read, ReadError, is_out_of_space,
 };
 
+/// Whether an inline flush gives its worker's other tasks away first. Costs a few microseconds a
+/// flush; without it they wait as long as the device does.
+const BLOCK_IN_PLACE: bool = true;
 /// Bytes that are read for one index at first.
 const READ_BYTES: usize = 256 << 10;
 
@@ -30,6 +34,9 @@ pub(super) struct Shared {
     pub reader: LogReader,
     pub state: watch::Sender<ReplicaState>,
     log: Mutex<Log>,
+    flusher: Flusher,
+    /// Whether an append may wait for its flush: see [`Shared::flush`].
+    flush_inline: bool,
     /// One call at a time.
     checkpoints: Mutex<Checkpoints>,
     map: Mutex<LogMap>,
@@ -46,6 +53,7 @@ pub(super) struct Parts {
     pub durability: Durability,
     pub device: Arc<Device>,
     pub log: Log,
+    pub flush_inline: bool,
     pub map: LogMap,
     pub hard: HardState,
     pub state: watch::Sender<ReplicaState>,
@@ -61,6 +69,8 @@ impl Shared {
             device: parts.device,
             reader: parts.log.reader(),
             state: parts.state,
+            flusher: parts.log.flusher(),
+            flush_inline: parts.flush_inline,
             checkpoints: Mutex::new(parts.log.checkpoints()),
             log: Mutex::new(parts.log),
             map: Mutex::new(parts.map),
@@ -151,34 +161,40 @@ impl Shared {
         batches: Vec<NewBatch>,
         callback: IOFlushed<Types>,
     ) -> io::Result<()> {
-        let mut log = self.log();
-        if let Err(error) = log.append(batches) {
-            drop(log);
-            return Err(self.fenced_by(fence_of_append(&error)));
-        }
-        let waiting = match self.durability {
-            Durability::Fsync => Some(callback),
+        let appended = self.log().append(batches);
+        appended.map_err(|error| self.fenced_by(fence_of_append(&error)))?;
+        let shared = self.clone();
+        let flushed = move |outcome: Result<(), FlushError>| {
+            outcome.map_err(|error| shared.fenced_by(fence_of_flush(&error)))
+        };
+        match self.durability {
+            Durability::Fsync => {
+                self.flush(Box::new(move |outcome| callback.io_completed(flushed(outcome))));
+            }
             Durability::Memory => {
                 callback.io_completed(Ok(()));
-                None
+                self.flusher.flush_elsewhere(Box::new(move |outcome| drop(flushed(outcome))));
             }
-        };
-        let shared = self.clone();
-        log.flush(Box::new(move |outcome| {
-            let outcome = outcome.map_err(|error| shared.fenced_by(fence_of_flush(&error)));
-            if let Some(callback) = waiting {
-                callback.io_completed(outcome);
-            }
-        }));
+        }
         Ok(())
+    }
+
+    /// Asks for a flush. Where it may run inline, the runtime is told that this thread waits, so
+    /// that the tasks queued behind this one find another.
+    fn flush(&self, done: FlushDone) {
+        let handle = tokio::runtime::Handle::try_current();
+        let many = handle.is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread);
+        if self.flush_inline && many && BLOCK_IN_PLACE {
+            tokio::task::block_in_place(|| self.flusher.flush(done));
+        } else {
+            self.flusher.flush(done);
+        }
     }
 
     /// Waits until everything appended so far is durable.
     pub(super) async fn flushed(self: &Arc<Self>) -> io::Result<()> {
         let (done, wait) = oneshot::channel();
-        self.log().flush(Box::new(move |outcome| {
-            let _ = done.send(outcome);
-        }));
+        self.flusher.flush_elsewhere(Box::new(move |outcome| drop(done.send(outcome))));
         match wait.await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(self.fenced_by(fence_of_flush(&error))),

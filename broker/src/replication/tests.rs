@@ -197,6 +197,26 @@ fn nothing_is_committed_before_it_is_flushed() {
 }
 
 #[test]
+fn a_flush_may_run_where_the_append_ran() {
+    for durability in [Durability::Fsync, Durability::Memory] {
+        run(async move {
+            let rig = Rig::new();
+            let mut options = rig.options(durability);
+            options.log.flush_inline = true;
+            let (replica, _) = Replica::open(options).await.unwrap();
+            let term = until(&replica, |s| s.leading().is_some()).await.leading().unwrap();
+            for number in 0..20 {
+                replica.propose(proposal(term, 0, number..number + 1)).unwrap();
+            }
+            committed(&replica, 22).await;
+            let log = replica.log();
+            replica.shutdown().await;
+            assert_eq!(log.bounds().flushed_index, Index(22));
+        });
+    }
+}
+
+#[test]
 fn in_memory_durability_commits_before_the_flush_and_flushes_all_the_same() {
     run(async {
         let rig = Rig::new();
@@ -503,6 +523,44 @@ fn the_seed_decides_when_the_engine_would_call_elections() {
     };
     assert_eq!(election_ms(7), election_ms(7));
     assert_ne!(election_ms(7), election_ms(8));
+}
+
+/// What the simulator relies on: one thread, a paused clock, seeded choices.
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    let trace_of = |seed: u64| -> Vec<(u128, ReplicaState)> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()))
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let rig = Rig::on_one_thread();
+            let start = tokio::time::Instant::now();
+            let mut trace = Vec::new();
+            for _ in 0..2 {
+                let (replica, _) = rig.open().await;
+                let mut states = replica.state();
+                let mut number = 0;
+                while number < 40 {
+                    let state = states.borrow_and_update().clone();
+                    if let Some(term) = state.leading() {
+                        let more = 1 + number % 3;
+                        replica.propose(proposal(term, 0, number..number + more)).unwrap();
+                        number += more;
+                    }
+                    trace.push((start.elapsed().as_nanos(), state));
+                    states.changed().await.unwrap();
+                }
+                replica.shutdown().await;
+            }
+            trace
+        })
+    };
+    let first = trace_of(3);
+    assert!(first.len() > 40, "{}", first.len());
+    assert_eq!(first, trace_of(3));
 }
 
 type Signal =

@@ -139,6 +139,34 @@ fn clock() -> std::time::Instant {
     std::time::Instant::now()
 }
 
+/// Asks for the flushes of one log, beside its writer. Cheap to clone.
+#[derive(Clone)]
+pub struct Flusher {
+    coordinator: Arc<FlushCoordinator>,
+    log: Arc<LogFlush>,
+    inline: bool,
+}
+
+impl Flusher {
+    pub(crate) fn new(
+        coordinator: Arc<FlushCoordinator>,
+        log: Arc<LogFlush>,
+        inline: bool,
+    ) -> Self {
+        Self { coordinator, log, inline }
+    }
+
+    /// Asks that everything appended so far becomes durable; `done` is told, in order.
+    pub fn flush(&self, done: FlushDone) {
+        self.coordinator.request(&self.log, done, self.inline);
+    }
+
+    /// The same, never on this thread.
+    pub fn flush_elsewhere(&self, done: FlushDone) {
+        self.coordinator.request(&self.log, done, false);
+    }
+}
+
 /// Runs the rounds of one device.
 pub(crate) struct FlushCoordinator {
     executor: Arc<dyn Executor>,

@@ -28,7 +28,7 @@ pub use error::{
     AppendError, Corruption, CorruptionKind, DeviceError, FlushError, OpenError, ReadError,
 };
 pub use executor::{Executor, Job, Lane, ThreadExecutor};
-pub use flush::{FlushDone, FlushObserver};
+pub use flush::{FlushDone, FlushObserver, Flusher};
 pub use log::{Appended, Log, LogOptions, NewBatch, Recovered, Trimmed, is_out_of_space};
 pub use os_disk::{Backend, OsDisk};
 pub use reader::{BatchSlice, ColdRead, LogBounds, LogReader, Read, SegmentView};

@@ -11,7 +11,7 @@ use crate::device::{Device, Spare};
 use crate::disk::Disk;
 use crate::error::{AppendError, FlushError, OpenError, is_no_space};
 use crate::executor::Lane;
-use crate::flush::{FlushDone, LogFlush};
+use crate::flush::{FlushDone, Flusher, LogFlush};
 use crate::index::SparseIndex;
 use crate::limits::{
     CONTROL_RESERVE_BYTES, PREPARE_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_LADDER_BYTES,
@@ -394,7 +394,13 @@ impl Log {
 
     /// Asks that everything appended so far becomes durable; `done` is told, in order.
     pub fn flush(&mut self, done: FlushDone) {
-        self.device.flushes.request(&self.shared.flush, done, self.options.flush_inline);
+        self.flusher().flush(done);
+    }
+
+    /// Asks for flushes while somebody else holds the log.
+    pub fn flusher(&self) -> Flusher {
+        let (coordinator, log) = (self.device.flushes.clone(), self.shared.flush.clone());
+        Flusher::new(coordinator, log, self.options.flush_inline)
     }
 
     /// Bytes that are appended but not known to be durable.

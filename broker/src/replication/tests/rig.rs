@@ -5,7 +5,7 @@ use super::faults::{Faults, FaultyDisk};
 use std::time::Duration;
 use weir_protocol::batch::BatchType;
 use weir_protocol::types::BrokerId;
-use weir_storage::{Backend, Device, LogOptions, OsDisk, ThreadExecutor};
+use weir_storage::{Backend, Device, Executor, Job, Lane, LogOptions, OsDisk, ThreadExecutor};
 
 /// Nothing a test waits for takes this long, unless it never comes.
 const NEVER: Duration = Duration::from_secs(20);
@@ -21,9 +21,17 @@ pub(super) struct Rig {
 
 impl Rig {
     pub(super) fn new() -> Self {
+        Self::on(Arc::new(ThreadExecutor::start().unwrap()))
+    }
+
+    /// All work of the device happens where it is submitted.
+    pub(super) fn on_one_thread() -> Self {
+        Self::on(Arc::new(Here))
+    }
+
+    fn on(executor: Arc<dyn Executor>) -> Self {
         let (dir, faults) = (tempfile::tempdir().unwrap(), Arc::new(Faults::default()));
         let disk = FaultyDisk { disk: OsDisk::new(Backend::Map), faults: faults.clone() };
-        let executor = Arc::new(ThreadExecutor::start().unwrap());
         let device = Device::open(Arc::new(disk), executor, dir.path(), 1).unwrap();
         Self { faults, device, dir }
     }
@@ -51,6 +59,15 @@ impl Rig {
         let (replica, _) = self.open().await;
         let term = until(&replica, |state| state.leading().is_some()).await.leading().unwrap();
         (replica, term)
+    }
+}
+
+#[derive(Debug)]
+struct Here;
+
+impl Executor for Here {
+    fn submit(&self, _lane: Lane, job: Job) {
+        job();
     }
 }
 
