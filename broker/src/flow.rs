@@ -12,6 +12,7 @@
 mod blocked;
 mod core;
 mod revoke;
+mod ring;
 mod stream;
 #[cfg(test)]
 mod tests;

@@ -10,12 +10,12 @@
 
 use super::blocked::{BlockedClock, BlockedTimes};
 use super::stream::{Place, Stream};
-use super::{GRANT_QUANTUM_COST, INITIAL_GRANT_COST, PartitionKey};
+use super::{INITIAL_GRANT_COST, PartitionKey};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tokio::time::Instant;
 use weir_protocol::error_code::reason_bits;
 use weir_protocol::frame::{Grant, Revoke};
-use weir_protocol::limits::{BATCH_BYTES_TARGET, MESSAGE_COST_MIN};
+use weir_protocol::limits::MESSAGE_COST_MIN;
 
 /// A stream of the core: its slot and how often the slot was used before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,7 +68,7 @@ pub(super) struct Partition {
     pub(super) clock: BlockedClock,
     pub(super) streams: BTreeSet<StreamKey>,
     /// Streams taken out of the ring because the partition is blocked.
-    held_back: Vec<StreamKey>,
+    pub(super) held_back: Vec<StreamKey>,
 }
 
 /// The pure core of flow control over one device.
@@ -85,7 +85,7 @@ pub(super) struct FlowCore {
     pub(super) partitions: BTreeMap<PartitionKey, Partition>,
     pub(super) ring: VecDeque<StreamKey>,
     /// Streams raised by the call under way, each once.
-    raised: Vec<StreamKey>,
+    pub(super) raised: Vec<StreamKey>,
     pub(super) revoking: usize,
     draining: bool,
     next_epoch: u32,
@@ -335,93 +335,6 @@ impl FlowCore {
         self.partitions.iter().map(move |(key, partition)| (key, partition.clock.times(now)))
     }
 
-    /// Deficit round robin: each stream in the ring gets a quantum in its turn. One whose next
-    /// batch needs more saves its quanta up; where only room is missing, the ring waits for it.
-    pub(super) fn distribute(&mut self, now: Instant, signals: &mut Signals) {
-        while let Some(&key) = self.ring.front() {
-            let available = self.available();
-            let quantum = self.quantum();
-            // Room that comes back soon is worth waiting for: small grants make small batches.
-            let worth = if self.reserved >= quantum { quantum } else { MESSAGE_COST_MIN };
-            let alone = self.ring.len() == 1;
-            let blocked = self.bits_of(key) != 0;
-            let stream = &mut self.streams[key.slot as usize];
-            let needs = stream.needs();
-            if needs == 0 || blocked {
-                self.ring.pop_front();
-                self.leave_ring(key);
-                continue;
-            }
-            let useful = stream.useful(worth);
-            if !alone && !stream.turn_open {
-                stream.turn_open = true;
-                stream.deficit += quantum;
-            }
-            if !alone && stream.deficit < useful {
-                stream.turn_open = false;
-                self.ring.rotate_left(1);
-                continue;
-            }
-            let entitled = if alone { needs } else { stream.deficit };
-            let give = needs.min(entitled).min(available);
-            if give < useful {
-                break;
-            }
-            stream.turn_open = false;
-            stream.deficit = if alone { 0 } else { stream.deficit - give };
-            self.raise(key, give);
-            self.ring.rotate_left(1);
-        }
-        self.signal_raised(now, signals);
-        self.check();
-    }
-
-    /// Takes a stream that was in the ring out of it: it needs nothing, or its partition waits.
-    fn leave_ring(&mut self, key: StreamKey) {
-        let stream = &mut self.streams[key.slot as usize];
-        stream.deficit = 0;
-        stream.turn_open = false;
-        stream.place = Place::Nowhere;
-        if stream.needs() > 0 {
-            stream.place = Place::HeldBack;
-            let partition = stream.partition.clone();
-            self.partitions.entry(partition).or_default().held_back.push(key);
-        }
-    }
-
-    fn raise(&mut self, key: StreamKey, cost: u64) {
-        let stream = &mut self.streams[key.slot as usize];
-        if !stream.raised {
-            stream.raised = true;
-            stream.urgent = stream.reserved == 0 || stream.starved();
-            self.raised.push(key);
-        }
-        stream.granted += cost;
-        self.outstanding += cost;
-    }
-
-    fn signal_raised(&mut self, now: Instant, signals: &mut Signals) {
-        for at in 0..self.raised.len() {
-            let key = self.raised[at];
-            let stream = &mut self.streams[key.slot as usize];
-            stream.raised = false;
-            let urgent = stream.urgent;
-            signals.push((key, Signal::Grant { grant: self.grant(key), urgent }));
-            self.note_starving(key, now);
-        }
-        self.raised.clear();
-    }
-
-    /// Puts a stream that needs credit into the ring, unless it waits already.
-    fn queue(&mut self, key: StreamKey, now: Instant) {
-        self.note_starving(key, now);
-        let stream = &mut self.streams[key.slot as usize];
-        if stream.place == Place::Nowhere && stream.needs() > 0 {
-            stream.place = Place::Ring;
-            self.ring.push_back(key);
-        }
-    }
-
     /// Tells a client that waits for something else than the pool what it waits for.
     fn tell_why(&self, key: StreamKey, signals: &mut Signals) {
         let Some(stream) = self.peek(key) else { return };
@@ -430,7 +343,7 @@ impl FlowCore {
         }
     }
 
-    fn note_starving(&mut self, key: StreamKey, now: Instant) {
+    pub(super) fn note_starving(&mut self, key: StreamKey, now: Instant) {
         let stream = &mut self.streams[key.slot as usize];
         let starved = stream.starved();
         if starved == stream.starved_since.is_some() {
@@ -468,12 +381,6 @@ impl FlowCore {
         self.pool_cost - self.outstanding - self.reserved
     }
 
-    /// One turn's worth: a whole batch while few wait, so that batches stay large.
-    fn quantum(&self) -> u64 {
-        let share = self.pool_cost / (4 * self.ring.len().max(1) as u64);
-        share.min(BATCH_BYTES_TARGET as u64).max(GRANT_QUANTUM_COST).min(self.pool_cost)
-    }
-
     /// The open streams, by slot.
     pub(super) fn keys(&self) -> impl Iterator<Item = StreamKey> + '_ {
         self.streams
@@ -494,7 +401,7 @@ impl FlowCore {
         (stream.open && stream.generation == key.generation).then_some(stream)
     }
 
-    fn check(&self) {
+    pub(super) fn check(&self) {
         let used = self.outstanding + self.reserved;
         assert!(used <= self.pool_cost, "grants and reservations exceed the pool");
     }
