@@ -89,6 +89,9 @@ pub(super) struct Task {
     cold_waiting: VecDeque<Wanted>,
     upkeep: Upkeep,
     tick_at: Option<Instant>,
+    /// Requests are answered. Before the replica leads, and a batch of its own term shows how much
+    /// of the log is committed, an answer could miss what was acknowledged before a restart.
+    opened: bool,
     /// Everything is answered: the task ends, and then answers this.
     stop: Option<RequestReply<()>>,
 }
@@ -124,6 +127,7 @@ impl Task {
             cold_waiting: VecDeque::new(),
             upkeep: Upkeep::new(checkpoint),
             tick_at: None,
+            opened: false,
             stop: None,
         }
     }
@@ -150,7 +154,9 @@ impl Task {
                 done = maintained(&mut self.upkeep.job) => Wake::Maintained(done),
                 () = tokio::time::sleep_until(wake_at) => Wake::Time,
                 () = self.around.pokes.arrived() => Wake::Pokes,
-                count = requests.recv_many(&mut arrived, REQUESTS_PER_TURN) => Wake::Requests(count),
+                count = requests.recv_many(&mut arrived, REQUESTS_PER_TURN), if self.opened => {
+                    Wake::Requests(count)
+                }
             };
             let now = Instant::now();
             if !matches!(wake, Wake::Time) {
@@ -175,7 +181,8 @@ impl Task {
                 Wake::Requests(_) => {}
             }
             // What has arrived meanwhile goes into the same proposal.
-            while arrived.len() < REQUESTS_PER_TURN
+            while self.opened
+                && arrived.len() < REQUESTS_PER_TURN
                 && let Ok(request) = requests.try_recv()
             {
                 arrived.push(request);

@@ -154,6 +154,11 @@ fn recover_here(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
         }
         None => None,
     };
+    let start = hard.purged.map_or(Index(0), |id| engine::index_of(id.index()));
+    if checkpoint.as_ref().map_or(Index(0), |(at, _)| *at) < start {
+        let reason = "the log was trimmed up to here, but no checkpoint behind it is whole".into();
+        return Err(OpenReplicaError::Read { index: start, reason });
+    }
     let map = map_of(&log, &hard, checkpoint.as_ref())?;
     let (at, term) =
         checkpoint.as_ref().map_or((Index(0), Term(0)), |(at, taken)| (*at, taken.term));

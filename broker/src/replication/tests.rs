@@ -53,6 +53,44 @@ fn a_restarted_leader_takes_a_new_term_without_waiting_for_a_tick() {
     });
 }
 
+/// The runtime goes at any moment, nothing is shut down.
+#[test]
+fn what_was_committed_survives_a_kill() {
+    let rig = Arc::new(Rig::new());
+    for life in 0..4u64 {
+        let (here, seen) = (rig.clone(), Arc::new(std::sync::Mutex::new(Index(0))));
+        let shown = seen.clone();
+        let runtime = Test::new().unwrap();
+        runtime.block_on(async move {
+            let (replica, term) = here.leader().await;
+            let mut states = replica.state();
+            for number in 0..40 {
+                replica.propose(proposal(term, life as u32, number..number + 1)).unwrap();
+            }
+            while states.borrow_and_update().committed.0 < 20 * (life + 1) {
+                states.changed().await.unwrap();
+            }
+            *shown.lock().unwrap() = states.borrow().committed;
+        });
+        runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+        let committed = *seen.lock().unwrap();
+        let (here, reader) = (rig.clone(), Test::new().unwrap());
+        reader.block_on(async move {
+            let (replica, _) = here.leader().await;
+            let headers = replica.log().headers(Index(1), usize::MAX).unwrap();
+            let of_life: Vec<_> = headers
+                .iter()
+                .filter(|h| h.batch_type == BatchType::Data && h.run == life as u32)
+                .collect();
+            let numbers: Vec<_> = of_life.iter().map(|header| header.run_number).collect();
+            assert_eq!(numbers, (0..numbers.len() as u32).collect::<Vec<_>>());
+            let last = headers.last().map(|header| header.index);
+            assert!(last > Some(committed), "{last:?} after {committed:?} was committed");
+            replica.shutdown().await;
+        });
+    }
+}
+
 #[test]
 fn one_index_holds_all_batches_of_a_proposal() {
     run(async {
@@ -389,6 +427,27 @@ fn the_checkpoint_at_the_log_start_outlives_many_newer_ones() {
         let (replica, report) = rig.open().await;
         assert_eq!(report.checkpoint, Some((Index(14), "state 14".into())));
         until(&replica, |state| state.leading().is_some()).await;
+    });
+}
+
+#[test]
+fn a_trimmed_log_without_a_whole_checkpoint_is_refused_by_name() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, term) = rig.leader().await;
+        replica.propose(proposal(term, 0, 0..1)).unwrap();
+        committed(&replica, 3).await;
+        replica.checkpoint(Index(3), "state".into()).await.unwrap();
+        replica.trim(Index(3)).await.unwrap();
+        replica.shutdown().await;
+        let options = rig.options(Durability::Fsync);
+        let file = options.dir.join(format!("{:020}.ckpt", 3));
+        let mut bytes = std::fs::read(&file).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        let refused = Replica::open(options).await.map(|_| ());
+        let Err(OpenReplicaError::Read { index, .. }) = refused else { panic!("{refused:?}") };
+        assert_eq!(index, Index(3));
     });
 }
 

@@ -39,6 +39,9 @@ impl Task {
                 self.tell(Event::Applied { header, commands }, now);
             }
         }
+        // A replica that ended answers too: it refuses.
+        self.opened |=
+            seen.leading().is_some() || matches!(seen.role, crate::replication::Role::Fenced(_));
         let seen = Seen {
             leading: seen.leading(),
             role: seen.role,
