@@ -70,7 +70,7 @@ pub struct FloorReport {
 }
 
 /// Makes a file of zeros whose every block is written.
-fn zeroed_file(path: &Path) -> io::Result<File> {
+pub(crate) fn zeroed_file(path: &Path) -> io::Result<File> {
     let mut file =
         OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
     let zeros = vec![0; FILL_BYTES];
@@ -97,7 +97,7 @@ pub fn measure_flush(dir: &Path, count: u32) -> io::Result<FlushTimes> {
     })
 }
 
-fn time_groups(file: &File, group_bytes: usize, count: u32) -> io::Result<Latencies> {
+pub(crate) fn time_groups(file: &File, group_bytes: usize, count: u32) -> io::Result<Latencies> {
     let group = vec![7; group_bytes];
     let (mut times, mut position) = (Latencies::default(), 0);
     for _ in 0..count {
@@ -112,13 +112,13 @@ fn time_groups(file: &File, group_bytes: usize, count: u32) -> io::Result<Latenc
 }
 
 /// A log in a folder of its own.
-struct StorageFloor {
+pub(crate) struct StorageFloor {
     log: Log,
     next: u64,
 }
 
 impl StorageFloor {
-    fn open(dir: &Path) -> io::Result<Self> {
+    pub(crate) fn open(dir: &Path) -> io::Result<Self> {
         let executor = Arc::new(ThreadExecutor::start()?);
         let disk = Arc::new(OsDisk::new(Backend::Map));
         let device = Device::open(disk, executor, dir, 1).map_err(io::Error::other)?;
@@ -128,7 +128,7 @@ impl StorageFloor {
     }
 
     /// Appends one group of 1 KiB messages and waits until it is durable.
-    fn append(&mut self, group_bytes: usize) -> io::Result<()> {
+    pub(crate) fn append(&mut self, group_bytes: usize) -> io::Result<()> {
         let mut builder = BatchBuilder::new(8 << 20);
         let value = vec![7; MESSAGE_BYTES - 24];
         while builder.is_empty() || builder.wire_len() + MESSAGE_BYTES <= group_bytes {
@@ -148,7 +148,7 @@ impl StorageFloor {
         wait.recv().map_err(io::Error::other)?.map_err(io::Error::other)
     }
 
-    fn time_groups(&mut self, group_bytes: usize, count: u32) -> io::Result<Latencies> {
+    pub(crate) fn time_groups(&mut self, group_bytes: usize, count: u32) -> io::Result<Latencies> {
         let mut times = Latencies::default();
         for _ in 0..count {
             let started = clock::now();
@@ -220,14 +220,22 @@ fn measure_loopback() -> io::Result<f64> {
 
 /// Measures every floor in a scratch folder below `dir`, which is removed afterwards.
 pub fn measure(dir: &Path, rounds: u32, seconds: f64) -> io::Result<FloorReport> {
+    in_scratch_folder(dir, |scratch| {
+        let groups = measure_groups(scratch, rounds)?;
+        let loopback_mb_s = measure_loopback()?;
+        let net = net_floor::measure_all(scratch, seconds)?;
+        Ok(FloorReport { groups, loopback_mb_s, net })
+    })
+}
+
+/// Runs `measure` with a folder below `dir` that is removed afterwards.
+pub fn in_scratch_folder<T>(
+    dir: &Path,
+    measure: impl FnOnce(&Path) -> io::Result<T>,
+) -> io::Result<T> {
     let scratch = dir.join(format!("weir-floor-{}", std::process::id()));
     std::fs::create_dir_all(&scratch)?;
-    let measured = (|| -> io::Result<FloorReport> {
-        let groups = measure_groups(&scratch, rounds)?;
-        let loopback_mb_s = measure_loopback()?;
-        let net = net_floor::measure_all(&scratch, seconds)?;
-        Ok(FloorReport { groups, loopback_mb_s, net })
-    })();
+    let measured = measure(&scratch);
     let removed = std::fs::remove_dir_all(&scratch);
     let report = measured?;
     removed?;

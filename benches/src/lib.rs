@@ -7,6 +7,7 @@
 
 pub mod audit;
 pub mod clock;
+pub mod compare;
 pub mod floor;
 pub mod load;
 pub mod measure;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use weir_bench::load;
 use weir_bench::schedule::Arrivals;
 use weir_bench::workload::Workload;
-use weir_bench::{floor, net_floor};
+use weir_bench::{compare, floor, net_floor};
 
 const BENCH_HELP: &str = "\
 Loads are open loop where they have a rate: latency counts from the moment a message was due.
@@ -53,6 +53,20 @@ enum BenchCommand {
     },
     /// Publish at a rate and read beside it, every message audited
     E2e(LoadArguments),
+    /// Run workload files in turns with the floors of the same disk, and print medians
+    Compare {
+        /// Workloads (YAML)
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// A folder on the disk of the broker
+        #[arg(long, default_value = ".", value_name = "DIR")]
+        dir: PathBuf,
+        /// Turns of all floors and the broker
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
+        #[command(flatten)]
+        common: Common,
+    },
     /// What this disk and machine can do without Weir
     Floor {
         /// A folder on the disk in question
@@ -163,6 +177,9 @@ pub(crate) fn run(arguments: BenchArguments) -> Result<(), Failure> {
         BenchCommand::Pub(arguments) => load(arguments.workload("pub", false), &arguments.common),
         BenchCommand::E2e(arguments) => load(arguments.workload("e2e", true), &arguments.common),
         BenchCommand::Sub { topic, audit, common } => drain(&topic, audit, &common),
+        BenchCommand::Compare { files, dir, rounds, common } => {
+            compare_with_floors(&files, &dir, rounds, &common)
+        }
         BenchCommand::Floor { serve_net: Some(path), .. } => serve_net(&path),
         BenchCommand::Floor { dir, rounds, seconds, output, .. } => {
             let report = floor::measure(&dir, rounds, seconds.as_secs_f64())
@@ -191,6 +208,27 @@ fn load(workload: Workload, common: &Common) -> Result<(), Failure> {
     let broken = report.audit.is_some_and(|audit| audit.lost + audit.duplicated > 0);
     if broken {
         return Err(Failure::NotDone("the audit found lost or repeated messages".to_owned()));
+    }
+    Ok(())
+}
+
+fn compare_with_floors(
+    files: &[PathBuf],
+    dir: &Path,
+    rounds: u32,
+    common: &Common,
+) -> Result<(), Failure> {
+    let workloads: Result<Vec<_>, _> = files.iter().map(|file| Workload::read(file)).collect();
+    let workloads = workloads.map_err(|e| Failure::Usage(e.to_string()))?;
+    let comparisons = floor::in_scratch_folder(dir, |scratch| {
+        compare::measure(scratch, workloads, rounds, |workload| {
+            block_on(load::run(&common.endpoint.endpoint, workload, common.server_pid))?
+                .map_err(io::Error::other)
+        })
+    })?;
+    match common.output.output {
+        Output::Json => print_json(&comparisons)?,
+        Output::Table => print!("{}", compare::table(&comparisons)),
     }
     Ok(())
 }
