@@ -98,7 +98,7 @@ async fn without_credit_it_asks_and_waits_and_says_why() {
 #[tokio::test(start_paused = true)]
 async fn credit_is_spent_exactly_and_never_exceeded() {
     let (client, _network, mut peer) = connect().await;
-    let (publisher, _) =
+    let (publisher, open) =
         tokio::join!(client.publisher("orders").build(), peer.open_publisher(0, 64 << 10));
     let publisher = publisher.unwrap();
     let sender = tokio::spawn(async move {
@@ -112,12 +112,19 @@ async fn credit_is_spent_exactly_and_never_exceeded() {
     });
     let (mut spent, mut limit, mut stored) = (0, 64 << 10, 0);
     while stored < 2_000 {
-        let sent = peer.next_publish().await;
-        let records = u64::from(sent.header.record_count);
+        let sent = match peer.next_publish_or_demand().await {
+            Ok(sent) => sent,
+            Err(demand) => {
+                assert!(demand.largest > limit - spent, "{demand:?}, {spent} of {limit}");
+                limit = spent + demand.largest;
+                peer.send(Frame::Grant(open.stream, grant(limit))).await;
+                continue;
+            }
+        };
         spent += batch_cost(&sent.header);
         assert!(spent <= limit, "spent {spent} of {limit}");
-        stored += records;
-        limit = spent + (96 << 10);
+        stored += sent.header.record_count;
+        limit = limit.max(spent + (96 << 10));
         peer.store(&sent, limit).await;
     }
     sender.await.unwrap();
@@ -509,7 +516,8 @@ async fn retries_are_paced_and_end_at_the_deadline() {
         client.publisher("orders").deadline(Duration::from_secs(20)).build(),
         peer.open_publisher(0, MIB)
     );
-    let receipt = publisher.unwrap().send("again and again").await.unwrap();
+    let publisher = publisher.unwrap();
+    let receipt = publisher.send("again and again").await.unwrap();
     let mut attempts = 0;
     let refusing = async {
         loop {

@@ -71,8 +71,8 @@ impl LaneCore {
         let error = Error::local(ErrorCode::UnknownProducer, text).with_outcome(Outcome::Unknown);
         for batch in self.flight.take() {
             match &batch.answer {
-                Some(Answer::NotStored(_)) => self.flight.push_back(batch),
-                _ => batch.resolve(Err(error.clone()), &self.window),
+                Some(Answer::NotStored(_) | Answer::Behind) => self.flight.push_back(batch),
+                Some(Answer::Unknown(_)) | None => batch.resolve(Err(error.clone()), &self.window),
             }
         }
     }
@@ -108,6 +108,7 @@ impl LaneCore {
         }
         self.phase = Phase::Idle { reopen_at: None };
         self.credit = Default::default();
+        self.signals.idle_since = None;
         let refusal = Refusal {
             outcome: Outcome::Unknown,
             ..Refusal::new(ErrorCode::LeaderLost, "the connection was lost")
@@ -172,7 +173,10 @@ impl LaneCore {
         let Some(at) = self.find(refused.base_sequence.0) else { return false };
         let refusal = refused.refusal.clone();
         self.note_cause(Error::refused(&refusal).to_string());
+        // Answers come in the order of the batches: one that was stored is not in flight any more.
+        let gap = refusal.code == ErrorCode::SequenceGap.number();
         let answer = Some(match refusal.outcome {
+            Outcome::NotStored if gap && at > 0 => Answer::Behind,
             Outcome::NotStored => Answer::NotStored(refusal),
             Outcome::Unknown | Outcome::Stored => Answer::Unknown(refusal),
         });
@@ -200,15 +204,11 @@ impl LaneCore {
             self.flow = Flow::Waiting { until: retries.now + pause };
             return;
         }
-        let Some(first) = self.first_refusal() else {
-            self.line.next_sequence = self.line.stored_end;
-            self.flow = Flow::Free;
-            return;
-        };
+        let first = self.first_refusal();
         let refused = self.flight.take();
         let mut again = BatchQueue::default();
-        for (number, batch) in refused.into_iter().enumerate() {
-            match self.verdict(&batch, number == 0, retries) {
+        for batch in refused {
+            match self.verdict(&batch, retries) {
                 Some(error) => batch.resolve(Err(error), &self.window),
                 None => again.push_back(batch),
             }
@@ -218,13 +218,16 @@ impl LaneCore {
         }
         self.waiting = again;
         self.line.next_sequence = self.line.stored_end;
-        self.resume_after(&first, retries);
+        match first {
+            Some(first) => self.resume_after(&first, retries),
+            None => self.flow = Flow::Free,
+        }
     }
 
     fn first_refusal(&self) -> Option<Refusal> {
         self.flight.iter().find_map(|batch| match &batch.answer {
-            Some(Answer::NotStored(refusal) | Answer::Unknown(refusal)) => Some(refusal.clone()),
-            None => None,
+            Some(Answer::NotStored(refusal)) => Some(refusal.clone()),
+            Some(Answer::Behind | Answer::Unknown(_)) | None => None,
         })
     }
 
@@ -235,15 +238,13 @@ impl LaneCore {
     }
 
     /// The error that a refused batch ends with, or none when it is sent again.
-    fn verdict(&self, batch: &Batch, is_first: bool, retries: &mut Retries<'_>) -> Option<Error> {
-        let Some(Answer::NotStored(refusal)) = &batch.answer else { return None };
+    fn verdict(&self, batch: &Batch, retries: &mut Retries<'_>) -> Option<Error> {
         if batch.deadline <= retries.now {
             return Some(self.deadline_error(Outcome::NotStored));
         }
+        let Some(Answer::NotStored(refusal)) = &batch.answer else { return None };
         let error = || Some(Error::refused(refusal));
         match Action::of(refusal.code) {
-            // Refused only because the one before it was.
-            Action::Resync if !is_first => None,
             Action::Resync if batch.attempts >= DAMAGED_ATTEMPTS_MAX => error(),
             Action::Wait | Action::StopTopic if self.options.on_full == OnFull::Fail => error(),
             Action::Wait

@@ -112,6 +112,8 @@ impl OpenBatch {
 pub(crate) enum Answer {
     /// Certainly not in the log.
     NotStored(Refusal),
+    /// Not in the log, and only because one before it was refused.
+    Behind,
     /// Only the same sequence can tell.
     Unknown(Refusal),
 }

@@ -137,7 +137,7 @@ pub(super) struct Signals {
     /// Why nothing is granted, by the newest grant.
     pub(super) reason: Option<Reason>,
     /// Unsent credit was given back and not asked for again.
-    idle_since: Option<Instant>,
+    pub(super) idle_since: Option<Instant>,
     /// The newest reasons to wait, for deadline errors.
     causes: VecDeque<String>,
     /// A stream to end because the lane opens another.
@@ -335,10 +335,12 @@ impl LaneCore {
                 }
             }
             Phase::Opening => {}
-            Phase::Open(stream) => self.visit_open(now, stream, room.unwrap_or(0), &mut visit, out),
+            Phase::Open(stream) => self.visit_open(now, stream, room, &mut visit, out),
         }
         visit.blocked = self.blocked();
-        visit.timer = self.timer();
+        // What was due and could not be done waits for a frame, room or a connection, all of which
+        // bring the driver here; a time that has passed would only make it spin.
+        visit.timer = self.timer().filter(|at| *at > now);
         visit
     }
 
@@ -346,16 +348,18 @@ impl LaneCore {
         &mut self,
         now: Instant,
         stream: StreamId,
-        room: usize,
+        room: Option<usize>,
         visit: &mut Visit,
         out: &mut Vec<Frame>,
     ) {
         self.release_flow(now);
-        if self.flow == Flow::Free && room > 0 {
-            if self.has_unknown() {
+        if let (Flow::Free, Some(room)) = (&self.flow, room) {
+            if !self.has_unknown() {
+                visit.more = self.send(now, stream, room, out);
+            } else if room > 0 {
                 self.ask_again(now, stream, out);
             } else {
-                visit.more = self.send(now, stream, room, out);
+                visit.more = true;
             }
         }
         self.demand(stream, out);
@@ -430,9 +434,6 @@ impl LaneCore {
             return false;
         }
         let lingered = now.saturating_duration_since(self.open.since);
-        if lingered >= self.options.deadline / DEADLINE_SHARE {
-            return true;
-        }
         self.open.cost <= self.credit.available()
             && (self.flight.is_empty() || self.signals.flush || lingered >= self.options.linger)
     }
@@ -478,14 +479,12 @@ impl LaneCore {
         timers[0] = first(&self.flight);
         timers[1] = first(&self.waiting);
         if !self.open.is_empty() {
-            timers[2] = Some(self.open.deadline);
-            let fits = self.open.cost <= self.credit.available();
-            let linger =
-                if fits && self.flow == Flow::Free { self.options.linger } else { Duration::MAX };
-            let share = self.options.deadline / DEADLINE_SHARE;
-            timers[3] = matches!(self.phase, Phase::Open(_))
-                .then(|| self.open.since + linger.min(share))
-                .filter(|_| self.waiting.is_empty());
+            timers[2] = Some(self.open.since + self.options.deadline / DEADLINE_SHARE);
+            let lingers = matches!(self.phase, Phase::Open(_))
+                && self.flow == Flow::Free
+                && self.waiting.is_empty()
+                && self.open.cost <= self.credit.available();
+            timers[3] = lingers.then(|| self.open.since + self.options.linger);
         }
         timers[4] = match (&self.phase, &self.flow) {
             (Phase::Idle { reopen_at }, _) => *reopen_at,
@@ -505,7 +504,8 @@ impl LaneCore {
                 batch.report(error.clone());
             }
         }
-        if !self.open.is_empty() && self.open.deadline <= now {
+        let lingered = now.saturating_duration_since(self.open.since);
+        if !self.open.is_empty() && lingered >= self.options.deadline / DEADLINE_SHARE {
             self.close_open();
         }
         while self.waiting.front().is_some_and(expired) {
@@ -535,8 +535,8 @@ impl LaneCore {
         self.close_open();
         for batch in self.flight.take() {
             let outcome = match &batch.answer {
-                Some(Answer::NotStored(_)) => Outcome::NotStored,
-                _ => Outcome::Unknown,
+                Some(Answer::NotStored(_) | Answer::Behind) => Outcome::NotStored,
+                Some(Answer::Unknown(_)) | None => Outcome::Unknown,
             };
             batch.resolve(Err(error.clone().with_outcome(outcome)), &self.window);
         }

@@ -219,14 +219,20 @@ impl Peer {
 
     pub async fn next_publish(&mut self) -> Publish {
         loop {
-            match self.next().await {
-                Frame::Publish(publish) => {
-                    publish.header.check_body(&publish.body).expect("the body's CRC holds");
-                    return publish;
-                }
-                Frame::Demand(..) => {}
-                frame => panic!("PUBLISH, not {frame:?}"),
+            if let Ok(publish) = self.next_publish_or_demand().await {
+                return publish;
             }
+        }
+    }
+
+    pub async fn next_publish_or_demand(&mut self) -> Result<Publish, Demand> {
+        match self.next().await {
+            Frame::Publish(publish) => {
+                publish.header.check_body(&publish.body).expect("the body's CRC holds");
+                Ok(publish)
+            }
+            Frame::Demand(_, demand) => Err(demand),
+            frame => panic!("PUBLISH, not {frame:?}"),
         }
     }
 
@@ -315,5 +321,5 @@ pub fn stored_batch(base_offset: u64, payloads: &[&str]) -> Bytes {
 /// What a batch costs of a publisher's credit.
 pub fn batch_cost(header: &BatchHeader) -> u64 {
     let floor = u64::from(header.record_count) * MESSAGE_COST_MIN;
-    floor.max(header.wire_len() as u64)
+    floor.max(u64::from(header.body_len))
 }

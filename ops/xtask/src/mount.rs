@@ -45,7 +45,8 @@ impl Mount {
     /// written either. Nobody may have a file open, or unmounting fails.
     pub(crate) fn cut_power(&mut self) -> Result<(), String> {
         let script = "open(F, '<', $ARGV[0]) or die $!; \
-                      defined ioctl(F, 0x8004587d, pack('L', 2)) or die $!;";
+                      my $flag = pack('L', 2); \
+                      defined ioctl(F, 0x8004587d, $flag) or die $!;";
         run(Command::new("perl").args(["-e", script]).arg(self.path()))?;
         run(Command::new("umount").arg(self.path()))?;
         self.mounted = false;

@@ -12,9 +12,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// Lines that are published; numbered, of different lengths.
-const LINES: u64 = 3_000_000;
-const IMAGE_MEBIBYTES: u64 = 2_048;
+/// Lines that are published before, between and behind the cuts; numbered, of different lengths.
+const LINES_PER_ERA: u64 = 1_500_000;
+/// Room for the lines of an era.
+const ERA_MEBIBYTES: u64 = 384;
 
 /// Publishes a file across `cuts` power cuts and compares what is stored, byte for byte.
 pub(crate) fn check(root: &Path, cuts: u32) -> Result<String, String> {
@@ -22,8 +23,9 @@ pub(crate) fn check(root: &Path, cuts: u32) -> Result<String, String> {
     let scratch = std::env::temp_dir().join(format!("weir-powercut-{}", std::process::id()));
     let input = scratch.with_extension("input");
     let output = scratch.with_extension("output");
-    fs::write(&input, numbered_lines()).map_err(|e| e.to_string())?;
-    let mut mount = Mount::ext4(&scratch, IMAGE_MEBIBYTES)?;
+    let lines = LINES_PER_ERA * (u64::from(cuts) + 1);
+    fs::write(&input, numbered_lines(lines)).map_err(|e| e.to_string())?;
+    let mut mount = Mount::ext4(&scratch, ERA_MEBIBYTES * (u64::from(cuts) + 1))?;
     let data_dir = mount.path().join("data");
 
     let mut broker = BrokerProcess::start(&weir, &data_dir, 0)?;
@@ -41,7 +43,7 @@ pub(crate) fn check(root: &Path, cuts: u32) -> Result<String, String> {
         .spawn()
         .map_err(|e| e.to_string())?;
     for cut in 0..cuts {
-        std::thread::sleep(Duration::from_millis(400 + 300 * u64::from(cut)));
+        std::thread::sleep(Duration::from_millis(250 + u64::from(cut) * 131 % 400));
         if publisher.try_wait().map_err(|e| e.to_string())?.is_some() {
             return Err(format!(
                 "the publisher ended before cut {}: the input is too short",
@@ -63,12 +65,12 @@ pub(crate) fn check(root: &Path, cuts: u32) -> Result<String, String> {
     broker.kill()?;
     let _ = (fs::remove_file(&input), fs::remove_file(&output));
     same?;
-    Ok(format!("{cuts} power cuts: {LINES} lines are there once, in order, byte for byte"))
+    Ok(format!("{cuts} power cuts: {lines} lines are there once, in order, byte for byte"))
 }
 
-fn numbered_lines() -> String {
+fn numbered_lines(lines: u64) -> String {
     let mut text = String::new();
-    for number in 0..LINES {
+    for number in 0..lines {
         let width = (number * 7 % 150) as usize;
         let _ = writeln!(text, "{number} {:width$}", "");
     }
