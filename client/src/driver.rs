@@ -33,6 +33,9 @@ use weir_protocol::frame::Frame;
 const OUT_BYTES_MAX: usize = 1 << 20;
 /// How often topics are asked for added partitions.
 const TOPIC_REFRESH: Duration = Duration::from_secs(10);
+/// A connection that lasted this long was a success: a broker that takes connections only to end
+/// them is not stormed.
+const STABLE_AFTER: Duration = Duration::from_secs(5);
 
 /// Starts the driver of a client.
 pub(crate) fn start(shared: Arc<ClientShared>) {
@@ -105,8 +108,13 @@ impl Driver {
                 None => break,
             };
             self.shared.set_message_bytes_max(welcome.limits.message_bytes_max as usize);
-            let mut session = Session::new(&welcome, Instant::now());
-            match self.serve(link, &mut session).await {
+            let began = Instant::now();
+            let mut session = Session::new(&welcome, began);
+            let ended = self.serve(link, &mut session).await;
+            if began.elapsed() >= STABLE_AFTER {
+                self.backoff.reset();
+            }
+            match ended {
                 Ended::Closed => break,
                 Ended::Lost { cause, after } => {
                     session.fail_requests(&cause);
@@ -168,7 +176,6 @@ impl Driver {
     }
 
     async fn serve(&mut self, mut link: Link, session: &mut Session) -> Ended {
-        self.backoff.reset();
         self.blocked.clear();
         let lanes: Vec<_> = self.shared.lock().lanes.keys().copied().collect();
         self.touched.extend(lanes);

@@ -322,6 +322,56 @@ async fn without_a_broker_the_deadline_still_holds() {
     stored.unwrap();
 }
 
+/// In real time: a client that waits must not keep a processor busy, whatever it waits for.
+#[tokio::test]
+async fn waiting_costs_nothing() {
+    let (client, _network, mut peer) = connect().await;
+    let deadline = Duration::from_millis(400);
+    let (publisher, open) = tokio::join!(
+        client.publisher("orders").deadline(deadline).build(),
+        peer.open_publisher(0, MIB)
+    );
+    let publisher = publisher.unwrap();
+    let metrics = tokio::runtime::Handle::current().metrics();
+    let (started, busy) = (Instant::now(), metrics.worker_total_busy_duration(0));
+
+    // For an answer, with more behind it.
+    let unanswered = publisher.send("a").await.unwrap();
+    let first = peer.next_publish().await;
+    peer.refuse(&first, refusal(ErrorCode::LeaderLost, Outcome::Unknown), MIB).await;
+    let again = peer.next_publish().await;
+    let behind = publisher.send("b").await.unwrap();
+    unanswered.await.unwrap_err();
+    behind.await.unwrap_err();
+    peer.store(&again, MIB).await;
+
+    // For credit.
+    peer.send(Frame::Revoke(open.stream, Revoke { epoch: 0, limit_cost: 0 })).await;
+    let Frame::Revoked(..) = peer.next().await else { panic!("REVOKED") };
+    publisher.publish("c").await.unwrap_err();
+
+    // For nothing, holding credit, and then for a broker.
+    peer.send(Frame::Grant(open.stream, grant(MIB))).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    drop(peer);
+    publisher.publish("d").await.unwrap_err();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let busy = metrics.worker_total_busy_duration(0) - busy;
+    assert!(busy < started.elapsed() / 4, "{busy:?} of {:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_ends_every_connection_is_not_stormed() {
+    let (client, mut network, peer) = connect().await;
+    drop(peer);
+    let started = Instant::now();
+    for _ in 0..20 {
+        drop(network.accept().await);
+    }
+    assert!(started.elapsed() > Duration::from_secs(10), "{:?}", started.elapsed());
+    assert!(matches!(*client.status().borrow(), Status::Reconnecting { attempt: 10.., .. }));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_full_window_waits_and_reserve_is_cancel_safe() {
     let (client, _network, mut peer) = connect().await;
