@@ -36,7 +36,8 @@ pub(crate) fn batch(error: &HeaderError) -> Refusal {
         HeaderError::Magic
         | HeaderError::Type(_)
         | HeaderError::Codec(_)
-        | HeaderError::Lengths => ErrorCode::BadRequest,
+        | HeaderError::Lengths
+        | HeaderError::Offsets => ErrorCode::BadRequest,
     };
     Refusal::new(code, format!("{error}; make the batch again and send it once more"))
 }

@@ -197,7 +197,7 @@ pub(crate) struct TopicSettings {
 /// What `--on-full` chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum WhenFull {
-    /// Wait for credit
+    /// Wait for room
     Wait,
     /// Stop with the broker's reason
     Fail,
@@ -243,7 +243,7 @@ pub(crate) struct PubArguments {
     /// Durable name of this producer, to resume after this command itself died
     #[arg(long, value_parser = parse_name, value_name = "NAME", conflicts_with = "key")]
     pub(crate) producer: Option<Name>,
-    /// What to do when the broker grants no more credit
+    /// What to do when the topic or the broker's disk is full
     #[arg(long, value_enum, default_value = "wait")]
     pub(crate) on_full: WhenFull,
     /// Give up after this long without progress, with a unit: 60s

@@ -17,7 +17,7 @@ use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::time::Duration;
 use tokio::time::Instant;
-use weir_client::{Client, Message, OnFull, Publisher, Receipt};
+use weir_client::{Client, ErrorCode, Message, Publisher, Reason, Receipt, Status};
 
 /// A receipt is never waited for longer than this: the command's own deadline counts progress.
 const RECEIPT_DEADLINE: Duration = Duration::from_secs(24 * 3_600);
@@ -48,18 +48,13 @@ struct Work {
     skip: u64,
     pace: Option<Pace>,
     deadline: Duration,
+    on_full: WhenFull,
     message_bytes_max: usize,
 }
 
 impl Work {
     async fn open(client: &Client, arguments: &PubArguments) -> Result<Self, Failure> {
-        let mut builder = client
-            .publisher(arguments.topic.as_str())
-            .deadline(RECEIPT_DEADLINE)
-            .on_full(match arguments.on_full {
-                WhenFull::Wait => OnFull::Wait,
-                WhenFull::Fail => OnFull::Fail,
-            });
+        let mut builder = client.publisher(arguments.topic.as_str()).deadline(RECEIPT_DEADLINE);
         let fixed = arguments.producer.as_ref().map(|_| 0);
         if let Some(partition) = arguments.partition.or(fixed) {
             builder = builder.partition(partition);
@@ -81,6 +76,7 @@ impl Work {
             skip,
             pace: arguments.rate.map(Pace::new),
             deadline: arguments.deadline,
+            on_full: arguments.on_full,
         })
     }
 
@@ -161,6 +157,7 @@ impl Work {
     async fn send(&mut self, message: Message) -> Result<Receipt, Failure> {
         let publisher = self.publisher.clone();
         let mut sending = std::pin::pin!(publisher.send(message));
+        let mut full = std::pin::pin!(full(self.client.clone(), self.on_full));
         loop {
             tokio::select! {
                 biased;
@@ -168,16 +165,18 @@ impl Work {
                 settled = wait_oldest(&mut self.receipts), if !self.receipts.is_empty() => {
                     self.progress.stored(settled?);
                 }
+                failure = &mut full => return Err(failure),
                 () = tokio::time::sleep(self.deadline) => return Err(self.stalled()),
             }
         }
     }
 
     async fn settle_oldest(&mut self) -> Result<(), Failure> {
-        let waited = tokio::time::timeout(self.deadline, wait_oldest(&mut self.receipts)).await;
-        match waited {
-            Ok(settled) => self.progress.stored(settled?),
-            Err(_) => return Err(self.stalled()),
+        tokio::select! {
+            biased;
+            settled = wait_oldest(&mut self.receipts) => self.progress.stored(settled?),
+            failure = full(self.client.clone(), self.on_full) => return Err(failure),
+            () = tokio::time::sleep(self.deadline) => return Err(self.stalled()),
         }
         Ok(())
     }
@@ -197,6 +196,32 @@ impl Work {
             self.deadline,
             self.client.status_text()
         ))
+    }
+}
+
+/// Ends when the command is to fail because the topic or the disk is full. Credit that is on its
+/// way, or a broker that restarts, is waited for all the same.
+async fn full(client: Client, on_full: WhenFull) -> Failure {
+    if on_full == WhenFull::Wait {
+        return std::future::pending().await;
+    }
+    let mut status = client.status();
+    loop {
+        let code = match *status.borrow_and_update() {
+            Status::Blocked { reason: Reason::Disk, .. } => Some(ErrorCode::StorageLow),
+            Status::Blocked { reason: Reason::Backlog, .. } => Some(ErrorCode::BacklogFull),
+            _ => None,
+        };
+        if let Some(code) = code {
+            let (name, number) = (code.name(), code.number());
+            return Failure::NotDone(format!(
+                "{name} (WEIR-{number:04X}): {}; what is stored stays stored",
+                code.sentence()
+            ));
+        }
+        if status.changed().await.is_err() {
+            return std::future::pending().await;
+        }
     }
 }
 
