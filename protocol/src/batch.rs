@@ -235,7 +235,7 @@ impl BatchHeader {
         bytes
     }
 
-    /// Decodes and checks magic, header CRC, numbers and the sums of lengths.
+    /// Decodes and checks magic, header CRC, numbers, the sums of lengths and the end offset.
     pub fn decode(bytes: &[u8; BATCH_HEADER_BYTES], salt: u64) -> Result<Self, HeaderError> {
         if bytes[..4] != BATCH_MAGIC {
             return Err(HeaderError::Magic);
@@ -281,6 +281,10 @@ impl BatchHeader {
         }
         if self.record_count as usize > BATCH_RECORDS_MAX {
             return Err(HeaderError::Lengths);
+        }
+        // A sender's number: what is computed from it below must not overflow.
+        if self.base_offset.0.checked_add(u64::from(self.record_count)).is_none() {
+            return Err(HeaderError::Offsets);
         }
         Ok(())
     }
@@ -354,6 +358,9 @@ pub enum HeaderError {
     /// Lengths or counts beyond their limits, or sections longer than the body.
     #[error("lengths contradict each other or exceed their limits")]
     Lengths,
+    /// The offset behind the last record is no number of 64 bits.
+    #[error("the offsets of its records do not fit into 64 bits")]
+    Offsets,
     /// The CRC of record table and payload does not match.
     #[error("the body CRC does not match")]
     BodyCrc,

@@ -28,9 +28,7 @@ pub(super) fn frame(
     batches: Bytes,
 ) -> Result<Option<Frame>, DecodeError> {
     let mut fields = Fields { frame_type, rest: fields };
-    if !batches.is_empty() && !matches!(frame_type, t::PUBLISH | t::DELIVER) {
-        return Err(fields.bad("batches: this frame has none"));
-    }
+    let has_batches = !batches.is_empty();
     let stream = StreamId(stream);
     let f = &mut fields;
     let frame = match frame_type {
@@ -93,6 +91,9 @@ pub(super) fn frame(
         t::DONE => Frame::Done(request(f)?),
         _ => return Ok(None),
     };
+    if has_batches && !matches!(frame_type, t::PUBLISH | t::DELIVER) {
+        return Err(fields.bad("batches: this frame has none"));
+    }
     Ok(Some(frame))
 }
 

@@ -97,6 +97,10 @@ fn a_newer_peer_may_add_fields_and_ignorable_frames() {
     unknown[5] = FLAG_IGNORABLE;
     restamp(&mut unknown);
     assert_eq!(decode_all(&unknown, 99).unwrap(), []);
+    unknown[0] += 7;
+    restamp(&mut unknown);
+    unknown.extend_from_slice(b"batches");
+    assert_eq!(decode_all(&unknown, 99).unwrap(), []);
 }
 
 #[test]
