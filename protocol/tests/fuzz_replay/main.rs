@@ -1,0 +1,154 @@
+//! No bytes whatsoever break the decoders.
+//!
+//! The corpus (`tests/corpus`) and the golden vectors are replayed; then inputs are bent out of
+//! them for two seconds, or as long as `WEIR_FUZZ_SECONDS` says, always from the same seed unless
+//! `WEIR_FUZZ_SEED` says otherwise. An input that breaks a promise is printed as a line of hex:
+//! put it into a new file of the corpus, with what it should turn out to be, and fix the cause.
+
+#![allow(clippy::unwrap_used, reason = "a test may unwrap")]
+
+mod mutate;
+mod targets;
+
+use mutate::Mutator;
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::time::{Duration, Instant};
+use targets::Outcome;
+
+const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus");
+const VECTORS: &str = include_str!("../vectors/v1.txt");
+/// Inputs that are tried however slow the machine is, and the different outcomes they lead to at
+/// least: fewer mean that the inputs no longer reach what stands behind the CRCs.
+const INPUTS_MIN: usize = 2_000;
+const OUTCOMES_MIN: usize = 150;
+
+/// One file of the corpus.
+///
+/// ```text
+/// # why it is nasty
+/// frames: what it is as a stream of frames
+/// batch: what it is as one batch (only where it is about that)
+/// hex, in as many lines as it takes
+/// ```
+struct Case {
+    title: String,
+    frames: Option<String>,
+    batch: Option<String>,
+    input: Vec<u8>,
+}
+
+fn corpus() -> Vec<Case> {
+    let mut paths: Vec<_> =
+        std::fs::read_dir(CORPUS).unwrap().map(|item| item.unwrap().path()).collect();
+    paths.sort();
+    paths
+        .iter()
+        .map(|path| {
+            let text = std::fs::read_to_string(path).unwrap();
+            let mut case = Case {
+                title: path.file_name().unwrap().to_string_lossy().into_owned(),
+                frames: None,
+                batch: None,
+                input: Vec::new(),
+            };
+            for line in text.lines().filter(|line| !line.starts_with('#')) {
+                match line.split_once(": ") {
+                    Some(("frames", outcome)) => case.frames = Some(outcome.to_owned()),
+                    Some(("batch", outcome)) => case.batch = Some(outcome.to_owned()),
+                    Some(_) => panic!("{}: what is {line:?}?", case.title),
+                    None => case.input.extend(from_hex(line)),
+                }
+            }
+            case
+        })
+        .collect()
+}
+
+fn vectors() -> Vec<Vec<u8>> {
+    VECTORS.lines().filter_map(|line| line.split_once(' ')).map(|(_, hex)| from_hex(hex)).collect()
+}
+
+fn from_hex(text: &str) -> Vec<u8> {
+    assert!(text.len().is_multiple_of(2), "half a byte in {text:?}");
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+        .collect()
+}
+
+fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Holds every promise against `input`; prints it when one is broken.
+fn check(title: &str, input: &[u8]) -> Outcome {
+    catch_unwind(AssertUnwindSafe(|| targets::check(input))).unwrap_or_else(|panic| {
+        eprintln!("{title}: a promise is broken by\n{}", to_hex(input));
+        resume_unwind(panic)
+    })
+}
+
+#[test]
+fn the_corpus_turns_out_to_be_what_it_always_was() {
+    let cases = corpus();
+    assert!(!cases.is_empty());
+    let mut changed = String::new();
+    for case in cases {
+        assert!(case.frames.is_some() || case.batch.is_some(), "{} expects nothing", case.title);
+        let outcome = check(&case.title, &case.input);
+        if case.frames.is_some_and(|expected| expected != outcome.frames) {
+            changed += &format!("{} frames: {}\n", case.title, outcome.frames);
+        }
+        if case.batch.is_some_and(|expected| expected != outcome.batch) {
+            changed += &format!("{} batch: {}\n", case.title, outcome.batch);
+        }
+    }
+    assert_eq!(changed, "", "turned out to be something else");
+}
+
+#[test]
+fn every_vector_is_one_frame_whatever_the_cut() {
+    for input in vectors() {
+        let outcome = check("vector", &input);
+        assert!(!outcome.frames.contains([' ', ',']), "{}", outcome.frames);
+        assert_ne!(outcome.frames, "none");
+    }
+}
+
+#[test]
+fn no_bent_input_breaks_a_promise() {
+    let seconds = number_of("WEIR_FUZZ_SECONDS").unwrap_or(2);
+    let seed = number_of("WEIR_FUZZ_SEED").unwrap_or(7420);
+    let mut seeds = vectors();
+    seeds.extend(corpus().into_iter().map(|case| case.input));
+    let mut mutator = Mutator::new(seed, seeds);
+    let mut outcomes = BTreeSet::new();
+    let (until, mut inputs) = (now() + Duration::from_secs(seconds), 0);
+    while inputs < INPUTS_MIN || now() < until {
+        let input = mutator.next();
+        let outcome = check("bent input", &input);
+        if outcomes.insert(kind_of(&outcome)) {
+            mutator.keep(input);
+        }
+        inputs += 1;
+    }
+    println!("{inputs} inputs of seed {seed} led to {} outcomes", outcomes.len());
+    assert!(outcomes.len() >= OUTCOMES_MIN, "only {} outcomes: {outcomes:#?}", outcomes.len());
+}
+
+/// The outcome without its numbers, which would make every one a new one.
+fn kind_of(outcome: &Outcome) -> String {
+    let text = format!("{} / {}", outcome.frames, outcome.batch);
+    text.split(|c: char| c.is_ascii_digit()).filter(|part| !part.is_empty()).collect()
+}
+
+fn number_of(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text:?} is not a number")))
+}
+
+#[expect(clippy::disallowed_methods, reason = "how long to go on, never what comes out")]
+fn now() -> Instant {
+    Instant::now()
+}
