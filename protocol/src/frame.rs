@@ -1,7 +1,7 @@
 //! The frames: what two peers say to each other.
 //!
 //! Owns: one struct per frame, without its bytes (those are `codec`'s).
-//! Never: decides whether a frame is allowed now (that is `connection`'s).
+//! Never: decides whether a frame is allowed now (that is up to the peer that reads it).
 //!
 //! C = client to broker, B = broker to client. A frame on stream 0 concerns the connection.
 

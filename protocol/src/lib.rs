@@ -1,8 +1,9 @@
 //! Weir's wire protocol, sans I/O: bytes in, frames out.
 //!
-//! Owns: the words two peers share: types, limits, error codes, the record batch, the frames,
-//! credit accounting and the state of a connection.
-//! Never: a tokio runtime, a clock, a socket, a file or a random number.
+//! Owns: the words two peers share: types, limits, error codes, the record batch, the frames and
+//! their bytes.
+//! Never: a tokio runtime, a clock, a socket, a file or a random number; the state of a connection
+//! or what a peer has left of its credit (each peer's own).
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
