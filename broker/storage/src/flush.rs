@@ -3,7 +3,8 @@
 //! Owns: which logs have unflushed bytes, and who waits for them.
 //! Never: retries a flush: after the first failure a log is fenced until it is opened anew.
 //! Invariants: completions of one log come in the order of its requests; what was appended while
-//! a round ran is the next round.
+//! a round ran is the next round; one flush of a log at a time, because the operating system tells
+//! of a failure once.
 
 use crate::error::FlushError;
 use crate::executor::{Executor, Lane};
@@ -25,6 +26,8 @@ pub type FlushObserver = Arc<dyn Fn(Duration, u64) + Send + Sync>;
 #[derive(Default)]
 pub(crate) struct LogFlush {
     pending: Mutex<Pending>,
+    /// Held while a flush is under way, from what it covers to what it proves.
+    flushing: Mutex<()>,
     /// Last index whose bytes are durable.
     flushed_index: AtomicU64,
     fence: OnceLock<FlushError>,
@@ -49,6 +52,10 @@ impl LogFlush {
 
     fn pending(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn flushing(&self) -> MutexGuard<'_, ()> {
+        self.flushing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn flushed_index(&self) -> Index {
@@ -78,10 +85,15 @@ impl LogFlush {
         }
     }
 
-    /// The log was cut: bytes behind `index` need no flush, and nobody may wait for them.
+    /// The log was cut: bytes behind `index` need no flush, and nobody waits for them. A flush
+    /// under way is waited for: it must not vouch for what is appended in their place.
     pub(crate) fn truncate(&self, index: Index) {
+        let _flushing = self.flushing();
         let mut pending = self.pending();
         pending.index = pending.index.min(index);
+        for (wanted, _) in &mut pending.waiting {
+            *wanted = index.min(*wanted);
+        }
         self.flushed_index.fetch_min(index.0, Ordering::AcqRel);
     }
 
@@ -89,10 +101,30 @@ impl LogFlush {
         self.pending().dirty.iter().map(|(_, range)| range.end - range.start).sum()
     }
 
-    /// Flushes everything that is dirty now. One thread at a time: the coordinator's round.
+    /// Flushes everything that is dirty now and tells those who waited for it. One thread at a
+    /// time: the coordinator's round.
     fn flush_now(&self, observer: Option<&FlushObserver>) {
+        let outcome = {
+            let _flushing = self.flushing();
+            self.flush_dirty(observer).map(|index| self.satisfied(index))
+        };
+        match outcome {
+            Ok(satisfied) => satisfied.into_iter().for_each(|done| done(Ok(()))),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// Makes everything stored so far durable before this returns. Who waits for it is told by
+    /// the coordinator's next round.
+    pub(crate) fn settle(&self, observer: Option<&FlushObserver>) -> Result<(), FlushError> {
+        let _flushing = self.flushing();
+        self.flush_dirty(observer).map(drop)
+    }
+
+    /// Returns the last index that is durable now.
+    fn flush_dirty(&self, observer: Option<&FlushObserver>) -> Result<Index, FlushError> {
         if let Some(error) = self.fence() {
-            return self.fail(error.clone());
+            return Err(error.clone());
         }
         let (dirty, index) = {
             let mut pending = self.pending();
@@ -103,7 +135,8 @@ impl LogFlush {
             let started = clock();
             if let Err(error) = segment.file.flush(range.clone()) {
                 tracing::error!(file = %segment.path.display(), %error, "the flush failed");
-                return self.fail(FlushError::new(&segment.path, &error));
+                let error = FlushError::new(&segment.path, &error);
+                return Err(self.fence.get_or_init(|| error).clone());
             }
             if let Some(observer) = observer {
                 observer(started.elapsed(), bytes);
@@ -111,23 +144,14 @@ impl LogFlush {
             segment.flushed(range.end);
         }
         self.flushed_index.fetch_max(index.0, Ordering::AcqRel);
-        self.complete(index);
+        Ok(index)
     }
 
-    fn complete(&self, index: Index) {
-        loop {
-            let done = {
-                let mut pending = self.pending();
-                match pending.waiting.front() {
-                    Some((wanted, _)) if *wanted <= index => pending.waiting.pop_front(),
-                    _ => None,
-                }
-            };
-            match done {
-                Some((_, done)) => done(Ok(())),
-                None => return,
-            }
-        }
+    /// Takes out those who wait for nothing behind `index`.
+    fn satisfied(&self, index: Index) -> Vec<FlushDone> {
+        let mut pending = self.pending();
+        let count = pending.waiting.partition_point(|(wanted, _)| *wanted <= index);
+        pending.waiting.drain(..count).map(|(_, done)| done).collect()
     }
 }
 
@@ -189,6 +213,10 @@ impl FlushCoordinator {
     pub(crate) fn observe(&self, observer: FlushObserver) {
         // Set once, when the broker starts.
         let _ = self.observer.set(observer);
+    }
+
+    pub(crate) fn observer(&self) -> Option<&FlushObserver> {
+        self.observer.get()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

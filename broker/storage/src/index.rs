@@ -1,14 +1,8 @@
-//! The sparse index of one segment: offset, index and time to position.
+//! The sparse index of one segment, in memory: offset, index and time to position.
 //!
-//! Owns: a row per [`INDEX_STRIDE_BYTES`] of batches, and its file form.
-//! Never: is needed: it can always be built again from the batches.
+//! Owns: a row per [`INDEX_STRIDE_BYTES`] of batches.
+//! Never: is stored: it is built from the batches, as they are appended or recovered.
 //! Invariants: rows rise in position, index, offset and time.
-//!
-//! ```text
-//! .idx: magic8 "WEIRIDX\x01" | crc4 of the rest | rows4 | end_pos8 | last_index8 | end_offset8
-//!       last_chain4 | 0u32 | last_term8 | last_log_time8 | run4 | run_number4
-//!       then rows of position8 | index8 | offset8 | log_time8
-//! ```
 
 use crate::limits::INDEX_STRIDE_BYTES;
 use weir_protocol::batch::BatchHeader;

@@ -6,9 +6,12 @@
 //! Invariants: offsets are dense over data batches; the chain runs over every batch but local
 //! ones; segments link to one another by sequence and cut position.
 
+mod cut;
+
+pub use cut::Trimmed;
+
 use crate::checkpoint::Checkpoints;
 use crate::device::{Device, Spare};
-use crate::disk::Disk;
 use crate::error::{AppendError, FlushError, OpenError, is_no_space};
 use crate::executor::Lane;
 use crate::flush::{FlushDone, Flusher, LogFlush};
@@ -121,8 +124,8 @@ impl Log {
             sequence: found.sequence,
             prepared_to: 0,
         };
-        if let Some(bytes) = found.torn {
-            log.cut_torn_tail(bytes)?;
+        if found.recovered.bytes_cut > 0 {
+            log.cut_torn_tail(found.recovered.bytes_cut)?;
         }
         log.note_room();
         Ok((log, found.recovered))
@@ -132,10 +135,17 @@ impl Log {
     fn cut_torn_tail(&mut self, bytes: u64) -> Result<(), OpenError> {
         tracing::warn!(dir = %self.dir.display(), bytes, "a torn tail was cut; it was never acknowledged");
         let last = self.reader().bounds().last_index;
-        match self.truncate_after(last) {
-            Ok(()) => Ok(()),
-            Err(error) => Err(OpenError::device(&self.dir)(error)),
-        }
+        self.cut_after(last).map_err(OpenError::device(&self.dir))
+    }
+
+    /// The error of everything that changes a log which failed before.
+    fn check_fence(&self) -> io::Result<()> {
+        self.shared.flush.fence().map_or(Ok(()), |error| Err(io::Error::other(error.clone())))
+    }
+
+    /// Fences the log if `outcome` is a failure: nobody knows what of it is on the disk.
+    fn fence_unless<T>(&self, outcome: io::Result<T>) -> io::Result<T> {
+        outcome.inspect_err(|error| drop(self.fence(&self.dir, error)))
     }
 
     /// A reader of this log.
@@ -260,12 +270,14 @@ impl Log {
     }
 
     fn seal(&mut self, active: &Arc<Segment>) -> io::Result<()> {
-        let last = self.shared.ends().last;
         let mut header = BatchHeader::empty(BatchType::Seal);
-        header.index = last.map_or(Index(0), |last| last.index);
         (header.term, header.chain) = self.tail;
-        header.base_offset = self.shared.ends().log_end;
-        header.log_time_ms = last.map_or(0, |last| last.log_time_ms);
+        {
+            let ends = self.shared.ends();
+            header.index = ends.last_index();
+            header.base_offset = ends.log_end;
+            header.log_time_ms = ends.last.map_or(0, |last| last.log_time_ms);
+        }
         header.durable_pos = active.flushed_end();
         active.file.write_at(self.position, &header.stamp_local(active.header.salt))?;
         let end = self.position + header.stored_len() as u64;
@@ -276,8 +288,9 @@ impl Log {
         Ok(())
     }
 
-    /// Makes `spare` the active segment: header, flush, rename, both folders; only then may
-    /// anything in it be acknowledged.
+    /// Makes `spare` the active segment: everything before it durable, header, flush, rename,
+    /// folder; only then may anything in it be acknowledged. Recovery counts on it that a segment
+    /// with a successor is whole.
     fn link(
         &mut self,
         spare: Spare,
@@ -301,6 +314,7 @@ impl Log {
             capacity: spare.file.len(),
             created_ms: last_time,
         };
+        self.shared.flush.settle(self.device.flushes.observer()).map_err(io::Error::other)?;
         header.store(&*spare.file)?;
         spare.file.flush(0..SEGMENT_HEADER_BYTES)?;
         let name = format!("{:020}-{:08x}.seg", header.base_index.0, header.sequence);
@@ -408,100 +422,6 @@ impl Log {
         self.shared.flush.unflushed_bytes()
     }
 
-    /// Cuts everything behind `index`, durably, by rolling to a fresh segment.
-    pub fn truncate_after(&mut self, index: Index) -> io::Result<()> {
-        let reader = self.reader();
-        let kept = reader.headers(index, usize::MAX).map_err(io::Error::other)?;
-        let kept = kept.into_iter().take_while(|header| header.index == index).last();
-        let place = self.end_of(index)?;
-        let needed = SEGMENT_HEADER_BYTES + CONTROL_RESERVE_BYTES;
-        let spare = self.take_spare(needed)?.ok_or(io::ErrorKind::StorageFull)?;
-        let dead: Vec<Arc<Segment>> = {
-            let mut ends = self.shared.ends_mut();
-            ends.last = kept;
-            ends.recent.retain(|(header, ..)| header.index <= index);
-            let sequence = place.as_ref().map_or(0, |(segment, _)| segment.header.sequence);
-            let count = ends.segments.partition_point(|s| s.header.sequence <= sequence);
-            let dead = ends.segments.drain(count..).collect();
-            if let Some((segment, position)) = &place {
-                segment.cut_at(*position);
-            }
-            if let Some(header) = kept {
-                ends.log_end = header.end_offset();
-            } else if let Some(first) = &place {
-                ends.log_end = first.0.header.base_offset;
-            }
-            dead
-        };
-        if let Some(header) = kept {
-            self.tail = (header.term, header.chain);
-        }
-        self.shared.flush.truncate(index);
-        let (sequence, position) =
-            place.map_or((0, 0), |(segment, position)| (segment.header.sequence, position));
-        self.link(spare, sequence, position)?;
-        for segment in dead {
-            self.device.disk().remove(&segment.path)?;
-        }
-        self.device.disk().sync_dir(&self.dir)
-    }
-
-    /// The segment and position behind the last batch of `index`.
-    fn end_of(&self, index: Index) -> io::Result<Option<(Arc<Segment>, u64)>> {
-        let segments: Vec<Arc<Segment>> = self.shared.ends().segments.iter().cloned().collect();
-        let mut place = None;
-        for segment in segments {
-            if segment.header.base_index > index && place.is_some() {
-                break;
-            }
-            let mut position = SEGMENT_HEADER_BYTES;
-            if let Some(row) = segment.index().before_index(index) {
-                position = row.position;
-            }
-            while position < segment.published() {
-                let header = segment.header_at(position).map_err(io::Error::other)?;
-                if header.index > index {
-                    break;
-                }
-                position += header.stored_len() as u64;
-            }
-            place = Some((segment, position));
-        }
-        Ok(place)
-    }
-
-    /// Gives up whole segments that hold nothing behind `upto`. Durable when this returns.
-    pub fn trim(&mut self, upto: Index) -> io::Result<()> {
-        self.begin_trim(upto)?.finish()
-    }
-
-    /// The durable half of a trim. The other half frees the disk's blocks, which takes its time
-    /// and needs no writer.
-    pub fn begin_trim(&mut self, upto: Index) -> io::Result<Trimmed> {
-        let dead: Vec<Arc<Segment>> = {
-            let ends = self.shared.ends();
-            let nexts = ends.segments.iter().skip(1);
-            let count = nexts.take_while(|next| next.header.base_index.0 <= upto.0 + 1).count();
-            ends.segments.iter().take(count).cloned().collect()
-        };
-        let disk = self.device.disk().clone();
-        let Some(last) = dead.last() else {
-            return Ok(Trimmed { disk, dir: self.dir.clone(), dead: Vec::new() });
-        };
-        let first_index = {
-            let mut ends = self.shared.ends_mut();
-            ends.segments.retain(|s| s.header.sequence > last.header.sequence);
-            let first = ends.segments.front().map(|segment| segment.header.base_index);
-            ends.first_index = first.unwrap_or(ends.first_index);
-            let first_index = ends.first_index;
-            ends.recent.retain(|(header, ..)| header.index >= first_index);
-            first_index
-        };
-        let blob = self.meta.blob().to_vec();
-        self.meta.store(first_index, &blob)?;
-        Ok(Trimmed { disk, dir: self.dir.clone(), dead })
-    }
-
     /// The owner's hard state, as it was stored last.
     pub fn meta(&self) -> &[u8] {
         self.meta.blob()
@@ -509,7 +429,9 @@ impl Log {
 
     /// Makes the owner's hard state durable.
     pub fn store_meta(&mut self, blob: &[u8]) -> io::Result<()> {
-        self.meta.store(self.meta.first_index(), blob)
+        self.check_fence()?;
+        let stored = self.meta.store(self.meta.first_index(), blob);
+        self.fence_unless(stored)
     }
 
     /// The log's checkpoints.
@@ -528,25 +450,14 @@ impl Log {
     }
 }
 
-/// Segments that are given up but still on the disk. Dropped unfinished, the next start of the
-/// log removes them.
-#[must_use = "the segments stay on the disk until the trim is finished"]
-pub struct Trimmed {
-    disk: Arc<dyn Disk>,
-    dir: PathBuf,
-    dead: Vec<Arc<Segment>>,
-}
-
-impl Trimmed {
-    /// Removes the segments.
-    pub fn finish(self) -> io::Result<()> {
-        if self.dead.is_empty() {
-            return Ok(());
+/// A spare of a log that is gone would stay on the disk until the process ends.
+impl Drop for Log {
+    fn drop(&mut self) {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Next::Ready(spare) = std::mem::replace(&mut *next, Next::None) {
+            // A leftover is removed at the next start.
+            let _ = self.device.disk().remove(&spare.path);
         }
-        for segment in &self.dead {
-            self.disk.remove(&segment.path)?;
-        }
-        self.disk.sync_dir(&self.dir)
     }
 }
 

@@ -6,9 +6,12 @@
     reason = "each test file uses its part; a test may unwrap"
 )]
 
+pub(crate) mod memory;
+
 use bytes::Bytes;
+use memory::MemoryDisk;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use weir_protocol::batch::{BatchBuilder, BatchHeader, BatchType};
 use weir_protocol::types::{Index, Term};
@@ -91,7 +94,7 @@ pub(crate) fn contents(log: &Log) -> Vec<(u64, u64, Bytes)> {
     found
 }
 
-pub(crate) fn segment_files(root: &Path) -> Vec<std::path::PathBuf> {
+pub(crate) fn segment_files(root: &Path) -> Vec<PathBuf> {
     let mut files: Vec<_> = std::fs::read_dir(root.join("p"))
         .unwrap()
         .map(|item| item.unwrap().path())
@@ -104,4 +107,36 @@ pub(crate) fn segment_files(root: &Path) -> Vec<std::path::PathBuf> {
 pub(crate) fn write_at(path: &Path, position: u64, bytes: &[u8]) -> io::Result<()> {
     use std::os::unix::fs::FileExt;
     std::fs::OpenOptions::new().write(true).open(path)?.write_all_at(bytes, position)
+}
+
+/// The data directory on a disk in memory.
+pub(crate) const ROOT: &str = "/data";
+
+pub(crate) fn device_in(disk: &MemoryDisk) -> Arc<Device> {
+    device_on(Arc::new(disk.clone()), Path::new(ROOT))
+}
+
+pub(crate) fn reopen(disk: &MemoryDisk) -> (Log, Recovered) {
+    open(&device_in(disk)).unwrap()
+}
+
+/// A log of `count` flushed batches: a noop, then data of two records.
+pub(crate) fn log_of(disk: &MemoryDisk, count: u64) -> Log {
+    let (mut log, _) = reopen(disk);
+    log.append(vec![noop(1)]).unwrap();
+    for index in 2..=count {
+        log.append(vec![data(index, 2, 50)]).unwrap();
+    }
+    flush(&mut log).unwrap();
+    log
+}
+
+pub(crate) fn last_of(log: &Log) -> u64 {
+    log.reader().bounds().last_index.0
+}
+
+/// The segments of the log on a disk in memory, without the pool.
+pub(crate) fn segments_of(disk: &MemoryDisk) -> Vec<PathBuf> {
+    let paths = disk.paths(".seg").into_iter();
+    paths.filter(|path| path.parent().is_some_and(|folder| folder.ends_with("p"))).collect()
 }

@@ -1,0 +1,184 @@
+//! What a log does when its disk gives back other bytes than it was given: a torn tail is cut,
+//! damage is reported.
+
+#![allow(clippy::unwrap_used, reason = "a test may unwrap")]
+
+mod common;
+
+use common::memory::MemoryDisk;
+use common::{contents, data, device_in, flush, last_of, log_of, open, reopen, segments_of};
+use weir_protocol::types::{Index, Offset};
+use weir_storage::{Disk, Log, OpenError};
+
+#[test]
+fn a_torn_tail_of_every_length_is_cut_to_the_last_whole_batch() {
+    let disk = MemoryDisk::new();
+    let mut log = log_of(&disk, 3);
+    let flushed = contents(&log);
+    log.append(vec![data(4, 1, 40)]).unwrap();
+    let all = contents(&log);
+    drop(log);
+    let path = segments_of(&disk).remove(0);
+    let whole = disk.bytes_of(&path);
+    let header = data(4, 1, 40).header;
+    // The last byte of the body is none of its zeros.
+    let end = whole.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let start = end - header.wire_len();
+    assert_eq!(contents(&reopen(&disk.copy()).0), all);
+    for cut in start..end {
+        for fill in [0, 0xa5] {
+            let mut torn = whole.clone();
+            // What was under way may be more than one batch.
+            torn[cut..end + 100].fill(fill);
+            let disk = disk.copy();
+            disk.put(&path, torn);
+            let (mut log, recovered) = reopen(&disk);
+            assert_eq!(contents(&log), flushed, "cut at {cut}, {fill}");
+            let is_clean = cut == start && fill == 0;
+            assert_eq!(recovered.bytes_cut == 0, is_clean, "cut at {cut}, {fill}");
+            if cut % 16 == 0 {
+                goes_on(&disk, &mut log);
+            }
+        }
+    }
+}
+
+/// The log takes batches behind its last, and has them after the power went.
+fn goes_on(disk: &MemoryDisk, log: &mut Log) {
+    let next = last_of(log) + 1;
+    log.append(vec![data(next, 3, 60)]).unwrap();
+    flush(log).unwrap();
+    let before = contents(log);
+    let copy = disk.copy();
+    assert_eq!(contents(&reopen(&copy).0), before);
+}
+
+#[test]
+fn a_first_batch_that_is_torn_is_cut_too() {
+    // In a fresh log, behind a roll, and behind a roll and a trim of all that was before.
+    for (rolled, trimmed) in [(false, false), (true, false), (true, true)] {
+        let disk = MemoryDisk::new();
+        let (mut log, _) = reopen(&disk);
+        let mut last = 0;
+        if rolled {
+            while segments_of(&disk).len() < 2 {
+                last += 1;
+                log.append(vec![data(last, 2, 150_000)]).unwrap();
+            }
+            last -= 1;
+        } else {
+            log.append(vec![data(1, 2, 50)]).unwrap();
+        }
+        flush(&mut log).unwrap();
+        let log_end = log.reader().header_at(Index(last)).map_or(Offset(0), |h| h.end_offset());
+        if trimmed {
+            log.trim(Index(last)).unwrap();
+        }
+        drop(log);
+        let path = segments_of(&disk).pop().unwrap();
+        let mut torn = disk.bytes_of(&path);
+        torn[4096 + 130] ^= 1;
+        disk.put(&path, torn);
+        let (mut log, recovered) = reopen(&disk);
+        assert!(recovered.bytes_cut > 0);
+        let bounds = log.reader().bounds();
+        assert_eq!((bounds.last_index, bounds.log_end), (Index(last), log_end));
+        goes_on(&disk, &mut log);
+    }
+}
+
+#[test]
+fn a_torn_tail_that_there_is_no_room_to_cut_waits_for_room() {
+    let disk = MemoryDisk::new();
+    let mut log = log_of(&disk, 3);
+    log.append(vec![data(4, 1, 40)]).unwrap();
+    drop(log);
+    let path = segments_of(&disk).remove(0);
+    let mut torn = disk.bytes_of(&path);
+    let end = torn.iter().rposition(|byte| *byte != 0).unwrap();
+    torn[end - 3] ^= 1;
+    disk.put(&path, torn);
+    disk.leave_room(0);
+    assert!(matches!(open(&device_in(&disk)), Err(OpenError::NoSpace(_))));
+    disk.leave_room(64 << 20);
+    assert_eq!(last_of(&reopen(&disk).0), 3);
+}
+
+#[test]
+fn a_flipped_bit_below_what_was_flushed_is_damage_and_nothing_is_changed() {
+    let disk = MemoryDisk::new();
+    let mut log = log_of(&disk, 3);
+    let path = segments_of(&disk).remove(0);
+    let flushed = disk.bytes_of(&path).iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    // Its header testifies to the flush of the three before it.
+    log.append(vec![data(4, 1, 40)]).unwrap();
+    drop(log);
+    let whole = disk.bytes_of(&path);
+    for position in 4096..flushed {
+        let mut damaged = whole.clone();
+        damaged[position] ^= 1 << (position % 8);
+        let disk = disk.copy();
+        disk.put(&path, damaged.clone());
+        match open(&device_in(&disk)) {
+            Err(OpenError::Damaged(found)) => {
+                assert_eq!(found.file, path);
+                assert!(found.position <= position as u64, "{found}");
+            }
+            // Padding carries nothing.
+            Ok((log, _)) => assert_eq!(last_of(&log), 4, "a bit at {position} went unnoticed"),
+            Err(other) => panic!("a bit at {position}: {other}"),
+        }
+        assert!(disk.bytes_of(&path) == damaged, "a bit at {position}");
+    }
+}
+
+#[test]
+fn damage_in_a_segment_that_another_follows_is_never_cut() {
+    let disk = MemoryDisk::new();
+    let (mut log, _) = reopen(&disk);
+    for index in 1..=9 {
+        log.append(vec![data(index, 2, 100_000)]).unwrap();
+    }
+    flush(&mut log).unwrap();
+    drop(log);
+    let paths = segments_of(&disk);
+    assert_eq!(paths.len(), 2);
+    let whole = disk.bytes_of(&paths[0]);
+    let end = whole.iter().rposition(|byte| *byte != 0).unwrap();
+    for position in (4096..end).step_by(49_999).chain([end - 60, end]) {
+        let disk = disk.copy();
+        let mut damaged = whole.clone();
+        damaged[position] ^= 0x10;
+        disk.put(&paths[0], damaged);
+        assert!(matches!(open(&device_in(&disk)), Err(OpenError::Damaged(_))), "{position}");
+    }
+}
+
+#[test]
+fn a_missing_segment_is_damage_and_the_others_stay() {
+    let disk = MemoryDisk::new();
+    let (mut log, _) = reopen(&disk);
+    for index in 1..=60 {
+        log.append(vec![data(index, 2, 100_000)]).unwrap();
+    }
+    flush(&mut log).unwrap();
+    let sealed = log.reader().sealed_segments();
+    assert!(sealed.len() >= 2);
+    drop(log);
+    let paths = segments_of(&disk);
+    for missing in &paths[..paths.len() - 1] {
+        let disk = disk.copy();
+        disk.remove(missing).unwrap();
+        let before = segments_of(&disk);
+        assert!(matches!(open(&device_in(&disk)), Err(OpenError::Damaged(_))));
+        assert_eq!(segments_of(&disk), before, "nothing is changed");
+    }
+    // A log that was trimmed once held segments: without any it is not a fresh one.
+    let (mut log, _) = reopen(&disk);
+    log.trim(sealed[0].last_index).unwrap();
+    drop(log);
+    for path in &paths[1..] {
+        disk.remove(path).unwrap();
+    }
+    assert!(matches!(open(&device_in(&disk)), Err(OpenError::Damaged(_))));
+}

@@ -1,0 +1,279 @@
+//! What a log does when its disk fails or fills up.
+
+#![allow(clippy::unwrap_used, reason = "a test may unwrap")]
+
+mod common;
+
+use common::memory::{Cut, MemoryDisk, Op};
+use common::{contents, data, device_in, flush, last_of, log_of, noop, open, reopen, segments_of};
+use std::io::ErrorKind;
+use std::sync::{Arc, Mutex};
+use weir_protocol::types::{Index, Offset};
+use weir_storage::{AppendError, Appended, OpenError, Read, ReadError, is_out_of_space};
+
+fn is_fenced(outcome: Result<Appended, AppendError>) -> bool {
+    matches!(outcome, Err(AppendError::Fenced(_)))
+}
+
+#[test]
+fn a_failed_flush_fences_for_good_and_is_never_tried_again() {
+    let disk = MemoryDisk::new();
+    let mut log = log_of(&disk, 3);
+    disk.fail(Op::Flush, ErrorKind::Other, 0, 1);
+    log.append(vec![data(4, 2, 50)]).unwrap();
+    let error = flush(&mut log).unwrap_err();
+    assert!(!error.out_of_space);
+    assert!(error.text.contains(".seg"), "names the file: {}", error.text);
+    let flushes = disk.calls(Op::Flush);
+    for _ in 0..3 {
+        assert_eq!(flush(&mut log).unwrap_err(), error, "the first failure is the one told");
+        assert!(is_fenced(log.append(vec![data(5, 1, 50)])));
+        assert!(log.truncate_after(Index(2)).is_err());
+        assert!(log.store_meta(b"vote").is_err());
+    }
+    assert_eq!(disk.calls(Op::Flush), flushes, "the disk would say yes now, and is not asked");
+    assert_eq!(log.reader().bounds().flushed_index, Index(3));
+    assert_eq!(contents(&log).len(), 4, "reading goes on");
+    drop(log);
+    disk.cut_power(Cut::LosesAll);
+    assert_eq!(last_of(&reopen(&disk).0), 3);
+}
+
+#[test]
+fn what_a_failed_flush_left_in_memory_is_written_again_before_it_counts() {
+    let disk = MemoryDisk::new();
+    let mut log = log_of(&disk, 3);
+    disk.fail(Op::Flush, ErrorKind::StorageFull, 0, 1);
+    log.append(vec![data(4, 2, 50)]).unwrap();
+    assert!(flush(&mut log).unwrap_err().out_of_space);
+    drop(log);
+    let (log, recovered) = reopen(&disk);
+    assert!(recovered.bytes_rewritten > 0);
+    assert_eq!(log.reader().bounds().flushed_index, Index(4));
+    drop(log);
+    disk.cut_power(Cut::LosesAll);
+    assert_eq!(last_of(&reopen(&disk).0), 4);
+}
+
+#[test]
+fn an_append_that_fails_in_the_middle_leaves_nothing_of_itself() {
+    // Two batches of header, body and padding are six stores.
+    for skip in 0..6 {
+        let disk = MemoryDisk::new();
+        let mut log = log_of(&disk, 3);
+        let before = contents(&log);
+        disk.fail(Op::Write, ErrorKind::Other, skip, 1);
+        assert!(is_fenced(log.append(vec![data(4, 1, 50), data(5, 1, 50)])), "store {skip}");
+        assert!(is_fenced(log.append(vec![data(4, 1, 50)])));
+        assert!(flush(&mut log).is_err());
+        assert_eq!(contents(&log), before);
+        drop(log);
+        disk.cut_power(Cut::LosesAll);
+        assert_eq!(contents(&reopen(&disk).0), before);
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_data_and_takes_it_when_there_is_room() {
+    let disk = MemoryDisk::new();
+    let (mut log, _) = reopen(&disk);
+    disk.leave_room(0);
+    assert!(matches!(log.append(vec![noop(1)]), Err(AppendError::NoSpace)));
+    disk.leave_room(32 << 20);
+    log.append(vec![noop(1)]).unwrap();
+    disk.leave_room(0);
+    let mut next = 2;
+    while log.append(vec![data(next, 1, 40_000)]).is_ok() {
+        next += 1;
+    }
+    assert!(next > 10, "the first segment takes what fits");
+    assert!(matches!(log.append(vec![data(next, 1, 40_000)]), Err(AppendError::NoSpace)));
+    assert!(log.reader().room() < 40_200);
+    // Control batches have a reserve of their own.
+    log.append(vec![noop(next)]).unwrap();
+    flush(&mut log).unwrap();
+    assert_eq!(contents(&log).len() as u64, next);
+    disk.leave_room(64 << 20);
+    log.make_room();
+    assert!(log.reader().room() > 1 << 20);
+    log.append(vec![data(next + 1, 1, 40_000)]).unwrap();
+    flush(&mut log).unwrap();
+    assert_eq!(contents(&log).len() as u64, next + 1);
+    let before = contents(&log);
+    drop(log);
+    assert_eq!(contents(&reopen(&disk).0), before);
+}
+
+#[test]
+fn no_room_while_a_segment_is_filled_is_a_refusal_and_a_broken_disk_is_not() {
+    let disk = MemoryDisk::new();
+    let (mut log, _) = reopen(&disk);
+    disk.fail(Op::Create, ErrorKind::StorageFull, 0, 1);
+    assert!(matches!(log.append(vec![noop(1)]), Err(AppendError::NoSpace)));
+    log.append(vec![noop(1)]).unwrap();
+    let disk = MemoryDisk::new();
+    let (mut log, _) = reopen(&disk);
+    disk.fail(Op::Create, ErrorKind::Other, 0, 1);
+    assert!(is_fenced(log.append(vec![noop(1)])));
+    assert!(is_fenced(log.append(vec![noop(1)])));
+}
+
+#[test]
+fn a_spare_goes_with_its_log() {
+    let disk = MemoryDisk::new();
+    let mut log = log_of(&disk, 3);
+    for index in 4..8 {
+        log.append(vec![data(index, 1, 200_000)]).unwrap();
+    }
+    assert_eq!(disk.paths("spare-1.seg").len(), 1, "made ahead");
+    let _device_lives_on = log.flusher();
+    drop(log);
+    assert!(disk.paths("spare-1.seg").is_empty());
+}
+
+#[test]
+fn a_device_that_cannot_read_is_an_error_and_changes_nothing() {
+    let disk = MemoryDisk::new();
+    let log = log_of(&disk, 5);
+    let reader = log.reader();
+    for op in [Op::Read, Op::Share] {
+        disk.fail(op, ErrorKind::Other, 0, 1);
+        let found = reader.read_from_index(Index(3), 1 << 20);
+        assert!(matches!(found, Err(ReadError::Device { .. })), "{op:?}");
+        let found = reader.read_from_index(Index(3), 1 << 20).unwrap();
+        assert!(matches!(found, Read::Hot(slices) if slices.len() == 3));
+    }
+    drop((log, reader));
+    for skip in 0.. {
+        disk.fail(Op::Read, ErrorKind::Other, skip, 1);
+        let before = disk.changes();
+        match open(&device_in(&disk)) {
+            Ok(_) => {
+                assert!(skip > 10, "every read of recovery was tried");
+                break;
+            }
+            Err(OpenError::Device { .. }) => {}
+            Err(other) => panic!("read {skip}: {other}"),
+        }
+        assert!(disk.changes() - before <= 2, "only the folders were synced");
+        disk.cut_power(Cut::KeepsAll);
+    }
+}
+
+#[test]
+fn a_truncation_that_fails_fences_and_loses_nothing_that_was_kept() {
+    for op in [Op::Write, Op::Flush, Op::Rename, Op::SyncDir] {
+        let disk = MemoryDisk::new();
+        let mut log = log_of(&disk, 6);
+        disk.fail(op, ErrorKind::Other, 0, 1);
+        assert!(log.truncate_after(Index(4)).is_err(), "{op:?}");
+        assert!(is_fenced(log.append(vec![data(5, 1, 50)])), "{op:?}");
+        drop(log);
+        for cut in [Cut::LosesAll, Cut::KeepsAll] {
+            let disk = disk.copy();
+            disk.cut_power(cut);
+            let last = last_of(&reopen(&disk).0);
+            assert!(last == 4 || last == 6, "{op:?} {cut:?}: {last}");
+        }
+    }
+    let disk = MemoryDisk::new();
+    let mut log = log_of(&disk, 6);
+    disk.leave_room(0);
+    let error = log.truncate_after(Index(4)).unwrap_err();
+    assert!(is_out_of_space(&error));
+    assert_eq!(last_of(&log), 6, "a refusal, not a failure");
+    disk.leave_room(64 << 20);
+    log.append(vec![data(7, 1, 50)]).unwrap();
+    log.truncate_after(Index(4)).unwrap();
+    assert_eq!(last_of(&log), 4);
+}
+
+#[test]
+fn truncating_behind_the_end_cuts_nothing_and_before_the_start_cuts_all() {
+    let disk = MemoryDisk::new();
+    let mut log = log_of(&disk, 3);
+    log.truncate_after(Index(9)).unwrap();
+    let bounds = log.reader().bounds();
+    assert_eq!((bounds.last_index, bounds.log_end), (Index(3), Offset(4)));
+    log.append(vec![data(4, 1, 50)]).unwrap();
+    log.truncate_after(Index(0)).unwrap();
+    let bounds = log.reader().bounds();
+    assert_eq!((bounds.last_index, bounds.log_end), (Index(0), Offset(0)));
+    log.append(vec![data(1, 3, 50)]).unwrap();
+    // Larger than what is left of the segment: rolls.
+    log.append(vec![data(2, 1, 900_000)]).unwrap();
+    flush(&mut log).unwrap();
+    let before = contents(&log);
+    drop(log);
+    let (log, _) = reopen(&disk);
+    assert_eq!(contents(&log), before);
+    assert_eq!(log.reader().bounds().log_end, Offset(4));
+}
+
+#[test]
+fn hard_state_that_could_not_be_flushed_fences() {
+    let disk = MemoryDisk::new();
+    let mut log = log_of(&disk, 3);
+    log.store_meta(b"one").unwrap();
+    disk.fail(Op::Flush, ErrorKind::Other, 0, 1);
+    assert!(log.store_meta(b"two").is_err());
+    let flushes = disk.calls(Op::Flush);
+    assert!(log.store_meta(b"three").is_err());
+    assert!(is_fenced(log.append(vec![data(4, 1, 50)])));
+    assert_eq!(disk.calls(Op::Flush), flushes);
+    drop(log);
+    disk.cut_power(Cut::LosesAll);
+    assert_eq!(reopen(&disk).0.meta(), b"one");
+}
+
+#[test]
+fn a_segment_is_durable_before_another_follows_it() {
+    let disk = MemoryDisk::new();
+    let mut log = log_of(&disk, 3);
+    let mut next = 4;
+    while segments_of(&disk).len() < 2 {
+        log.append(vec![data(next, 2, 100_000)]).unwrap();
+        next += 1;
+    }
+    drop(log);
+    disk.cut_power(Cut::LosesAll);
+    let last = last_of(&reopen(&disk).0);
+    assert!(last >= 3, "what was flushed is there");
+}
+
+/// A flush that was under way when the log was cut says nothing of what came instead.
+#[test]
+fn a_flush_under_way_does_not_vouch_for_what_replaced_its_bytes() {
+    let disk = MemoryDisk::new();
+    let device = device_in(&disk);
+    let (log, _) = open(&device).unwrap();
+    let log = Arc::new(Mutex::new(log));
+    let told = Arc::new(Mutex::new(Vec::new()));
+    for index in 1..=6 {
+        log.lock().unwrap().append(vec![data(index, 1, 50)]).unwrap();
+    }
+    let flusher = log.lock().unwrap().flusher();
+    let (begun, begins) = std::sync::mpsc::sync_channel(1);
+    device.observe_flushes(Arc::new(move |_, _| {
+        // Only the first flush is waited for.
+        let _ = begun.try_send(());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }));
+    std::thread::scope(|scope| {
+        let first = told.clone();
+        let flushing = flusher.clone();
+        scope.spawn(move || {
+            flushing
+                .flush(Box::new(move |outcome| first.lock().unwrap().push((6, outcome.is_ok()))));
+        });
+        begins.recv().unwrap();
+        let mut log = log.lock().unwrap();
+        log.truncate_after(Index(2)).unwrap();
+        log.append(vec![data(3, 1, 70), data(4, 1, 70), data(5, 1, 70), data(6, 1, 70)]).unwrap();
+        disk.fail(Op::Flush, ErrorKind::Other, 0, 1);
+        let second = told.clone();
+        flusher.flush(Box::new(move |outcome| second.lock().unwrap().push((66, outcome.is_ok()))));
+    });
+    assert_eq!(*told.lock().unwrap(), [(6, true), (66, false)]);
+    assert_eq!(log.lock().unwrap().reader().bounds().flushed_index, Index(2));
+}
