@@ -232,5 +232,9 @@ fn check_header(
     if header.wire_len() > message_bytes_max + BATCH_OVERHEAD_BYTES {
         return Err(reply::too_large(header.wire_len(), message_bytes_max + BATCH_OVERHEAD_BYTES));
     }
+    // Without a codec the payload is what it unpacks to: later readers go by this number.
+    if header.payload_raw_len != header.body_len - header.table_len {
+        return bad("payload_raw_len is not the length of the payload");
+    }
     Ok(())
 }
