@@ -124,18 +124,36 @@ impl Log {
             sequence: found.sequence,
             prepared_to: 0,
         };
-        if found.recovered.bytes_cut > 0 {
-            log.cut_torn_tail(found.recovered.bytes_cut)?;
-        }
+        let mut recovered = found.recovered;
+        recovered.bytes_cut += log.cut_torn_tail(recovered.bytes_cut)?;
         log.note_room();
-        Ok((log, found.recovered))
+        Ok((log, recovered))
     }
 
-    /// A torn tail is cut by rolling: nothing is rewritten, and stale bytes never come back.
-    fn cut_torn_tail(&mut self, bytes: u64) -> Result<(), OpenError> {
-        tracing::warn!(dir = %self.dir.display(), bytes, "a torn tail was cut; it was never acknowledged");
-        let last = self.reader().bounds().last_index;
-        self.cut_after(last).map_err(OpenError::device(&self.dir))
+    /// A torn tail is cut by rolling: nothing is rewritten, and stale bytes never come back. What
+    /// is whole of an index whose last batch is missing goes with it, and is returned in bytes.
+    fn cut_torn_tail(&mut self, torn: u64) -> Result<u64, OpenError> {
+        let (last_index, last) = {
+            let ends = self.shared.ends();
+            (ends.last_index(), ends.last)
+        };
+        let halved = last.filter(|last| !last.is_last_of_index());
+        if torn == 0 && halved.is_none() {
+            return Ok(0);
+        }
+        let (kept, bytes) = match halved {
+            None => (last_index, 0),
+            Some(last) => {
+                let headers = self.reader().headers(last.index, usize::MAX);
+                let headers = headers.map_err(io::Error::other);
+                let headers = headers.map_err(OpenError::device(&self.dir))?;
+                (Index(last.index.0 - 1), headers.iter().map(|h| h.stored_len() as u64).sum())
+            }
+        };
+        let (dir, bytes_cut) = (self.dir.display(), torn + bytes);
+        tracing::warn!(%dir, bytes_cut, "a torn tail was cut; it was never acknowledged");
+        self.cut_after(kept).map_err(OpenError::device(&self.dir))?;
+        Ok(bytes)
     }
 
     /// The error of everything that changes a log which failed before.
@@ -157,8 +175,8 @@ impl Log {
         self.shared.ends().segments.back().cloned()
     }
 
-    /// Appends batches, which are readable when this returns and durable after a flush. All or
-    /// none: a failure other than [`AppendError::NoSpace`] fences the log.
+    /// Appends the batches of whole indexes, which are readable when this returns and durable
+    /// after a flush. All or none: a failure other than [`AppendError::NoSpace`] fences the log.
     pub fn append(&mut self, batches: Vec<NewBatch>) -> Result<Appended, AppendError> {
         if let Some(error) = self.shared.flush.fence() {
             return Err(AppendError::Fenced(error.clone()));

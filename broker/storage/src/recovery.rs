@@ -14,7 +14,7 @@
 //! | P < W | damage: the log does not open |
 //! | P >= W, checksums right but chain or index wrong | damage |
 //! | P >= W, only zeros behind | clean end |
-//! | P >= W, anything else | torn tail: cut by rolling to a fresh segment |
+//! | P >= W, anything else | torn tail: cut by rolling to a fresh segment, whole indexes only |
 
 use crate::device::Device;
 use crate::error::{Corruption, CorruptionKind, OpenError};

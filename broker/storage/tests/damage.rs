@@ -7,6 +7,7 @@ mod common;
 
 use common::memory::MemoryDisk;
 use common::{contents, data, device_in, flush, last_of, log_of, open, reopen, segments_of};
+use weir_protocol::batch::ATTR_LAST_OF_INDEX;
 use weir_protocol::types::{Index, Offset};
 use weir_storage::{Disk, Log, OpenError};
 
@@ -51,6 +52,43 @@ fn goes_on(disk: &MemoryDisk, log: &mut Log) {
     let before = contents(log);
     let copy = disk.copy();
     assert_eq!(contents(&reopen(&copy).0), before);
+}
+
+#[test]
+fn an_index_that_is_not_whole_is_cut_to_its_first_batch() {
+    let disk = MemoryDisk::new();
+    let mut log = log_of(&disk, 3);
+    let flushed = contents(&log);
+    let mut together = vec![data(4, 2, 40), data(4, 1, 40), data(4, 1, 40)];
+    together[..2].iter_mut().for_each(|batch| batch.header.attrs &= !ATTR_LAST_OF_INDEX);
+    let stored: Vec<usize> = together.iter().map(|batch| batch.header.stored_len()).collect();
+    log.append(together).unwrap();
+    drop(log);
+    let path = segments_of(&disk).remove(0);
+    let whole = disk.bytes_of(&path);
+    let end = whole.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let end = end.next_multiple_of(32);
+    for (torn_off, fill) in [(stored[2], 0), (stored[2] - 1, 0), (stored[1] + stored[2], 0xa5)] {
+        let disk = disk.copy();
+        let mut torn = whole.clone();
+        torn[end - torn_off..end].fill(fill);
+        disk.put(&path, torn);
+        let (mut log, recovered) = reopen(&disk);
+        assert_eq!(contents(&log), flushed);
+        let kept = stored.iter().sum::<usize>() - torn_off;
+        assert!(recovered.bytes_cut as usize >= kept, "{recovered:?}");
+        goes_on(&disk, &mut log);
+    }
+    // In a fresh log there is no batch before it.
+    let disk = MemoryDisk::new();
+    let (mut log, _) = reopen(&disk);
+    let mut half = data(1, 2, 40);
+    half.header.attrs &= !ATTR_LAST_OF_INDEX;
+    log.append(vec![half]).unwrap();
+    drop(log);
+    let (mut log, _) = reopen(&disk);
+    assert_eq!((last_of(&log), log.reader().bounds().log_end), (0, Offset(0)));
+    goes_on(&disk, &mut log);
 }
 
 #[test]
