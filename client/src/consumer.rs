@@ -2,6 +2,7 @@
 //!
 //! Owns: what applications call. Never: buffers beyond the credit it gave.
 
+mod credit;
 pub(crate) mod delivered;
 pub(crate) mod lane;
 pub(crate) mod shared;
@@ -183,7 +184,7 @@ impl Consumer {
                 {
                     let state = self.shared.lock();
                     match &state.end {
-                        End::Failed(error) => return Err(error.clone()),
+                        End::Failed(Some(error)) => return Err(error.clone()),
                         _ if state.is_ending() => return Err(crate::shared::closed()),
                         _ if state.lanes.iter().all(|lane| lane.view().is_some()) => return Ok(()),
                         _ => {}
@@ -247,7 +248,14 @@ impl Consumer {
             self.origins[lane].settle(upto);
         }
         self.follow();
-        let taken = ready!(self.shared.lock().poll_take(cx));
+        let (taken, rings) = {
+            let mut state = self.shared.lock();
+            (state.poll_take(cx), state.take_rings())
+        };
+        for lane in rings {
+            self.handle.shared.ring(self.origins[lane].lane_id);
+        }
+        let taken = ready!(taken);
         Poll::Ready(taken.map(|result| {
             result.map(|(lane, raw)| {
                 let batch = RecordBatch::new(self.origins[lane].partition, raw);

@@ -512,7 +512,7 @@ impl Drop for EndGuard {
                     drop(core);
                     lane.changed.notify_waiters();
                 }
-                LaneRef::Read(consumer, _) => consumer.end(End::Failed(error.clone())),
+                LaneRef::Read(consumer, _) => consumer.end(End::Failed(Some(error.clone()))),
             }
         }
         self.0.status.send_replace(Status::Closed);

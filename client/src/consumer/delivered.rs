@@ -32,6 +32,7 @@ impl Origin {
 
     /// Marks everything below `upto` as done and waits until the broker has committed it.
     pub(crate) async fn settle_confirmed(&self, upto: u64) -> Result<()> {
+        let (refused_before, _) = self.consumer.lock().lanes[self.lane].refusals();
         let wait = async {
             loop {
                 let changed = self.consumer.changed.notified();
@@ -40,13 +41,18 @@ impl Origin {
                 {
                     let mut state = self.consumer.lock();
                     let lane = &mut state.lanes[self.lane];
+                    if let (refused, Some(error)) = lane.refusals()
+                        && refused > refused_before
+                    {
+                        return Err(error);
+                    }
                     if lane.settle(upto, true) {
                         self.client.ring(self.lane_id);
                     }
                     if lane.committed() >= upto.min(lane.position()) {
                         return Ok(());
                     }
-                    if state.has_failed() {
+                    if lane.is_over() || state.has_failed() {
                         return Err(Error::local(ErrorCode::Closed, "the consumer has ended"));
                     }
                 }

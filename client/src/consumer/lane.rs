@@ -5,6 +5,7 @@
 //! Invariants: records are handed over in the order of their offsets, each once per consumer;
 //! buffered and unsettled bytes together stay within the credit, but for the last delivery.
 
+use super::credit::Credit;
 use crate::config::{Limits, Start};
 use crate::error::Error;
 use crate::retry::Backoff;
@@ -34,21 +35,16 @@ pub(crate) struct RawBatch {
     pub(crate) skip_below: u64,
 }
 
-/// Credit that is not back yet: the records below `end` hold it.
-#[derive(Debug, Clone, Copy)]
-struct Held {
-    end: u64,
-    bytes: u64,
-    messages: u64,
-}
-
 /// Where the lane stands with the broker.
 #[derive(Debug, Clone, PartialEq)]
 enum Phase {
     Idle {
         reopen_at: Option<Instant>,
     },
-    Opening,
+    /// Asked for a stream; `stale` = not for what is wanted by now.
+    Opening {
+        stale: bool,
+    },
     Open(StreamId),
     /// Ended on purpose or for good.
     Over,
@@ -78,40 +74,6 @@ pub(crate) enum Wish {
     End,
 }
 
-/// Cumulative credit of one stream.
-#[derive(Debug, Default)]
-struct Credit {
-    window: (u64, u64),
-    /// Bytes and messages received on this stream.
-    received: (u64, u64),
-    /// The newest limits that were sent.
-    granted: (u64, u64),
-    /// Bytes and messages that are held, from earlier streams too.
-    held: (u64, u64),
-}
-
-impl Credit {
-    fn limits(&self) -> (u64, u64) {
-        let limit =
-            |received: u64, window: u64, held: u64| (received + window).saturating_sub(held);
-        (
-            limit(self.received.0, self.window.0, self.held.0),
-            limit(self.received.1, self.window.1, self.held.1),
-        )
-    }
-
-    /// The grant that is worth a frame, if there is one.
-    fn due(&self) -> Option<(u64, u64)> {
-        let limits = self.limits();
-        let grown = |new: u64, old: u64, window: u64| {
-            new > old && (new - old >= window / 4 || self.held == (0, 0))
-        };
-        let worth = grown(limits.0, self.granted.0, self.window.0)
-            || grown(limits.1, self.granted.1, self.window.1);
-        worth.then(|| (limits.0.max(self.granted.0), limits.1.max(self.granted.1)))
-    }
-}
-
 /// How far settling has come.
 #[derive(Debug, Default)]
 struct Settling {
@@ -126,6 +88,9 @@ struct Settling {
     asked: u64,
     /// Tell the broker then.
     due: Option<Instant>,
+    /// How often the broker refused one, and why the last time.
+    refusals: u64,
+    refusal: Option<Error>,
 }
 
 /// What is known of the partition.
@@ -153,8 +118,10 @@ pub(crate) struct ReadLane {
     received: u64,
     /// Behind the last record that was handed over.
     position: u64,
+    /// Behind the last record that came on this stream: a broker takes no settle beyond it, and
+    /// a durable subscription starts again at its cursor.
+    streamed: u64,
     buffered: VecDeque<RawBatch>,
-    held: VecDeque<Held>,
     credit: Credit,
     settling: Settling,
     damaged: u32,
@@ -164,7 +131,6 @@ pub(crate) struct ReadLane {
 
 impl ReadLane {
     pub(crate) fn new(partition: u32, start: Start, durable: bool, window: Limits) -> Self {
-        let window = (window.bytes.max(1) as u64, window.messages.max(1) as u64);
         Self {
             partition,
             start,
@@ -173,9 +139,9 @@ impl ReadLane {
             view: None,
             received: 0,
             position: 0,
+            streamed: 0,
             buffered: VecDeque::new(),
-            held: VecDeque::new(),
-            credit: Credit { window, ..Credit::default() },
+            credit: Credit::new(window),
             settling: Settling::default(),
             damaged: 0,
             abandoned: None,
@@ -204,6 +170,27 @@ impl ReadLane {
     /// Behind the newest settle that the broker has committed.
     pub(crate) fn committed(&self) -> u64 {
         self.settling.committed
+    }
+
+    /// Nothing is sent for this lane any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.phase == Phase::Over
+    }
+
+    /// How often the broker refused a settle, and why the last time.
+    pub(crate) fn refusals(&self) -> (u64, Option<Error>) {
+        (self.settling.refusals, self.settling.refusal.clone())
+    }
+
+    /// Whether the driver should come although no timer is due.
+    pub(crate) fn needs_visit(&self) -> bool {
+        self.abandoned.is_some() || self.grants()
+    }
+
+    fn grants(&self) -> bool {
+        // What a new stream repeats is nobody's work: its credit returns at once.
+        let waits = self.buffered.is_empty() || self.streamed < self.received;
+        matches!(self.phase, Phase::Open(_)) && self.credit.is_due(waits)
     }
 
     // ---- the application's side ----
@@ -237,14 +224,19 @@ impl ReadLane {
     fn rewind(&mut self, to: u64) {
         self.buffered.clear();
         self.received = to;
-        while self.held.back().is_some_and(|held| held.end > to) {
-            if let Some(held) = self.held.pop_back() {
-                self.unhold(held);
+        self.credit.drop_beyond(to);
+        self.start_anew();
+    }
+
+    /// Leaves the stream, or the one that is asked for, for another.
+    fn start_anew(&mut self) {
+        match &mut self.phase {
+            Phase::Open(stream) => {
+                self.abandoned = Some(*stream);
+                self.phase = Phase::Idle { reopen_at: None };
             }
-        }
-        if let Phase::Open(stream) = self.phase {
-            self.abandoned = Some(stream);
-            self.phase = Phase::Idle { reopen_at: None };
+            Phase::Opening { stale } => *stale = true,
+            Phase::Idle { .. } | Phase::Over => {}
         }
     }
 
@@ -259,21 +251,12 @@ impl ReadLane {
             return confirm;
         }
         self.settling.upto = upto;
-        while self.held.front().is_some_and(|held| held.end <= upto) {
-            if let Some(held) = self.held.pop_front() {
-                self.unhold(held);
-            }
-        }
+        self.credit.settle(upto);
         let first = self.durable && self.settling.due.is_none();
         if first {
             self.settling.due = Some(Instant::now() + SETTLE_DELAY);
         }
-        first || confirm || self.credit.due().is_some()
-    }
-
-    fn unhold(&mut self, held: Held) {
-        self.credit.held.0 -= held.bytes;
-        self.credit.held.1 -= held.messages;
+        first || confirm || self.grants()
     }
 
     // ---- the driver's side ----
@@ -295,7 +278,7 @@ impl ReadLane {
         match self.phase {
             Phase::Idle { .. } if ending => self.phase = Phase::Over,
             Phase::Idle { reopen_at } if reopen_at.is_none_or(|at| at <= now) => {
-                self.phase = Phase::Opening;
+                self.phase = Phase::Opening { stale: false };
                 visit.open = Some(self.ask());
             }
             Phase::Idle { reopen_at } => visit.timer = reopen_at,
@@ -304,27 +287,18 @@ impl ReadLane {
                 if ending {
                     visit.close = Some(stream);
                     self.phase = Phase::Over;
-                } else if let (Wish::More, Some((limit_cost, limit_messages))) =
-                    (wish, self.credit.due())
-                {
-                    self.credit.granted = (limit_cost, limit_messages);
-                    out.push(Frame::Grant(
-                        stream,
-                        Grant { limit_cost, limit_messages, ..Grant::default() },
-                    ));
+                } else if wish == Wish::More && self.grants() {
+                    out.push(Frame::Grant(stream, self.credit.raise()));
                 }
                 visit.timer = self.settling.due;
             }
-            Phase::Opening | Phase::Over => {}
+            Phase::Opening { .. } | Phase::Over => {}
         }
         visit.finished = self.phase == Phase::Over;
         visit
     }
 
     fn ask(&mut self) -> (frame::Start, Grant) {
-        self.credit.received = (0, 0);
-        self.credit.granted = self.credit.limits();
-        let (limit_cost, limit_messages) = self.credit.granted;
         let start = match (self.view, self.start) {
             (Some(_), _) => frame::Start::Offset(Offset(self.received)),
             (None, Start::Earliest) => frame::Start::Earliest,
@@ -332,7 +306,7 @@ impl ReadLane {
             (None, Start::Offset(offset)) => frame::Start::Offset(Offset(offset)),
             (None, Start::Time(ms)) => frame::Start::Time(ms),
         };
-        (start, Grant { limit_cost, limit_messages, ..Grant::default() })
+        (start, self.credit.start())
     }
 
     fn tell_settled(
@@ -346,14 +320,15 @@ impl ReadLane {
             return;
         }
         let settling = &mut self.settling;
-        let confirm = settling.wanted > settling.asked;
+        let upto = settling.upto.min(self.streamed);
+        let confirm = settling.wanted > settling.asked && settling.wanted <= upto;
         let due = at_once || settling.due.is_some_and(|due| due <= now);
-        if confirm || (due && settling.upto > settling.sent) {
-            settling.sent = settling.upto;
+        if confirm || (due && upto > settling.sent) {
+            settling.sent = upto;
             if confirm {
-                settling.asked = settling.upto;
+                settling.asked = upto;
             }
-            out.push(Frame::Settle(Settle { stream, upto: Offset(settling.upto), confirm }));
+            out.push(Frame::Settle(Settle { stream, upto: Offset(upto), confirm }));
         }
         if due || confirm {
             settling.due = None;
@@ -362,19 +337,20 @@ impl ReadLane {
 
     /// The broker opened the stream.
     pub(crate) fn opened(&mut self, stream: StreamId, subscribed: &Subscribed) {
+        let stale = self.phase == Phase::Opening { stale: true };
         self.phase = Phase::Open(stream);
         self.backoff.reset();
         self.settling.sent = 0;
         self.settling.asked = 0;
-        if self.durable && self.settling.upto > self.settling.committed {
-            self.settling.due.get_or_insert_with(Instant::now);
-        }
+        self.streamed = subscribed.start.0;
         let high_watermark = subscribed.high_watermark.0;
         match &mut self.view {
             Some(view) => {
                 view.high_watermark = view.high_watermark.max(high_watermark);
                 view.skipped += subscribed.log_start.0.saturating_sub(self.received);
-                self.received = self.received.max(subscribed.log_start.0);
+                if !stale {
+                    self.received = self.received.max(subscribed.start.0);
+                }
             }
             None => {
                 let start = subscribed.start.0;
@@ -383,24 +359,36 @@ impl ReadLane {
                 self.received = start;
                 self.position = start;
                 self.settling.upto = start;
-                self.settling.committed = start;
             }
+        }
+        // The start of a durable subscription is its cursor: what lies below is committed.
+        self.settling.committed = self.settling.committed.max(subscribed.start.0);
+        if stale {
+            self.start_anew();
         }
     }
 
-    /// Takes a delivery in. An error: the stream is damaged.
-    pub(crate) fn delivered(&mut self, deliver: &Deliver) -> Result<(), HeaderError> {
+    /// Takes a delivery in. True: the driver should come. An error: the stream is damaged.
+    pub(crate) fn delivered(&mut self, deliver: &Deliver) -> Result<bool, HeaderError> {
+        if self.phase != Phase::Open(deliver.stream) {
+            // It was left because something before this was damaged.
+            return Ok(false);
+        }
         if let Some(view) = &mut self.view {
             view.high_watermark = view.high_watermark.max(deliver.high_watermark.0);
         }
-        for slice in &deliver.batches {
-            self.credit.received.0 += slice.len() as u64;
-        }
-        self.credit.received.1 += u64::from(deliver.record_count);
+        let bytes = deliver.batches.iter().map(|slice| slice.len() as u64).sum();
+        self.credit.receive(bytes, u64::from(deliver.record_count));
         for slice in &deliver.batches {
             self.take_slice(slice.clone(), deliver.salt)?;
         }
-        Ok(())
+        // Settled on an earlier stream, and a repetition here makes it known on this one.
+        let known = self.settling.upto.min(self.streamed);
+        let settles = self.durable && known > self.settling.sent.max(self.settling.committed);
+        if settles {
+            self.settling.due = Some(Instant::now());
+        }
+        Ok(settles || self.grants())
     }
 
     fn take_slice(&mut self, mut slice: Bytes, salt: u64) -> Result<(), HeaderError> {
@@ -412,17 +400,18 @@ impl ReadLane {
                 return Err(HeaderError::Lengths);
             }
             let stored = slice.split_to(padded.min(slice.len()));
-            let end = header.end_offset().0;
+            let (base, end) = (header.base_offset.0, header.end_offset().0);
+            self.streamed = self.streamed.max(end);
             // Control batches and the like stand between the records; a reconnected stream may
             // repeat what was received.
             if header.batch_type != BatchType::Data || end <= self.received {
                 continue;
             }
-            let held =
-                Held { end, bytes: stored.len() as u64, messages: u64::from(header.record_count) };
-            self.credit.held.0 += held.bytes;
-            self.credit.held.1 += held.messages;
-            self.held.push_back(held);
+            if let Some(view) = &mut self.view {
+                // A jump is what was trimmed while this consumer was too slow for it.
+                view.skipped += base.saturating_sub(self.received);
+            }
+            self.credit.hold(end, stored.len() as u64, u64::from(header.record_count));
             let skip_below = self.received;
             self.received = end;
             let body = stored.slice(BATCH_HEADER_BYTES..whole);
@@ -439,10 +428,7 @@ impl ReadLane {
                 format!("partition {}, behind offset {}: {error}", self.partition, self.received);
             return Some(Error::protocol(ErrorCode::BadChecksum, text));
         }
-        if let Phase::Open(stream) = self.phase {
-            self.abandoned = Some(stream);
-            self.phase = Phase::Idle { reopen_at: None };
-        }
+        self.start_anew();
         None
     }
 
@@ -452,6 +438,9 @@ impl ReadLane {
         if let Some(refusal) = &settled.refusal {
             tracing::warn!(partition = self.partition, code = refusal.code, "{}", refusal.text);
             self.settling.wanted = self.settling.wanted.min(settled.upto.0);
+            self.settling.asked = self.settling.asked.min(settled.upto.0);
+            self.settling.refusals += 1;
+            self.settling.refusal = Some(Error::refused(refusal));
         }
     }
 

@@ -22,8 +22,8 @@ pub(crate) enum End {
     Drain,
     /// Nothing more is handed over.
     Stop,
-    /// One error is handed over, then nothing.
-    Failed(Error),
+    /// One error is handed over, unless it was already, then nothing.
+    Failed(Option<Error>),
 }
 
 /// Shared by the application's handle, the delivered messages and the driver.
@@ -42,6 +42,8 @@ pub(crate) struct ConsumerState {
     pub(crate) lanes: Vec<ReadLane>,
     ready: VecDeque<usize>,
     waker: Option<Waker>,
+    /// Lanes that taking from has left something to do for the driver.
+    rings: Vec<usize>,
     pub(crate) end: End,
     /// The application's handle is gone: streams are ended.
     pub(crate) gone: bool,
@@ -70,6 +72,7 @@ impl ConsumerShared {
             let mut state = self.lock();
             match (&state.end, &end) {
                 (End::No, _) | (End::Drain, End::Stop | End::Failed(_)) => state.end = end,
+                (End::Stop, End::Failed(_)) => state.end = End::Failed(None),
                 _ => {}
             }
             state.waker.take()
@@ -103,17 +106,17 @@ impl ConsumerState {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<(usize, RawBatch)>>> {
-        match &self.end {
+        match &mut self.end {
             End::Stop => return Poll::Ready(None),
-            End::Failed(error) => {
-                let error = error.clone();
-                self.end = End::Stop;
-                return Poll::Ready(Some(Err(error)));
-            }
+            End::Failed(error) => return Poll::Ready(error.take().map(Err)),
             End::No | End::Drain => {}
         }
         while let Some(lane) = self.ready.pop_front() {
-            match self.lanes[lane].take() {
+            let taken = self.lanes[lane].take();
+            if self.lanes[lane].needs_visit() {
+                self.rings.push(lane);
+            }
+            match taken {
                 Some(Ok(batch)) => {
                     if self.lanes[lane].has_batch() {
                         self.ready.push_back(lane);
@@ -121,7 +124,7 @@ impl ConsumerState {
                     return Poll::Ready(Some(Ok((lane, batch))));
                 }
                 Some(Err(error)) => {
-                    self.end = End::Stop;
+                    self.end = End::Failed(None);
                     return Poll::Ready(Some(Err(error)));
                 }
                 None => {}
@@ -135,6 +138,11 @@ impl ConsumerState {
             None => self.waker = Some(cx.waker().clone()),
         }
         Poll::Pending
+    }
+
+    /// Lanes to ring the driver for; called after every [`Self::poll_take`].
+    pub(crate) fn take_rings(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.rings)
     }
 
     /// Something of each partition that is open, by its number.

@@ -162,17 +162,17 @@ impl Driver {
         };
         let mut state = consumer.lock();
         let taken = state.lanes[*lane].delivered(deliver);
-        let failed = taken.err().and_then(|error| {
+        if !matches!(taken, Ok(false)) {
             self.touched.insert(*id);
-            state.lanes[*lane].unreadable(error)
-        });
+        }
+        let failed = taken.err().and_then(|error| state.lanes[*lane].unreadable(error));
         let waker = state.mark_ready(*lane);
         drop(state);
         if let Some(waker) = waker {
             waker.wake();
         }
         if let Some(error) = failed {
-            consumer.end(End::Failed(error));
+            consumer.end(End::Failed(Some(error)));
         }
     }
 
@@ -204,7 +204,7 @@ impl Driver {
     ) {
         let failed = consumer.lock().lanes[lane].refused(refusal, now, &self.shared.chance);
         if let Some(error) = failed {
-            consumer.end(End::Failed(error));
+            consumer.end(End::Failed(Some(error)));
         }
     }
 

@@ -280,6 +280,24 @@ impl Peer {
         subscribe
     }
 
+    pub async fn next_settle(&mut self) -> Settle {
+        match self.next().await {
+            Frame::Settle(settle) => settle,
+            frame => panic!("SETTLE, not {frame:?}"),
+        }
+    }
+
+    pub async fn next_grant(&mut self) -> Grant {
+        match self.next().await {
+            Frame::Grant(_, grant) => grant,
+            frame => panic!("GRANT, not {frame:?}"),
+        }
+    }
+
+    pub async fn settled(&mut self, stream: StreamId, upto: u64) {
+        self.send(Frame::Settled(Settled { stream, upto: Offset(upto), refusal: None })).await;
+    }
+
     pub async fn deliver(&mut self, stream: StreamId, batches: Vec<Bytes>, records: u32) {
         self.send(Frame::Deliver(Deliver {
             stream,
