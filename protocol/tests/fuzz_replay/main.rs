@@ -137,9 +137,12 @@ fn no_bent_input_breaks_a_promise() {
     assert!(outcomes.len() >= OUTCOMES_MIN, "only {} outcomes: {outcomes:#?}", outcomes.len());
 }
 
-/// The outcome without its numbers, which would make every one a new one.
+/// What is new about an outcome: the last frame and what ended it, without the numbers and the
+/// frames before, which would make every outcome a new one.
 fn kind_of(outcome: &Outcome) -> String {
-    let text = format!("{} / {}", outcome.frames, outcome.batch);
+    let (names, end) = outcome.frames.split_once(", then ").unwrap_or((&outcome.frames, ""));
+    let last = names.rsplit(' ').next().unwrap_or(names);
+    let text = format!("{last} / {end} / {}", outcome.batch);
     text.split(|c: char| c.is_ascii_digit()).filter(|part| !part.is_empty()).collect()
 }
 
