@@ -112,18 +112,24 @@ impl Broker {
         )
         .await;
         let services = accounts.services(&config, identity, flow.clone(), catalog.clone());
-        let server = start_server(&config, &seams, services.clone()).await?;
         let draining = Arc::new(AtomicBool::new(false));
-        let view = AdminView {
+        let view = |server| AdminView {
             catalog: catalog.clone(),
             flow,
             metrics: metrics.clone(),
-            server: server.clone(),
+            server,
             device,
-            services,
+            services: services.clone(),
             draining: draining.clone(),
         };
-        let admin = admin::start(&*seams.network, config.admin, view).await?;
+        let (server, admin) = match listen(&config, &seams, services.clone(), view).await {
+            Ok(listening) => listening,
+            Err(error) => {
+                // Whoever tries again in this process finds the data directory free.
+                catalog.stop().await;
+                return Err(error.into());
+            }
+        };
         let stopped = CancellationToken::new();
         start_upkeep(metrics, stopped.clone());
         let addresses = Addresses { native: server.address(), admin: admin.address() };
@@ -241,6 +247,23 @@ async fn open_metadata(
         wall: seams.wall.clone(),
     })
     .await
+}
+
+/// Binds both addresses, or neither.
+async fn listen(
+    config: &Config,
+    seams: &Seams,
+    services: Arc<Services>,
+    view: impl FnOnce(Server) -> AdminView,
+) -> Result<(Server, AdminServer), ListenError> {
+    let server = start_server(config, seams, services).await?;
+    match admin::start(&*seams.network, config.admin, view(server.clone())).await {
+        Ok(admin) => Ok((server, admin)),
+        Err(error) => {
+            server.drain(Duration::ZERO).await;
+            Err(error)
+        }
+    }
 }
 
 async fn start_server(

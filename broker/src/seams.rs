@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use weir_storage::{Backend, Disk, Executor, OsDisk, ThreadExecutor};
+use weir_storage::{Backend, DeviceError, Disk, Executor, OsDisk, ThreadExecutor};
 
 /// A boxed future, so that the seams stay object safe.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -56,23 +56,36 @@ pub struct Seams {
     pub seed: u64,
 }
 
+/// Why the operating system gives no surroundings.
+#[derive(Debug, thiserror::Error)]
+pub enum SeamsError {
+    /// The data directory.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// No threads.
+    #[error("the threads of the broker cannot be started: {0}")]
+    Threads(#[source] io::Error),
+}
+
 impl Seams {
     /// The operating system's: its files below the data directory (which is created), its threads,
     /// sockets and clock, and a seed of its own randomness.
-    pub fn os(config: &Config) -> io::Result<Self> {
+    pub fn os(config: &Config) -> Result<Self, SeamsError> {
         let backend = match config.storage_backend {
             StorageBackend::Map => Some(Backend::Map),
             StorageBackend::Pwrite => Some(Backend::Pwrite),
             StorageBackend::Auto => None,
         };
-        std::fs::create_dir_all(config.data_dir())?;
+        let path = config.data_dir();
+        let unusable = |source| DeviceError::Unusable { path: path.to_owned(), source };
+        std::fs::create_dir_all(path).map_err(unusable)?;
         let disk = match backend {
             Some(backend) => OsDisk::new(backend),
-            None => OsDisk::probe(config.data_dir())?,
+            None => OsDisk::probe(path).map_err(unusable)?,
         };
         Ok(Self {
             disk: Arc::new(disk),
-            executor: Arc::new(ThreadExecutor::start()?),
+            executor: Arc::new(ThreadExecutor::start().map_err(SeamsError::Threads)?),
             network: Arc::new(OsNetwork),
             wall: Arc::new(OsWallClock),
             // The hasher's keys come from the operating system's randomness.

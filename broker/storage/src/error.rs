@@ -71,11 +71,19 @@ pub enum OpenError {
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// Another process uses it.
-    #[error("the data directory {} is in use by another process", .0.display())]
+    /// Another broker uses it, in this process or another.
+    #[error(
+        "the data directory {} is in use by another broker; stop it, or give this one another \
+         node.data_dir",
+        .0.display()
+    )]
     InUse(PathBuf),
     /// It cannot be written.
-    #[error("the data directory {}: {source}", path.display())]
+    #[error(
+        "the data directory {}: {source}; node.data_dir must be a folder that this process may \
+         write",
+        path.display()
+    )]
     Unusable {
         /// The directory.
         path: PathBuf,

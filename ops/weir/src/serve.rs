@@ -32,9 +32,7 @@ pub(crate) fn load_config(arguments: &ServeArguments) -> Result<Config, Failure>
 async fn serve(config: Config) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let seams = Seams::os(&config).map_err(|e| {
-        Failure::NotDone(format!("the data directory {}: {e}", config.data_dir().display()))
-    })?;
+    let seams = Seams::os(&config).map_err(|e| Failure::NotDone(e.to_string()))?;
     let data_dir = config.data_dir().display().to_string();
     let broker = Broker::start(config, seams).await.map_err(|e| Failure::NotDone(e.to_string()))?;
     let addresses = broker.addresses();
