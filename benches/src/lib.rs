@@ -9,6 +9,7 @@ pub mod audit;
 pub mod clock;
 pub mod compare;
 pub mod floor;
+pub mod idle;
 pub mod load;
 pub mod measure;
 pub mod net_floor;

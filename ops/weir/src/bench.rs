@@ -14,7 +14,7 @@ use std::time::Duration;
 use weir_bench::load;
 use weir_bench::schedule::Arrivals;
 use weir_bench::workload::Workload;
-use weir_bench::{compare, floor, net_floor};
+use weir_bench::{compare, floor, idle, net_floor};
 
 const BENCH_HELP: &str = "\
 Loads are open loop where they have a rate: latency counts from the moment a message was due.
@@ -53,6 +53,17 @@ enum BenchCommand {
     },
     /// Publish at a rate and read beside it, every message audited
     E2e(LoadArguments),
+    /// Hold connections that do nothing, and say what they cost
+    Idle {
+        /// How many
+        #[arg(long, default_value_t = 1_000)]
+        connections: usize,
+        /// How long to hold them
+        #[arg(long, value_parser = parse_duration, default_value = "5s", value_name = "DURATION")]
+        hold: Duration,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Run workload files in turns with the floors of the same disk, and print medians
     Compare {
         /// Workloads (YAML)
@@ -177,6 +188,7 @@ pub(crate) fn run(arguments: BenchArguments) -> Result<(), Failure> {
         BenchCommand::Pub(arguments) => load(arguments.workload("pub", false), &arguments.common),
         BenchCommand::E2e(arguments) => load(arguments.workload("e2e", true), &arguments.common),
         BenchCommand::Sub { topic, audit, common } => drain(&topic, audit, &common),
+        BenchCommand::Idle { connections, hold, common } => idle(connections, hold, &common),
         BenchCommand::Compare { files, dir, rounds, common } => {
             compare_with_floors(&files, &dir, rounds, &common)
         }
@@ -208,6 +220,19 @@ fn load(workload: Workload, common: &Common) -> Result<(), Failure> {
     let broken = report.audit.is_some_and(|audit| audit.lost + audit.duplicated > 0);
     if broken {
         return Err(Failure::NotDone("the audit found lost or repeated messages".to_owned()));
+    }
+    Ok(())
+}
+
+fn idle(connections: usize, hold: Duration, common: &Common) -> Result<(), Failure> {
+    let endpoints = &common.endpoint.endpoint;
+    let report = block_on(idle::run(endpoints, connections, hold, common.server_pid))??;
+    match common.output.output {
+        Output::Json => print_json(&report)?,
+        Output::Table => print!("{}", report.table()),
+    }
+    if report.connected < connections {
+        return Err(Failure::NotDone("not all connections lasted".to_owned()));
     }
     Ok(())
 }
