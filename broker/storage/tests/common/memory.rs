@@ -132,6 +132,11 @@ impl MemoryDisk {
         names.capacity = names.used() + bytes;
     }
 
+    /// Whether the machine stopped.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.0.faults.lock().unwrap().changes_left == Some(0)
+    }
+
     /// The power goes and comes back. Every file that is open is gone.
     pub(crate) fn cut_power(&self, cut: Cut) {
         let mut random = fastrand::Rng::with_seed(match cut {

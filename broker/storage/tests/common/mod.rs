@@ -7,6 +7,7 @@
 )]
 
 pub(crate) mod memory;
+pub(crate) mod model;
 
 use bytes::Bytes;
 use memory::MemoryDisk;

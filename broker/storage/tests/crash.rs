@@ -1,0 +1,126 @@
+//! A machine stops between any two changes of its disk, also while a log recovers from that:
+//! what was flushed is there, nothing comes back that was cut, and nothing is half there.
+
+#![allow(clippy::unwrap_used, reason = "a test may unwrap")]
+
+mod common;
+
+use common::memory::{Cut, MemoryDisk};
+use common::model::{Shape, Step, Subject, steps};
+use proptest::prelude::*;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// One life of the machine: how many changes of the disk it sees, and how it ends.
+type Life = (usize, Cut);
+
+/// Does the steps; each life ends where it says, the one behind the last does not end.
+fn run(steps: &[Step], lives: &[Life]) {
+    let disk = MemoryDisk::new();
+    let mut subject = Subject::new(Arc::new(disk.clone()), PathBuf::from("/data"));
+    subject.open().unwrap();
+    let mut lives = lives.iter();
+    let mut end = begin(&disk, &mut lives);
+    for step in steps.iter().chain([&Step::Flush, &Step::Reopen]) {
+        if subject.step(step).is_ok() {
+            continue;
+        }
+        loop {
+            assert!(disk.is_stopped(), "{step:?} failed on a disk that did not");
+            subject.log = None;
+            disk.cut_power(end);
+            end = begin(&disk, &mut lives);
+            match subject.open() {
+                Ok(_) => break,
+                Err(error) => assert!(disk.is_stopped(), "the log does not open: {error}"),
+            }
+        }
+        adopt(&mut subject);
+    }
+    let held = subject.model.held.clone();
+    assert!(subject.contents() == held);
+}
+
+fn begin(disk: &MemoryDisk, lives: &mut std::slice::Iter<'_, Life>) -> Cut {
+    let Some((changes, end)) = lives.next() else { return Cut::KeepsAll };
+    disk.stop_behind(*changes);
+    *end
+}
+
+fn adopt(subject: &mut Subject) {
+    let found = subject.contents();
+    let log = subject.log.as_ref().unwrap();
+    let bounds = log.reader().bounds();
+    let start = (bounds.first_index.0, bounds.log_start.0);
+    subject.model.adopt(start, found, log.meta());
+    subject.check_bounds();
+}
+
+fn cut() -> impl Strategy<Value = Cut> {
+    prop_oneof![
+        1 => Just(Cut::LosesAll),
+        1 => Just(Cut::KeepsAll),
+        4 => any::<u64>().prop_map(Cut::KeepsSome),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 40, failure_persistence: None, ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn any_log_survives_any_stops(
+        steps in steps(40), lives in proptest::collection::vec((0usize..60, cut()), 1..6),
+    ) {
+        run(&steps, &lives);
+    }
+}
+
+/// Appends, rolls, truncates, trims, stores its hard state and starts anew.
+fn walk() -> Vec<Step> {
+    let append = |records, bytes, count| Step::Append {
+        shapes: vec![Shape::Data { records, bytes }; count],
+        together: count == 2,
+    };
+    vec![
+        append(1, 100, 1),
+        Step::StoreMeta(9),
+        append(2, 200, 2),
+        Step::Flush,
+        append(1, 400_000, 1),
+        append(1, 700_000, 1),
+        append(1, 90, 1),
+        Step::Truncate(100),
+        append(1, 80, 3),
+        Step::Flush,
+        append(1, 900_000, 1),
+        append(2, 70, 2),
+        Step::Trim(128),
+        Step::StoreMeta(3),
+        append(1, 60, 1),
+        Step::Reopen,
+        append(1, 50, 1),
+    ]
+}
+
+#[test]
+fn a_stop_at_every_change_loses_nothing_that_was_flushed() {
+    let steps = walk();
+    let changes = {
+        let disk = MemoryDisk::new();
+        let mut subject = Subject::new(Arc::new(disk.clone()), PathBuf::from("/data"));
+        subject.open().unwrap();
+        let before = disk.changes();
+        steps.iter().for_each(|step| subject.step(step).unwrap());
+        assert!(subject.model.first_index > 1, "the walk trims");
+        disk.changes() - before
+    };
+    assert!(changes > 60, "the walk changes the disk {changes} times");
+    for at in 0..changes {
+        let seed = at as u64;
+        run(&steps, &[(at, Cut::KeepsSome(seed))]);
+        // Once more while it recovers.
+        run(&steps, &[(at, Cut::KeepsSome(seed)), (at % 7, Cut::LosesAll)]);
+    }
+}
