@@ -1,6 +1,8 @@
 //! Frames that stop in the middle and bytes changed at random: nothing is held for them, nothing
 //! of them is stored unless it was whole, and others are served.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic wherever it is")]
+
 mod common;
 
 use bytes::BytesMut;

@@ -1,6 +1,8 @@
 //! Whatever a peer says, it gets the typed error of ERRORS.md, loses at most its own connection,
 //! and others are served as if nothing had been.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic wherever it is")]
+
 mod common;
 
 use common::peer::{Peer, auth, hello, name};

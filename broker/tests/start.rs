@@ -1,6 +1,8 @@
 //! A broker that cannot start says what is wrong, where, and what to do, changes nothing, and
 //! leaves the data directory to whoever starts next.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic wherever it is")]
+
 mod common;
 
 use common::peer::Peer;
