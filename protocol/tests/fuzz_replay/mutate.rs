@@ -9,6 +9,8 @@ use weir_protocol::limits::{BATCH_HEADER_BYTES, FRAME_HEADER_BYTES};
 
 /// Longest input that is made.
 const INPUT_BYTES_MAX: usize = 4 << 10;
+/// Longer inputs are not joined to others: a bend would seldom meet the frame that matters.
+const JOINED_BYTES_MAX: usize = 512;
 /// Inputs that are kept; new ones then take the place of others.
 const POOL_MAX: usize = 4_096;
 /// Numbers at which decoders go wrong.
@@ -70,8 +72,10 @@ impl Mutator {
         input
     }
 
+    /// Half of the time one of the seeds, however many inputs were kept: they are the shortest.
     fn pick(&mut self) -> Vec<u8> {
-        self.pool[self.rng.usize(..self.pool.len())].clone()
+        let among = if self.rng.bool() { self.seeds } else { self.pool.len() };
+        self.pool[self.rng.usize(..among)].clone()
     }
 
     fn bend(&mut self, input: &mut Vec<u8>) {
@@ -91,7 +95,7 @@ impl Mutator {
                 input.truncate(at);
                 input.extend_from_slice(&other[from..]);
             }
-            4 => input.extend(self.pick()),
+            4 if input.len() < JOINED_BYTES_MAX => input.extend(self.pick()),
             5 => {
                 for byte in &mut input[at..upto] {
                     *byte = self.rng.u8(..);

@@ -50,6 +50,7 @@ fn check_frames(bytes: &[u8]) -> String {
     for (end, frame) in &whole.frames {
         // Frames that were skipped count to the one behind them.
         check_head(&bytes[begin..], Ok((end - begin, frame)));
+        assert_eq!(Decoder::new(FRAME_BYTES_MAX).needed(&bytes[begin..*end]), Ok(0));
         check_round_trip(frame, end - begin);
         begin = *end;
     }
@@ -251,8 +252,7 @@ fn check_records(header: &BatchHeader, body: &[u8]) -> Result<usize, BodyError> 
     let records = RecordIter::new(header, body)?;
     let validated = records.clone().validate();
     let read: Vec<Result<RecordRef<'_>, BodyError>> = records.collect();
-    let held: usize = read.iter().flatten().map(|record| message_len(&record.message)).sum();
-    assert!(held <= body.len(), "records do not overlap");
+    let behind_last = check_places(read.iter().flatten(), body);
     assert!(read.len() <= header.record_count as usize);
     let errors = read.iter().filter(|record| record.is_err()).count();
     assert!(errors <= 1, "reading ends behind the first error");
@@ -262,6 +262,7 @@ fn check_records(header: &BatchHeader, body: &[u8]) -> Result<usize, BodyError> 
     validated?;
     let read: Vec<RecordRef<'_>> = read.into_iter().collect::<Result<_, _>>()?;
     assert_eq!(read.len(), header.record_count as usize);
+    assert!(read.is_empty() || behind_last == body.len(), "the payload is used up");
     for (number, record) in read.iter().enumerate() {
         assert_eq!(record.offset.0, header.base_offset.0 + number as u64);
         assert!(record.timestamp_ms >= header.base_ts_ms);
@@ -270,10 +271,26 @@ fn check_records(header: &BatchHeader, body: &[u8]) -> Result<usize, BodyError> 
     Ok(read.len())
 }
 
-fn message_len(message: &MessageRef<'_>) -> usize {
-    assert!(message.headers().count() <= HEADERS_MAX);
-    let headers: usize = message.headers().map(|(name, content)| name.len() + content.len()).sum();
-    message.key.map_or(0, <[u8]>::len) + headers + message.value.len()
+/// The parts of all records stand one behind the other within the body. Returns the position
+/// behind the last.
+fn check_places<'a>(records: impl Iterator<Item = &'a RecordRef<'a>>, body: &[u8]) -> usize {
+    let mut behind = 0;
+    let mut step = |part: &[u8]| {
+        let begin = part.as_ptr() as usize - body.as_ptr() as usize;
+        assert!(begin >= behind, "parts of records overlap");
+        behind = begin + part.len();
+        assert!(behind <= body.len());
+    };
+    for RecordRef { message, .. } in records {
+        message.key.into_iter().for_each(&mut step);
+        for (name, content) in message.headers() {
+            step(name);
+            step(content);
+        }
+        step(message.value);
+        assert!(message.headers().count() <= HEADERS_MAX);
+    }
+    behind
 }
 
 fn owned_headers(message: &MessageRef<'_>) -> Vec<(Bytes, Bytes)> {
