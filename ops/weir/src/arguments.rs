@@ -59,6 +59,7 @@ pub(crate) struct EndpointArguments {
     /// Brokers to connect to, separated by commas: weir://HOST:PORT[,weir://HOST:PORT…]
     #[arg(
         long,
+        global = true,
         env = "WEIR_ENDPOINT",
         value_delimiter = ',',
         default_value = "weir://127.0.0.1:7420",
