@@ -35,8 +35,8 @@ pub(crate) struct LogFlush {
 
 #[derive(Default)]
 struct Pending {
-    /// Unflushed ranges, oldest first; touching ranges of one segment are one.
-    dirty: Vec<(Arc<Segment>, Range<u64>)>,
+    /// The unflushed range. It lies in one segment: a segment is flushed before another follows.
+    dirty: Option<(Arc<Segment>, Range<u64>)>,
     waiting: VecDeque<(Index, FlushDone)>,
     /// Last index that `dirty` covers.
     index: Index,
@@ -79,9 +79,12 @@ impl LogFlush {
     pub(crate) fn dirty(&self, segment: &Arc<Segment>, range: Range<u64>, index: Index) {
         let mut pending = self.pending();
         pending.index = index;
-        match pending.dirty.last_mut() {
-            Some((last, dirty)) if Arc::ptr_eq(last, segment) => dirty.end = range.end,
-            _ => pending.dirty.push((segment.clone(), range)),
+        match &mut pending.dirty {
+            Some((of, dirty)) => {
+                assert!(Arc::ptr_eq(of, segment), "the segment before was flushed");
+                dirty.end = range.end;
+            }
+            none => *none = Some((segment.clone(), range)),
         }
     }
 
@@ -98,7 +101,7 @@ impl LogFlush {
     }
 
     pub(crate) fn unflushed_bytes(&self) -> u64 {
-        self.pending().dirty.iter().map(|(_, range)| range.end - range.start).sum()
+        self.pending().dirty.as_ref().map_or(0, |(_, range)| range.end - range.start)
     }
 
     /// Flushes everything that is dirty now and tells those who waited for it. One thread at a
@@ -128,9 +131,9 @@ impl LogFlush {
         }
         let (dirty, index) = {
             let mut pending = self.pending();
-            (std::mem::take(&mut pending.dirty), pending.index)
+            (pending.dirty.take(), pending.index)
         };
-        for (segment, range) in dirty {
+        if let Some((segment, range)) = dirty {
             let bytes = range.end - range.start;
             let started = clock();
             if let Err(error) = segment.file.flush(range.clone()) {

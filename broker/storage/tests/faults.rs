@@ -5,11 +5,15 @@
 mod common;
 
 use common::memory::{Cut, MemoryDisk, Op};
+use common::{Later, ROOT};
 use common::{contents, data, device_in, flush, last_of, log_of, noop, open, reopen, segments_of};
 use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use weir_protocol::types::{Index, Offset};
-use weir_storage::{AppendError, Appended, OpenError, Read, ReadError, is_out_of_space};
+use weir_storage::{
+    AppendError, Appended, Device, Log, OpenError, Read, ReadError, is_out_of_space,
+};
 
 fn is_fenced(outcome: Result<Appended, AppendError>) -> bool {
     matches!(outcome, Err(AppendError::Fenced(_)))
@@ -239,6 +243,86 @@ fn a_segment_is_durable_before_another_follows_it() {
     disk.cut_power(Cut::LosesAll);
     let last = last_of(&reopen(&disk).0);
     assert!(last >= 3, "what was flushed is there");
+}
+
+#[test]
+fn who_waited_for_what_was_cut_is_told_and_keeps_nobody_waiting() {
+    let disk = MemoryDisk::new();
+    let later = Later::default();
+    let on_disk = Arc::new(disk.clone());
+    let device = Device::open(on_disk, Arc::new(later.clone()), Path::new(ROOT), 7).unwrap();
+    let (mut log, _) = open(&device).unwrap();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let ask = |log: &Log, name: &'static str| {
+        let told = told.clone();
+        log.flusher().flush_elsewhere(Box::new(move |outcome| {
+            outcome.unwrap();
+            told.lock().unwrap().push(name);
+        }));
+    };
+    for index in 1..=6 {
+        log.append(vec![data(index, 1, 50)]).unwrap();
+    }
+    ask(&log, "for six");
+    log.truncate_after(Index(2)).unwrap();
+    log.append(vec![data(3, 1, 70)]).unwrap();
+    ask(&log, "for three");
+    assert!(told.lock().unwrap().is_empty());
+    later.run();
+    assert_eq!(*told.lock().unwrap(), ["for six", "for three"]);
+    assert_eq!(log.reader().bounds().flushed_index, Index(3));
+}
+
+#[test]
+fn a_log_that_was_emptied_behind_a_trim_rolls_and_opens() {
+    let disk = MemoryDisk::new();
+    let mut log = log_of(&disk, 3);
+    log.append(vec![data(4, 1, 900_000)]).unwrap();
+    log.append(vec![data(5, 1, 500_000)]).unwrap();
+    log.trim(Index(4)).unwrap();
+    assert_eq!(log.reader().bounds().first_index, Index(5));
+    log.truncate_after(Index(4)).unwrap();
+    drop(log);
+    let (mut log, _) = reopen(&disk);
+    assert_eq!(last_of(&log), 4);
+    // Does not fit into the segment that is there: closes it without a batch in it.
+    log.append(vec![data(5, 9, 900_000)]).unwrap();
+    flush(&mut log).unwrap();
+    let before = contents(&log);
+    drop(log);
+    assert_eq!(contents(&reopen(&disk).0), before);
+}
+
+#[test]
+fn a_cold_read_waits_for_the_device_and_verifies_what_it_gets() {
+    let disk = MemoryDisk::new();
+    let mut log = log_of(&disk, 3);
+    let mut index = 4;
+    let mut read = loop {
+        log.append(vec![data(index, 1, 1_000_000)]).unwrap();
+        index += 1;
+        if let Read::Cold(read) = log.reader().read_from_index(Index(1), 1 << 10).unwrap() {
+            break read;
+        }
+        assert!(index < 80, "what is 64 MiB behind the end is cold");
+    };
+    assert_eq!(read.run().unwrap().len(), 3);
+    let cold = || match log.reader().read_from_index(Index(1), 1 << 10).unwrap() {
+        Read::Cold(read) => read,
+        Read::Hot(_) => panic!("it was cold before"),
+    };
+    for op in [Op::Prepare, Op::Read, Op::Share] {
+        read = cold();
+        disk.fail(op, ErrorKind::Other, 0, 1);
+        assert!(matches!(read.run(), Err(ReadError::Device { .. })), "{op:?}");
+    }
+    // One bit of the second batch's body.
+    disk.damage(&segments_of(&disk)[0], 4096 + 128 + 128 + 60);
+    match cold().run() {
+        Err(ReadError::Damaged(found)) => assert_eq!(found.position, 4096 + 128),
+        other => panic!("a flipped bit was served: {other:?}"),
+    }
+    assert_eq!(last_of(&log), index - 1, "the rest is as it was");
 }
 
 /// A flush that was under way when the log was cut says nothing of what came instead.

@@ -188,6 +188,11 @@ impl MemoryDisk {
         names.durable.insert(path.to_owned(), images);
     }
 
+    /// Flips a bit, also under whoever has the file open.
+    pub(crate) fn damage(&self, path: &Path, position: usize) {
+        self.names().now[path].lock().unwrap().now[position] ^= 1;
+    }
+
     pub(crate) fn bytes_of(&self, path: &Path) -> Vec<u8> {
         self.names().now[path].lock().unwrap().now.clone()
     }
@@ -365,16 +370,20 @@ impl DiskFile for MemoryFile {
         Ok(())
     }
 
+    /// As an operating system does it: a failure is told once, and what could not be kept counts
+    /// as clean from then on.
     fn flush(&self, range: Range<u64>) -> io::Result<()> {
-        self.disk.meet(Op::Flush)?;
+        let met = self.disk.meet(Op::Flush);
         let sectors = range.start / SECTOR_BYTES..range.end.div_ceil(SECTOR_BYTES);
         let mut image = self.image();
         let due: Vec<u64> = image.dirty.range(sectors).copied().collect();
         for sector in due {
             image.dirty.remove(&sector);
-            image.keep(sector);
+            if met.is_ok() {
+                image.keep(sector);
+            }
         }
-        Ok(())
+        met
     }
 
     fn prepare(&self, _range: Range<u64>) -> io::Result<()> {

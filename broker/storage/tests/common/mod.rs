@@ -13,7 +13,7 @@ use bytes::Bytes;
 use memory::MemoryDisk;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use weir_protocol::batch::{BatchBuilder, BatchHeader, BatchType};
 use weir_protocol::types::{Index, Term};
 use weir_storage::{
@@ -28,6 +28,29 @@ pub(crate) struct Inline;
 impl Executor for Inline {
     fn submit(&self, _lane: Lane, job: Job) {
         job();
+    }
+}
+
+/// Keeps jobs until it is told to run them.
+#[derive(Clone, Default)]
+pub(crate) struct Later(Arc<Mutex<Vec<Job>>>);
+
+impl std::fmt::Debug for Later {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Later")
+    }
+}
+
+impl Executor for Later {
+    fn submit(&self, _lane: Lane, job: Job) {
+        self.0.lock().unwrap().push(job);
+    }
+}
+
+impl Later {
+    pub(crate) fn run(&self) {
+        let jobs = std::mem::take(&mut *self.0.lock().unwrap());
+        jobs.into_iter().for_each(|job| job());
     }
 }
 

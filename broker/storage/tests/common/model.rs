@@ -293,7 +293,8 @@ impl Subject {
                 self.model.truncate(index);
             }
             Step::StoreMeta(byte) => {
-                let content = vec![*byte; usize::from(*byte)];
+                // Longer than a sector, so that a copy can tear.
+                let content = vec![*byte; usize::from(*byte) * 8];
                 self.model.may_meta = Some(content.clone());
                 self.log().store_meta(&content).map_err(|_| Failed)?;
                 self.model.meta = content;
@@ -348,6 +349,8 @@ impl Subject {
             assert!(reader.headers(Index(index), 3).unwrap().is_empty());
         } else if index < self.model.first_index {
             assert!(matches!(read, Err(ReadError::OutOfRange { .. })));
+            let headers = reader.headers(Index(index), 3);
+            assert!(matches!(headers, Err(ReadError::OutOfRange { .. })));
         } else {
             let from = self.model.held.partition_point(|held| held.index < index);
             self.expect_slices(from, slices(read.unwrap()), bytes_max);
