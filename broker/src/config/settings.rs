@@ -74,9 +74,9 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
     setting(
         "log.level",
-        "info,openraft=warn",
+        "info,openraft=error",
         "a level or a filter",
-        "For example weir_broker=debug,info,openraft=warn.",
+        "For example weir_broker=debug,info,openraft=error.",
     ),
     setting("log.format", "auto", "auto, json or text", "auto is json unless on a terminal."),
 ];

@@ -8,9 +8,9 @@
 mod advisories;
 mod diskfull;
 mod mount;
-mod powercut;
 mod process;
 mod reference;
+mod survive;
 mod tidy;
 
 use clap::{Parser, Subcommand};
@@ -40,6 +40,14 @@ enum Chore {
         #[arg(long, default_value_t = 1)]
         cuts: u32,
     },
+    /// Publish the lines of a file to a broker that is killed and started again
+    Kill {
+        /// The file
+        file: PathBuf,
+        /// How often
+        #[arg(long, default_value_t = 2)]
+        kills: u32,
+    },
     /// Write the generated reference pages in ops/book
     Reference {
         /// Only compare them with the code
@@ -55,7 +63,8 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().chore {
         Chore::Tidy => tidy::check(&root),
         Chore::Advisories { db } => advisories::check(&root.join("Cargo.lock"), &db),
-        Chore::Powercut { cuts } => powercut::check(&root, cuts),
+        Chore::Powercut { cuts } => survive::power_cuts(&root, cuts),
+        Chore::Kill { file, kills } => survive::kills(&root, &file, kills),
         Chore::Reference { check } => reference::run(&root, check),
         Chore::Diskfull => diskfull::check(&root),
     };
