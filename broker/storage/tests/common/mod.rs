@@ -67,6 +67,12 @@ pub(crate) fn open(device: &Arc<Device>) -> Result<(Log, Recovered), OpenError> 
     Log::open(device.clone(), &device.root().join("p"), options)
 }
 
+/// The log of a small topic: its segments stay at their smallest, 1 MiB.
+pub(crate) fn open_small(device: &Arc<Device>) -> Result<(Log, Recovered), OpenError> {
+    let options = LogOptions { uuid: 5, retained_bytes: 8 << 20, flush_inline: true };
+    Log::open(device.clone(), &device.root().join("p"), options)
+}
+
 /// A data batch of `records` records of `bytes` bytes.
 pub(crate) fn data(index: u64, records: usize, bytes: usize) -> NewBatch {
     let mut builder = BatchBuilder::new(8 << 20);

@@ -1,6 +1,6 @@
 //! A log as a list: what it must hold after any sequence of steps.
 
-use super::{Inline, data, flush};
+use super::{Inline, data, flush, open_small};
 use bytes::Bytes;
 use proptest::prelude::*;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use weir_protocol::batch::{ATTR_LAST_OF_INDEX, BatchHeader, BatchType, seal_cont
 use weir_protocol::limits::BATCH_HEADER_BYTES;
 use weir_protocol::types::{Index, Offset, Term};
 use weir_storage::{
-    BatchSlice, Device, Disk, Log, LogOptions, NewBatch, OpenError, Read, ReadError, Recovered,
+    BatchSlice, Device, Disk, Log, NewBatch, OpenError, Read, ReadError, Recovered,
 };
 
 /// What is done to a log. Places are shares of what it holds, in 256ths.
@@ -257,9 +257,7 @@ impl Subject {
                 path: self.root.clone(),
                 source: std::io::Error::other(error),
             })?;
-        // A small topic: segments stay at their smallest.
-        let options = LogOptions { uuid: 5, retained_bytes: 8 << 20, flush_inline: true };
-        let (log, recovered) = Log::open(device, &self.root.join("p"), options)?;
+        let (log, recovered) = open_small(&device)?;
         self.log = Some(log);
         Ok(recovered)
     }
@@ -322,6 +320,10 @@ impl Subject {
             let last = bounds.last.unwrap();
             assert_eq!((last.index.0, last.log_time_ms), (held.index, held.time_ms));
         }
+        let before = Index(self.model.first_index - 1);
+        let headers = self.log().reader().headers(before, 1);
+        let is_empty = self.model.held.is_empty();
+        assert!(is_empty || matches!(headers, Err(ReadError::OutOfRange { .. })));
         assert_eq!(self.log.as_ref().unwrap().meta(), self.model.meta);
     }
 
