@@ -25,7 +25,7 @@ use metrics_exporter_prometheus::{
 use std::sync::Arc;
 use std::time::Duration;
 use topics::TopicTable;
-use weir_protocol::error_code::ErrorCode;
+use weir_protocol::error_code::{Action, ErrorCode};
 use weir_protocol::types::Name;
 
 /// How connections end, as the label `reason`.
@@ -41,8 +41,8 @@ pub struct Metrics {
     connections_opened: Counter,
     flush_seconds: FlushHistogram,
     flush_bytes: Counter,
-    /// By the position of the code in [`ErrorCode::ALL`].
-    refusals: Vec<Counter>,
+    /// For every code that a broker sends.
+    refusals: Vec<(ErrorCode, Counter)>,
     closed: std::sync::Mutex<Vec<(&'static str, Counter)>>,
     /// From the read of a batch to its answer.
     pub(crate) publish_ack: Histogram,
@@ -64,10 +64,11 @@ impl Metrics {
         let metrics = metrics::with_local_recorder(&recorder, || {
             let version = env!("CARGO_PKG_VERSION");
             gauge!("weir_build_info", "version" => version, "node" => node.to_owned()).set(1.0);
-            let refusals = ErrorCode::ALL.iter().map(|code| {
+            let sent = |code: &&ErrorCode| Action::of(code.number()) != Action::Local;
+            let refusals = ErrorCode::ALL.iter().filter(sent).map(|code| {
                 let number = format!("{:04x}", code.number());
                 let labels = [("code", number), ("reason", code.reason().to_owned())];
-                counter!("weir_errors_total", &labels)
+                (*code, counter!("weir_errors_total", &labels))
             });
             (
                 gauge!("weir_connections"),
@@ -126,13 +127,11 @@ impl Metrics {
 
     /// A refusal is on its way to a client: counted by code, and by reason for its topic.
     pub fn refused(&self, topic: Option<&Name>, code: u16) {
-        let known = ErrorCode::ALL.iter().position(|known| known.number() == code);
-        let Some((at, code)) = known.map(|at| (at, ErrorCode::ALL[at])) else { return };
-        if let Some(counter) = self.refusals.get(at) {
-            counter.increment(1);
-        }
+        let known = self.refusals.iter().find(|(known, _)| known.number() == code);
+        let Some((code, counter)) = known else { return };
+        counter.increment(1);
         if let Some(topic) = topic.and_then(|name| self.topics.known(name)) {
-            topic.rejected(code);
+            topic.rejected(*code);
         }
     }
 
