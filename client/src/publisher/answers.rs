@@ -45,22 +45,33 @@ impl LaneCore {
         retries: &mut Retries<'_>,
     ) {
         let identity = Identity { id: opened.producer_id, epoch: opened.producer_epoch };
-        let same = !self.line.known || identity.id == self.line.identity.id;
+        // A broker that remembers less than it has stored has forgotten the producer in between.
+        let same =
+            identity.id == self.line.identity.id && opened.next_sequence.0 >= self.line.stored_end;
+        let was_known = std::mem::replace(&mut self.line.known, true);
         self.line.identity = identity;
-        self.line.known = true;
         self.line.stored_end = opened.next_sequence.0;
         self.phase = Phase::Open(stream);
         self.credit = Default::default();
         self.signals.demanded = 0;
         self.signals.reason = None;
-        if !same {
+        if was_known && !same {
             self.give_up_unknown();
+        }
+        // The broker told where it stands when nothing of this producer was under way any more.
+        let stored_end = self.line.stored_end;
+        for batch in self.flight.iter_mut().filter(|batch| batch.base_sequence().0 >= stored_end) {
+            if batch.is_unknown() {
+                batch.answer = Some(Answer::Behind);
+                batch.in_doubt = false;
+            }
         }
         if self.flight.is_empty() {
             self.line.next_sequence = self.line.stored_end;
             self.flow = Flow::Free;
+        } else if self.has_unknown() {
+            self.flow = Flow::Free; // to ask for those first
         } else {
-            self.flow = Flow::Draining;
             self.regroup(retries);
         }
     }
@@ -114,7 +125,7 @@ impl LaneCore {
             ..Refusal::new(ErrorCode::LeaderLost, "the connection was lost")
         };
         for batch in self.flight.iter_mut().filter(|batch| batch.answer.is_none()) {
-            batch.answer = Some(Answer::Unknown(refusal.clone()));
+            batch.doubt(refusal.clone());
         }
     }
 
@@ -173,15 +184,16 @@ impl LaneCore {
         let Some(at) = self.find(refused.base_sequence.0) else { return false };
         let refusal = refused.refusal.clone();
         self.note_cause(Error::refused(&refusal).to_string());
-        // Answers come in the order of the batches: one that was stored is not in flight any more.
         let gap = refusal.code == ErrorCode::SequenceGap.number();
-        let answer = Some(match refusal.outcome {
-            Outcome::NotStored if gap && at > 0 => Answer::Behind,
-            Outcome::NotStored => Answer::NotStored(refusal),
-            Outcome::Unknown | Outcome::Stored => Answer::Unknown(refusal),
-        });
-        if let Some(batch) = self.flight.iter_mut().nth(at) {
-            batch.answer = answer;
+        let Some(batch) = self.flight.iter_mut().nth(at) else { return false };
+        if refusal.outcome != Outcome::NotStored || (batch.in_doubt && !gap) {
+            batch.doubt(refusal);
+        } else {
+            // Answers come in the order of the batches, and what is stored is not in flight any
+            // more: behind another one, a gap is that one's.
+            let behind = gap && at > 0;
+            batch.answer = Some(if behind { Answer::Behind } else { Answer::NotStored(refusal) });
+            batch.in_doubt = false;
         }
         self.flow = Flow::Draining;
         self.regroup(retries);
@@ -199,9 +211,13 @@ impl LaneCore {
         if self.flight.iter().any(|batch| batch.answer.is_none()) {
             return;
         }
-        if self.flight.iter().any(|batch| batch.is_unknown()) {
-            let pause = self.unknown_pause(retries);
-            self.flow = Flow::Waiting { until: retries.now + pause };
+        let forgotten = self.is_forgotten();
+        if forgotten {
+            self.give_up_unknown();
+            self.line.identity = Identity::default();
+        }
+        if self.has_unknown() {
+            self.regroup_unknown(retries);
             return;
         }
         let first = self.first_refusal();
@@ -219,9 +235,47 @@ impl LaneCore {
         self.waiting = again;
         self.line.next_sequence = self.line.stored_end;
         match first {
+            _ if forgotten => self.reopen(0, retries),
             Some(first) => self.resume_after(&first, retries),
             None => self.flow = Flow::Free,
         }
+    }
+
+    /// Asks for the unknown ones again: on this stream, or on another when this one is of no use.
+    fn regroup_unknown(&mut self, retries: &mut Retries<'_>) {
+        let first = self.flight.iter().find_map(|batch| match &batch.answer {
+            Some(Answer::Unknown(refusal)) => Some(refusal.clone()),
+            _ => None,
+        });
+        let Some(first) = first else { return };
+        match Action::of(first.code) {
+            Action::Wait | Action::StopTopic | Action::Unknown => {
+                let hint = Duration::from_millis(u64::from(first.retry_after_ms));
+                let pause = hint.max(self.unknown_pause(retries));
+                self.flow = Flow::Waiting { until: retries.now + pause };
+                return;
+            }
+            Action::Reconnect | Action::Resync => {}
+            // It will never be told. Where the log stands is told to a new stream.
+            Action::Never | Action::Fatal | Action::Local | Action::GiveUp | Action::Settle => {
+                let at = self.flight.iter().position(Batch::is_unknown);
+                if let Some(batch) = at.and_then(|at| self.flight.remove(at)) {
+                    let error = Error::refused(&first).with_outcome(Outcome::Unknown);
+                    batch.resolve(Err(error), &self.window);
+                }
+            }
+        }
+        self.reopen(first.retry_after_ms, retries);
+    }
+
+    /// Whether an answer says that the broker has forgotten the producer.
+    fn is_forgotten(&self) -> bool {
+        self.flight.iter().any(|batch| match &batch.answer {
+            Some(Answer::NotStored(refusal) | Answer::Unknown(refusal)) => {
+                refusal.code == ErrorCode::UnknownProducer.number()
+            }
+            Some(Answer::Behind) | None => false,
+        })
     }
 
     fn first_refusal(&self) -> Option<Refusal> {
@@ -273,27 +327,21 @@ impl LaneCore {
                 let pause = if hint.is_zero() { self.backoff.next(retries.chance) } else { hint };
                 self.flow = Flow::Waiting { until: retries.now + pause };
             }
-            Action::Reconnect | Action::Unknown => {
-                self.close_stream_later();
-                self.reopen_after(first.retry_after_ms, retries);
-            }
+            Action::Reconnect | Action::Unknown => self.reopen(first.retry_after_ms, retries),
             Action::Resync if first.code != ErrorCode::BadChecksum.number() => {
-                if first.code == ErrorCode::UnknownProducer.number() {
-                    self.line.identity = Identity::default();
-                    self.line.known = false;
-                }
-                self.close_stream_later();
-                self.reopen_after(first.retry_after_ms, retries);
+                self.reopen(first.retry_after_ms, retries);
             }
             _ => self.flow = Flow::Free,
         }
     }
 
-    fn close_stream_later(&mut self) {
+    /// Leaves the stream for another.
+    fn reopen(&mut self, hint_ms: u32, retries: &mut Retries<'_>) {
         if let Phase::Open(stream) = self.phase {
             self.signals.abandoned = Some(stream);
         }
         self.credit = Default::default();
+        self.reopen_after(hint_ms, retries);
     }
 
     /// The pause is over: asks for the unknown ones again, or lets new batches go.

@@ -100,6 +100,7 @@ impl OpenBatch {
             deadline: self.deadline,
             attempts: 0,
             answer: None,
+            in_doubt: false,
         };
         self.cost = 0;
         self.window_bytes = 0;
@@ -112,7 +113,7 @@ impl OpenBatch {
 pub(crate) enum Answer {
     /// Certainly not in the log.
     NotStored(Refusal),
-    /// Not in the log, and only because one before it was refused.
+    /// Certainly not in the log, through no fault of its own.
     Behind,
     /// Only the same sequence can tell.
     Unknown(Refusal),
@@ -132,11 +133,19 @@ pub(crate) struct Batch {
     pub(crate) attempts: u32,
     /// Only while it is in flight.
     pub(crate) answer: Option<Answer>,
+    /// Its fate was unknown once: what refuses it now says nothing of the attempt before.
+    pub(crate) in_doubt: bool,
 }
 
 impl Batch {
     pub(crate) fn completion(&self) -> &Arc<Completion> {
         &self.completion
+    }
+
+    /// Nobody knows whether it is stored.
+    pub(crate) fn doubt(&mut self, refusal: Refusal) {
+        self.answer = Some(Answer::Unknown(refusal));
+        self.in_doubt = true;
     }
 
     pub(crate) fn is_unknown(&self) -> bool {

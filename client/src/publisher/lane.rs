@@ -5,6 +5,9 @@
 //! Invariants: batches are sent in the order of their messages, under dense sequences; a sent
 //! batch keeps its sequence until its fate is known; while one is unknown nothing newer is sent.
 
+#[cfg(test)]
+mod tests;
+
 use super::batch::{Answer, Batch, BatchQueue, OpenBatch};
 use super::credit::{Spender, message_cost};
 use super::receipt::{Completion, Receipt, Stored};
@@ -20,7 +23,6 @@ use tokio::time::Instant;
 
 use weir_protocol::error_code::{ErrorCode, Outcome};
 use weir_protocol::frame::{Demand, Frame, Publish};
-use weir_protocol::limits::BATCH_BYTES_TARGET;
 use weir_protocol::types::{ProducerId, Sequence, StreamId};
 
 /// A lane that sends nothing for this long gives its credit back.
@@ -161,12 +163,13 @@ impl LaneCore {
         }
     }
 
-    /// Queues a message whose limits were checked and whose room was taken. Returns its receipt
-    /// and whether the driver must be told.
+    /// Queues a message whose limits were checked and whose room was taken, in a batch of at most
+    /// `bytes_max`. Returns its receipt and whether the driver must be told.
     pub(crate) fn push(
         &mut self,
         message: &Message,
         (encoded_len, window_bytes): (usize, usize),
+        bytes_max: usize,
         now_ms: u64,
     ) -> (Receipt, bool) {
         if let Phase::Over(error) = &self.phase {
@@ -176,7 +179,7 @@ impl LaneCore {
         }
         let cost = message_cost(encoded_len);
         let mut ring = false;
-        if self.closes_before(encoded_len, cost) {
+        if self.closes_before(encoded_len, cost, bytes_max) {
             self.close_open();
             ring = true;
         }
@@ -190,7 +193,7 @@ impl LaneCore {
         if receipt.is_done() {
             self.window.release(1, window_bytes);
         }
-        if self.open.wire_len() >= BATCH_BYTES_TARGET || self.open.is_full() {
+        if self.open.wire_len() >= bytes_max || self.open.is_full() {
             self.close_open();
             ring = true;
         }
@@ -198,12 +201,12 @@ impl LaneCore {
     }
 
     /// Whether the open batch is sent as it is rather than with one more message.
-    fn closes_before(&self, encoded_len: usize, cost: u64) -> bool {
+    fn closes_before(&self, encoded_len: usize, cost: u64, bytes_max: usize) -> bool {
         if self.open.is_empty() {
             return false;
         }
         let grown = self.open.cost + cost;
-        if self.open.wire_len() + encoded_len > BATCH_BYTES_TARGET || grown > BATCH_COST_MAX {
+        if self.open.wire_len() + encoded_len > bytes_max || grown > BATCH_COST_MAX {
             return true;
         }
         // A small window is used in several batches, so that one is filled while another is
@@ -338,9 +341,7 @@ impl LaneCore {
             Phase::Open(stream) => self.visit_open(now, stream, room, &mut visit, out),
         }
         visit.blocked = self.blocked();
-        // What was due and could not be done waits for a frame, room or a connection, all of which
-        // bring the driver here; a time that has passed would only make it spin.
-        visit.timer = self.timer().filter(|at| *at > now);
+        visit.timer = self.timer(now);
         visit
     }
 
@@ -470,8 +471,9 @@ impl LaneCore {
         }
     }
 
-    /// When to come again without being told.
-    fn timer(&self) -> Option<Instant> {
+    /// When to come again without being told. What was due and could not be done waits for a frame,
+    /// room or a connection, which bring the driver too; a time that has passed would make it spin.
+    fn timer(&self, now: Instant) -> Option<Instant> {
         let first = |batches: &BatchQueue| {
             batches.iter().find(|batch| !batch.is_reported()).map(|batch| batch.deadline)
         };
@@ -492,7 +494,7 @@ impl LaneCore {
             _ => None,
         };
         timers[5] = self.signals.idle_since.map(|since| since + IDLE_AFTER);
-        timers.into_iter().flatten().min()
+        timers.into_iter().flatten().filter(|at| *at > now).min()
     }
 
     /// Ends what nobody waits for any more. What was sent keeps its place until its fate is known.

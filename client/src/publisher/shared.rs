@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use weir_protocol::batch::MessageError;
 use weir_protocol::error_code::ErrorCode;
-use weir_protocol::limits::PARTITIONS_MAX;
+use weir_protocol::limits::{BATCH_BYTES_TARGET, BATCH_OVERHEAD_BYTES, PARTITIONS_MAX};
 use weir_protocol::types::{Name, PartitionId, partition_of_key};
 
 /// What `retry_after` says when nothing better is known.
@@ -189,8 +189,11 @@ impl PublisherShared {
                 return Receipt::failed(error);
             }
         };
-        let now_ms = self.handle.shared.config.wall.now_ms();
-        let (receipt, ring) = lane.lock().push(message, room, now_ms);
+        let shared = &self.handle.shared;
+        // A broker whose messages are small takes small batches too.
+        let bytes_max = BATCH_BYTES_TARGET.min(shared.message_bytes_max() + BATCH_OVERHEAD_BYTES);
+        let now_ms = shared.config.wall.now_ms();
+        let (receipt, ring) = lane.lock().push(message, room, bytes_max, now_ms);
         if ring {
             self.handle.shared.ring(lane.id);
         }
