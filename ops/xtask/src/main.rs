@@ -10,6 +10,7 @@ mod diskfull;
 mod mount;
 mod process;
 mod reference;
+mod stall;
 mod survive;
 mod tidy;
 
@@ -48,6 +49,15 @@ enum Chore {
         #[arg(long, default_value_t = 2)]
         kills: u32,
     },
+    /// Freeze the disk of a loaded broker on a loop-mounted ext4 (needs root)
+    Stall {
+        /// Connections, nearly all of them idle
+        #[arg(long, default_value_t = 10_000)]
+        connections: u64,
+        /// How long the disk stands still
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
     /// Write the generated reference pages in ops/book
     Reference {
         /// Only compare them with the code
@@ -65,6 +75,7 @@ fn main() -> ExitCode {
         Chore::Advisories { db } => advisories::check(&root.join("Cargo.lock"), &db),
         Chore::Powercut { cuts } => survive::power_cuts(&root, cuts),
         Chore::Kill { file, kills } => survive::kills(&root, &file, kills),
+        Chore::Stall { connections, seconds } => stall::check(&root, connections, seconds),
         Chore::Reference { check } => reference::run(&root, check),
         Chore::Diskfull => diskfull::check(&root),
     };

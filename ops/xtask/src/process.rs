@@ -17,14 +17,22 @@ pub(crate) struct BrokerProcess {
 impl BrokerProcess {
     /// Starts `weir serve` and waits for its ready line. Port 0 picks one.
     pub(crate) fn start(weir: &Path, data_dir: &Path, port: u16) -> Result<Self, String> {
-        let mut child = Command::new(weir)
-            .args(["serve", "--admin", "127.0.0.1:0", "--listen"])
-            .arg(format!("127.0.0.1:{port}"))
-            .arg("--data-dir")
-            .arg(data_dir)
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(|e| format!("{}: {e}", weir.display()))?;
+        Self::spawn(&mut serve(weir, data_dir, port))
+    }
+
+    /// The same, with a configuration file.
+    pub(crate) fn start_with(
+        weir: &Path,
+        data_dir: &Path,
+        port: u16,
+        config: &Path,
+    ) -> Result<Self, String> {
+        Self::spawn(serve(weir, data_dir, port).arg("--config").arg(config))
+    }
+
+    fn spawn(command: &mut Command) -> Result<Self, String> {
+        let mut child =
+            command.stdout(Stdio::piped()).spawn().map_err(|e| format!("{command:?}: {e}"))?;
         let stdout = child.stdout.take().ok_or("no stdout")?;
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line).map_err(|e| e.to_string())?;
@@ -53,6 +61,11 @@ impl BrokerProcess {
         self.child.wait().map(|_| ()).map_err(|e| e.to_string())
     }
 
+    /// The process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether the process still runs.
     pub(crate) fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
@@ -64,6 +77,13 @@ impl Drop for BrokerProcess {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn serve(weir: &Path, data_dir: &Path, port: u16) -> Command {
+    let mut command = Command::new(weir);
+    command.args(["serve", "--admin", "127.0.0.1:0", "--listen"]).arg(format!("127.0.0.1:{port}"));
+    command.arg("--data-dir").arg(data_dir);
+    command
 }
 
 /// The release binary of this workspace.
