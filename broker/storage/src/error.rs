@@ -34,9 +34,6 @@ pub enum CorruptionKind {
     /// The hard state.
     #[error("no copy of the hard state is valid")]
     Meta,
-    /// A checkpoint.
-    #[error("the checkpoint does not match its checksum")]
-    Checkpoint,
 }
 
 /// Why a log cannot be opened.

@@ -41,8 +41,7 @@ pub struct ThreadExecutor {
 }
 
 impl ThreadExecutor {
-    /// Starts the threads: one each for flushes and checkpoints, two each for preparing and cold
-    /// reads.
+    /// Starts the threads: two for cold reads, one for each other lane.
     pub fn start() -> io::Result<Self> {
         Ok(Self {
             lanes: [

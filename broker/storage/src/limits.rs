@@ -1,6 +1,5 @@
 //! Owns: the numbers of the disk. Never: a number that a peer must know.
 
-use std::time::Duration;
 use weir_protocol::limits::BATCH_BYTES_MAX;
 
 /// A segment's header, before its first batch.
@@ -29,10 +28,6 @@ pub const HOT_BYTES: u64 = 64 << 20;
 pub const META_COPY_BYTES: usize = 4 << 10;
 /// The owner's part of the hard state.
 pub const META_BLOB_BYTES_MAX: usize = 2 << 10;
-/// A checkpoint's content.
-pub const CHECKPOINT_BYTES_MAX: usize = 64 << 20;
-/// How long the lock of a data directory is waited for: a predecessor may be closing.
-pub const LOCK_WAIT: Duration = Duration::from_millis(500);
 /// Free bytes below which no further segment is made.
 pub const DISK_RESERVE_BYTES: u64 = 16 << 20;
 

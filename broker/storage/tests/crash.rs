@@ -54,6 +54,8 @@ fn adopt(subject: &mut Subject) {
     let start = (bounds.first_index.0, bounds.log_start.0);
     subject.model.adopt(start, found, log.meta());
     subject.check_bounds();
+    let found = subject.checkpoints();
+    subject.model.adopt_checkpoints(found);
 }
 
 fn cut() -> impl Strategy<Value = Cut> {
@@ -91,6 +93,7 @@ fn walk() -> Vec<Step> {
         append(1, 400_000, 1),
         append(1, 700_000, 1),
         append(1, 90, 1),
+        Step::Checkpoint(90),
         Step::Truncate(100),
         append(1, 80, 3),
         Step::Flush,
@@ -98,7 +101,9 @@ fn walk() -> Vec<Step> {
         append(2, 70, 2),
         Step::Trim(128),
         Step::StoreMeta(3),
+        Step::Checkpoint(200),
         append(1, 60, 1),
+        Step::Checkpoint(255),
         Step::Reopen,
         append(1, 50, 1),
     ]

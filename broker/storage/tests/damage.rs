@@ -220,3 +220,42 @@ fn a_missing_segment_is_damage_and_the_others_stay() {
     }
     assert!(matches!(open(&device_in(&disk)), Err(OpenError::Damaged(_))));
 }
+
+#[test]
+fn a_segment_header_survives_the_loss_of_one_copy_and_lies_to_nobody() {
+    let disk = MemoryDisk::new();
+    drop(log_of(&disk, 3));
+    let path = segments_of(&disk).remove(0);
+    let whole = disk.bytes_of(&path);
+    let opened = |change: &dyn Fn(&mut Vec<u8>)| {
+        let disk = disk.copy();
+        let mut bytes = whole.clone();
+        change(&mut bytes);
+        disk.put(&path, bytes);
+        open(&device_in(&disk)).map(|(log, _)| last_of(&log))
+    };
+    for copies in [&[0][..], &[2048], &[0, 2048]] {
+        let found = opened(&|bytes| copies.iter().for_each(|copy| bytes[copy + 60] ^= 1));
+        match copies.len() {
+            1 => assert_eq!(found.unwrap(), 3),
+            _ => assert!(matches!(found, Err(OpenError::Damaged(_)))),
+        }
+    }
+    let found = opened(&|bytes| bytes.truncate(1 << 19));
+    assert!(matches!(found, Err(OpenError::Damaged(_))), "too short");
+    let with_field = |at: usize, number: u8| {
+        opened(&|bytes| {
+            for copy in [0, 2048] {
+                bytes[copy + at] = number;
+                let crc = crc32fast::hash(&bytes[copy + 12..copy + 512]);
+                bytes[copy + 8..copy + 12].copy_from_slice(&crc.to_le_bytes());
+            }
+        })
+    };
+    assert_eq!(with_field(12, 2).unwrap(), 3, "a newer writer that this build can read");
+    match with_field(14, 2) {
+        Err(OpenError::Newer { found: 2, known: 1, file }) => assert_eq!(file, path),
+        other => panic!("a format of the future: {other:?}"),
+    }
+    assert!(matches!(with_field(24, 6), Err(OpenError::Damaged(_))), "of another log");
+}

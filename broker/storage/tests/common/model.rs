@@ -3,6 +3,7 @@
 use super::{Inline, data, flush, open_small};
 use bytes::Bytes;
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use weir_protocol::batch::{ATTR_LAST_OF_INDEX, BatchHeader, BatchType, seal_control};
@@ -27,6 +28,7 @@ pub(crate) enum Step {
     Trim(u8),
     Truncate(u8),
     StoreMeta(u8),
+    Checkpoint(u8),
     Reopen,
 }
 
@@ -62,6 +64,7 @@ pub(crate) fn steps(count_max: usize) -> impl Strategy<Value = Vec<Step>> {
         1 => any::<u8>().prop_map(Step::Trim),
         2 => any::<u8>().prop_map(Step::Truncate),
         1 => any::<u8>().prop_map(Step::StoreMeta),
+        2 => any::<u8>().prop_map(Step::Checkpoint),
         2 => Just(Step::Reopen),
     ];
     proptest::collection::vec(step, 1..count_max)
@@ -113,6 +116,10 @@ pub(crate) struct Model {
     /// At least this is durable.
     pub(crate) flushed: u64,
     pub(crate) meta: Vec<u8>,
+    /// The owner's states by index.
+    checkpoints: BTreeMap<u64, Vec<u8>>,
+    /// All that were ever begun: one that was removed may come back, which does no harm.
+    begun_checkpoints: Vec<(u64, Vec<u8>)>,
     /// First index and offset, if a trim that failed took place all the same.
     pub(crate) may_start: Option<(u64, u64)>,
     /// The hard state, if a store of it that failed took place all the same.
@@ -159,6 +166,14 @@ impl Model {
             batches.push(batch);
         }
         batches
+    }
+
+    /// Keeps the two newest, and those from right before the first index on.
+    fn checkpoint(&mut self, index: u64, content: Vec<u8>) {
+        self.checkpoints.insert(index, content);
+        let newest: Vec<u64> = self.checkpoints.keys().rev().take(2).copied().collect();
+        let first_index = self.first_index;
+        self.checkpoints.retain(|at, _| newest.contains(at) || at + 1 >= first_index);
     }
 
     /// What a share of the indexes means, a little more than the log holds on both sides.
@@ -225,6 +240,17 @@ impl Model {
             self.meta = meta.to_vec();
         }
         (self.may_start, self.may_meta) = (None, None);
+    }
+
+    /// The same for checkpoints: none is half there, and the newest is never lost to a newer one.
+    pub(crate) fn adopt_checkpoints(&mut self, found: BTreeMap<u64, Vec<u8>>) {
+        for (index, content) in &found {
+            let begun = self.begun_checkpoints.iter().any(|(at, c)| (at, c) == (index, content));
+            assert!(begun, "at {index}");
+        }
+        let newest = self.checkpoints.keys().next_back();
+        assert!(newest.is_none_or(|newest| found.contains_key(newest)), "the newest is kept");
+        self.checkpoints = found;
     }
 }
 
@@ -297,6 +323,15 @@ impl Subject {
                 self.log().store_meta(&content).map_err(|_| Failed)?;
                 self.model.meta = content;
             }
+            Step::Checkpoint(share) => {
+                let at = self.model.index_at(*share).min(self.model.last_index());
+                self.model.serial += 1;
+                let content = self.model.serial.to_le_bytes().repeat(100);
+                self.model.begun_checkpoints.push((at, content.clone()));
+                self.log().write_checkpoint(Index(at), &content).map_err(|_| Failed)?;
+                self.model.checkpoint(at, content);
+                assert_eq!(self.checkpoints(), self.model.checkpoints);
+            }
             Step::Reopen => {
                 let recovered = self.open().map_err(|_| Failed)?;
                 assert_eq!(recovered.bytes_cut, 0);
@@ -338,6 +373,20 @@ impl Subject {
             assert!(!slices.is_empty(), "index {next} is held");
             found.extend(slices.iter().map(Held::of));
             next = Index(found.last().unwrap().index + 1);
+        }
+        found
+    }
+
+    /// Every checkpoint that is found, from the newest down.
+    pub(crate) fn checkpoints(&mut self) -> BTreeMap<u64, Vec<u8>> {
+        let mut found = BTreeMap::new();
+        let mut upto = Some(u64::MAX);
+        while let Some(at) = upto {
+            let Some((index, content)) = self.log().latest_checkpoint(Index(at)).unwrap() else {
+                break;
+            };
+            found.insert(index.0, content);
+            upto = index.0.checked_sub(1);
         }
         found
     }
