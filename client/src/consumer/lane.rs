@@ -5,6 +5,9 @@
 //! Invariants: records are handed over in the order of their offsets, each once per consumer;
 //! buffered and unsettled bytes together stay within the credit, but for the last delivery.
 
+#[cfg(test)]
+mod tests;
+
 use super::credit::Credit;
 use crate::config::{Limits, Start};
 use crate::error::Error;
