@@ -34,7 +34,7 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Meta {
     file: Arc<dyn DiskFile>,
-    path: PathBuf,
+    pub(crate) path: PathBuf,
     state: State,
 }
 
@@ -98,13 +98,23 @@ impl Meta {
         assert!(blob.len() <= META_BLOB_BYTES_MAX, "the owner keeps its hard state short");
         let sequence = self.state.sequence + 1;
         let state = State { sequence, first_index, blob: blob.to_vec() };
-        let bytes = encode(&state);
-        let generation = sequence % 2 * 2 * META_COPY_BYTES as u64;
-        self.file.write_at(generation, &bytes)?;
-        self.file.write_at(generation + META_COPY_BYTES as u64, &bytes)?;
-        self.file.flush(generation..generation + 2 * META_COPY_BYTES as u64)?;
+        self.write(&state)?;
         self.state = state;
         Ok(())
+    }
+
+    /// Makes durable what was found. After a failed flush the page cache may show what the disk
+    /// does not hold; the other generation, which it may still hold, is not touched.
+    pub(crate) fn settle(&self) -> io::Result<()> {
+        self.write(&self.state)
+    }
+
+    fn write(&self, state: &State) -> io::Result<()> {
+        let bytes = encode(state);
+        let generation = state.sequence % 2 * 2 * META_COPY_BYTES as u64;
+        self.file.write_at(generation, &bytes)?;
+        self.file.write_at(generation + META_COPY_BYTES as u64, &bytes)?;
+        self.file.flush(generation..generation + 2 * META_COPY_BYTES as u64)
     }
 }
 

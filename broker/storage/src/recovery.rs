@@ -70,7 +70,10 @@ pub(crate) fn recover(
         let cut = if number + 1 == count { None } else { cut };
         scan.read_segment(file, cut)?;
     }
-    // Only now, when nothing that is kept turned out to be damaged.
+    // Only now, when nothing that is kept turned out to be damaged. Names and hard state of a
+    // process that failed may be visible without being durable.
+    disk.sync_dir(dir).map_err(OpenError::device(dir))?;
+    meta.settle().map_err(OpenError::device(&meta.path))?;
     remove_dead(device, dir, files.into_values().chain(trimmed.into_iter().map(|(file, _)| file)))?;
     Ok(scan.finish(meta, sequence))
 }

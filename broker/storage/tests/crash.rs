@@ -5,9 +5,10 @@
 
 mod common;
 
-use common::memory::{Cut, MemoryDisk};
+use common::memory::{Cut, MemoryDisk, Op};
 use common::model::{Shape, Step, Subject, steps};
 use proptest::prelude::*;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -68,7 +69,7 @@ fn cut() -> impl Strategy<Value = Cut> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 40, failure_persistence: None, ..ProptestConfig::default()
+        cases: 24, failure_persistence: None, ..ProptestConfig::default()
     })]
 
     #[test]
@@ -76,6 +77,54 @@ proptest! {
         steps in steps(40), lives in proptest::collection::vec((0usize..60, cut()), 1..6),
     ) {
         run(&steps, &lives);
+    }
+}
+
+/// Does the steps on a disk that fails once here and there. The log is opened again in the same
+/// process, which sees all that it wrote; when at the end the power goes, that must be there.
+fn run_with_faults(steps: &[Step], faults: &[(Op, io::ErrorKind, usize)]) {
+    let disk = MemoryDisk::new();
+    let mut subject = Subject::new(Arc::new(disk.clone()), PathBuf::from("/data"));
+    subject.open().unwrap();
+    for (op, kind, skip) in faults {
+        disk.fail(*op, *kind, *skip, 1);
+    }
+    for step in steps {
+        if subject.step(step).is_err() {
+            let opened = (0..=faults.len()).any(|_| subject.open().is_ok());
+            assert!(opened, "a log that failed opens again");
+            adopt(&mut subject);
+        }
+    }
+    subject.log = None;
+    disk.cut_power(Cut::LosesAll);
+    subject.open().unwrap();
+    adopt(&mut subject);
+}
+
+fn fault() -> impl Strategy<Value = (Op, io::ErrorKind, usize)> {
+    let op = prop_oneof![
+        1 => Just(Op::Create),
+        1 => Just(Op::Rename),
+        1 => Just(Op::Remove),
+        2 => Just(Op::SyncDir),
+        2 => Just(Op::Write),
+        4 => Just(Op::Flush),
+    ];
+    let kind = prop_oneof![Just(io::ErrorKind::Other), Just(io::ErrorKind::StorageFull)];
+    (op, kind, 0usize..20)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 24, failure_persistence: None, ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn any_log_survives_any_faults(
+        steps in steps(30), faults in proptest::collection::vec(fault(), 1..4),
+    ) {
+        run_with_faults(&steps, &faults);
     }
 }
 

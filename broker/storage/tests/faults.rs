@@ -232,6 +232,30 @@ fn hard_state_that_could_not_be_flushed_fences() {
     assert_eq!(reopen(&disk).0.meta(), b"one");
 }
 
+/// What the process that failed can still see is not on the disk; the next one acts on it.
+#[test]
+fn what_is_found_at_a_start_is_durable_before_it_counts() {
+    for op in [Op::Flush, Op::SyncDir] {
+        let disk = MemoryDisk::new();
+        let mut log = log_of(&disk, 6);
+        disk.fail(op, ErrorKind::Other, 0, 1);
+        let failed = match op {
+            Op::Flush => log.store_meta(b"a vote").is_err(),
+            _ => log.truncate_after(Index(4)).is_err(),
+        };
+        assert!(failed);
+        drop(log);
+        let (mut log, _) = reopen(&disk);
+        let (next, meta) = (last_of(&log) + 1, log.meta().to_vec());
+        log.append(vec![data(next, 1, 50)]).unwrap();
+        flush(&mut log).unwrap();
+        drop(log);
+        disk.cut_power(Cut::LosesAll);
+        let (log, _) = reopen(&disk);
+        assert_eq!((last_of(&log), log.meta()), (next, &meta[..]), "{op:?}");
+    }
+}
+
 #[test]
 fn a_segment_is_durable_before_another_follows_it() {
     let disk = MemoryDisk::new();
