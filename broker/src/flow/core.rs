@@ -152,9 +152,10 @@ impl FlowCore {
         // More than the pool can never be granted at once; the rest is asked for again.
         stream.wanted = stream.granted + cost.min(pool_cost - stream.unspent());
         stream.largest = largest.min(pool_cost);
+        stream.expected = 0;
         self.queue(key, now);
         self.distribute(now, signals);
-        self.tell_why(key, signals);
+        self.tell_why(key, true, signals);
     }
 
     /// A batch of `cost` has arrived, with `behind` waiting at the client after it.
@@ -179,6 +180,7 @@ impl FlowCore {
         stream.reserved += cost;
         stream.last_spent = now;
         stream.largest = 0;
+        stream.expected = cost.min(behind);
         stream.wanted = stream.spent + behind.min(pool_cost);
         if stream.unspent() < ahead / 2 {
             // An active stream keeps a small window ahead, so that it need not ask each time.
@@ -188,6 +190,7 @@ impl FlowCore {
         self.reserved += cost;
         self.queue(key, now);
         self.distribute(now, signals);
+        self.tell_why(key, false, signals);
         Ok(())
     }
 
@@ -263,7 +266,7 @@ impl FlowCore {
         self.outstanding -= returned;
         self.queue(key, now);
         self.distribute(now, signals);
-        self.tell_why(key, signals);
+        self.tell_why(key, true, signals);
     }
 
     /// Asks the unspent credit of a stream back.
@@ -299,7 +302,7 @@ impl FlowCore {
         }
         self.distribute(now, signals);
         for key in told {
-            self.tell_why(key, signals);
+            self.tell_why(key, true, signals);
         }
     }
 
@@ -318,7 +321,7 @@ impl FlowCore {
         }
         let told: Vec<StreamKey> = self.keys().collect();
         for key in told {
-            self.tell_why(key, signals);
+            self.tell_why(key, true, signals);
         }
     }
 
@@ -335,11 +338,11 @@ impl FlowCore {
         self.partitions.iter().map(move |(key, partition)| (key, partition.clock.times(now)))
     }
 
-    /// Tells a client that waits for something else than the pool what it waits for.
-    fn tell_why(&self, key: StreamKey, signals: &mut Signals) {
+    /// Tells a client that gets no more for another reason than the pool what the reason is.
+    fn tell_why(&self, key: StreamKey, urgent: bool, signals: &mut Signals) {
         let Some(stream) = self.peek(key) else { return };
-        if stream.starved() && stream.revoking.is_none() && self.bits_of(key) != 0 {
-            signals.push((key, Signal::Grant { grant: self.grant(key), urgent: true }));
+        if stream.wants_more() && stream.revoking.is_none() && self.bits_of(key) != 0 {
+            signals.push((key, Signal::Grant { grant: self.grant(key), urgent }));
         }
     }
 

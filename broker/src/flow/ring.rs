@@ -69,7 +69,7 @@ impl FlowCore {
         let stream = &mut self.streams[key.slot as usize];
         if !stream.raised {
             stream.raised = true;
-            stream.urgent = stream.reserved == 0 || stream.starved();
+            stream.urgent = stream.reserved == 0 || stream.is_stuck();
             self.raised.push(key);
         }
         stream.granted += cost;

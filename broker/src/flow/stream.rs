@@ -41,6 +41,8 @@ pub(super) struct Stream {
     pub(super) wanted: u64,
     /// Cost of the largest batch that waits: less unspent credit than this is of no use.
     pub(super) largest: u64,
+    /// What the next batch will probably cost, where the client did not say: as much as the last.
+    pub(super) expected: u64,
     /// What its turns in the ring have earned it and it could not use yet.
     pub(super) deficit: u64,
     /// It has had this turn's quantum and waits at the front for room.
@@ -66,6 +68,7 @@ impl Stream {
             reserved: 0,
             wanted: 0,
             largest: 0,
+            expected: 0,
             deficit: 0,
             turn_open: false,
             place: Place::Nowhere,
@@ -92,9 +95,19 @@ impl Stream {
         self.largest.saturating_sub(self.unspent()).max(worth).min(self.needs())
     }
 
+    /// The client wants more than it may send.
+    pub(super) fn wants_more(&self) -> bool {
+        self.wanted > self.granted
+    }
+
     /// The client wants to send and may not.
     pub(super) fn starved(&self) -> bool {
-        self.wanted > self.granted && self.unspent() < self.largest.max(MESSAGE_COST_MIN)
+        self.wants_more() && self.unspent() < self.largest.max(self.expected).max(MESSAGE_COST_MIN)
+    }
+
+    /// The client has said that it waits for just the next grant.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.wants_more() && self.unspent() < self.largest.max(MESSAGE_COST_MIN)
     }
 
     /// Asks all unspent credit back.
