@@ -153,7 +153,9 @@ impl Task {
             }
             Maintained::Trim(Ok(at)) => {
                 tracing::debug!(partition = ?key, %at, "trimmed");
-                self.hold(now);
+                // A segment that came while one went left the sum of bytes as it was.
+                self.upkeep.seen_bytes = 0;
+                self.segments_seen(now);
             }
             Maintained::Trim(Err(error)) => {
                 tracing::warn!(partition = ?key, %error, "the log was not trimmed");
