@@ -190,8 +190,10 @@ impl LaneCore {
             batch.doubt(refusal);
         } else {
             // Answers come in the order of the batches, and what is stored is not in flight any
-            // more: behind another one, a gap is that one's.
-            let behind = gap && at > 0;
+            // more: behind another one, a gap is that one's. Where nothing of the producer was
+            // stored before, the partition does not know it yet, and calls the gap so.
+            let unknown = refusal.code == ErrorCode::UnknownProducer.number();
+            let behind = (gap || unknown) && at > 0;
             batch.answer = Some(if behind { Answer::Behind } else { Answer::NotStored(refusal) });
             batch.in_doubt = false;
         }
