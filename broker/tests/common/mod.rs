@@ -55,7 +55,12 @@ impl Node {
     /// A broker over a fresh folder.
     pub async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (broker, runtime) = start_in(folder.path()).await.unwrap();
+        let running = start_in(folder.path()).await.unwrap();
+        Self::of(folder, running)
+    }
+
+    /// A broker that was started over this folder.
+    pub fn of(folder: TempDir, (broker, runtime): (Broker, Runtime)) -> Self {
         Self { addresses: broker.addresses(), folder, running: Some((broker, runtime)) }
     }
 

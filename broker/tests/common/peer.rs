@@ -71,11 +71,15 @@ impl Peer {
     /// A connection behind its handshake.
     pub async fn connect(node: &Node) -> Self {
         let mut peer = Self::raw(node).await;
-        peer.send(&Frame::Hello(hello())).await;
-        peer.send(&Frame::Auth(auth())).await;
+        peer.say_hello().await;
         assert!(matches!(peer.next().await, Frame::Welcome(_)));
         assert_eq!(peer.next().await, Frame::Ready);
         peer
+    }
+
+    pub async fn say_hello(&mut self) {
+        self.send(&Frame::Hello(hello())).await;
+        self.send(&Frame::Auth(auth())).await;
     }
 
     pub async fn send(&mut self, frame: &Frame) {
