@@ -282,6 +282,24 @@ fn a_blocked_partition_gets_no_credit_and_its_publishers_learn_why() {
 }
 
 #[test]
+fn credit_that_is_less_than_the_next_batch_does_not_hide_that_a_publisher_waits() {
+    let mut world = World::new(POOL);
+    let key = world.open(0);
+    let (cost, now) = (40 << 10, world.now);
+    world.core.set_blocked(&partition(0), reason_bits::BACKLOG, now, &mut world.signals);
+    world.signals.clear();
+    world.core.spend(key, cost, 1 << 20, now, &mut world.signals).unwrap();
+    let told = world.signals.iter().any(|(to, signal)| match signal {
+        Signal::Grant { grant, .. } => *to == key && grant.reason_bits == reason_bits::BACKLOG,
+        Signal::Revoke { .. } | Signal::Silent => false,
+    });
+    assert!(told, "the answer of the batch says why there is no more");
+    let times = world.core.blocked_times(now + Duration::from_secs(3)).next().unwrap().1;
+    let backlog = times.by_reason().find(|(reason, _)| *reason == "backlog").unwrap().1;
+    assert_eq!(backlog, Duration::from_secs(3), "24 KiB are left, and the next batch is larger");
+}
+
+#[test]
 fn a_drained_broker_grants_nothing_and_says_so() {
     let mut world = World::new(POOL);
     let key = world.open(0);
