@@ -269,6 +269,7 @@ async fn read_up_to(consumer: &mut Consumer, count: u64) -> u64 {
         assert_eq!(number_of(message.payload()), message.offset());
         next = message.offset() + 1;
         read += 1;
+        message.ack();
     }
     read
 }

@@ -6,12 +6,13 @@
 mod common;
 
 use common::peer::Peer;
-use common::{Node, any_port, config, start_in, start_with};
+use common::{Node, any_port, config, start_in, start_with, when_free};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
+use std::time::Duration;
 use weir_broker::config::Overrides;
 use weir_broker::{Broker, Config, Seams, StartError};
-use weir_client::{ErrorCode, TopicConfig};
+use weir_client::{Client, ErrorCode, TopicConfig};
 
 /// Why no broker starts over `folder`.
 async fn refused(folder: &Path) -> StartError {
@@ -77,13 +78,14 @@ async fn an_address_in_use_is_named_and_the_data_directory_stays_free() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     for _ in 0..2 {
-        match start_with(config(folder.path(), address)).await {
+        match when_free(async || start_with(config(folder.path(), address)).await).await {
             Ok(_) => panic!("{address} was taken"),
             Err(error) => assert!(error.to_string().contains(&address.to_string()), "{error}"),
         }
     }
     drop(taken);
-    let (broker, runtime) = start_with(config(folder.path(), address)).await.unwrap();
+    let started = when_free(async || start_with(config(folder.path(), address)).await).await;
+    let (broker, runtime) = started.unwrap();
     assert_eq!(broker.addresses().native, address);
     runtime.spawn(broker.drain()).await.unwrap();
     std::thread::scope(|scope| scope.spawn(|| drop(runtime)).join()).unwrap();
@@ -104,7 +106,8 @@ async fn a_broker_that_has_ended_or_not_begun_leaves_the_data_directory_free() {
             insecure: false,
         };
         let config = Config::load(None, [], &overrides).unwrap();
-        Broker::start(config, Seams::os(&free).unwrap()).await
+        let start = async || Broker::start(config.clone(), Seams::os(&free).unwrap()).await;
+        when_free(start).await
     };
     for (native, admin) in [(address, any_port()), (any_port(), address)] {
         match start(native, admin).await {
@@ -199,6 +202,11 @@ async fn a_partition_of_a_newer_version_is_not_served_and_the_others_are() {
     let refusal = peer.open_publisher(1, "orders", None).await.unwrap_err();
     assert_eq!(refusal.code, ErrorCode::StorageFenced.number());
     assert!(refusal.text.contains("use a newer build"), "{}", refusal.text);
+    let hasty = Client::builder()
+        .endpoints([format!("weir://{}", node.addresses.native)])
+        .request_timeout(Duration::from_millis(300));
+    let error = hasty.connect().await.unwrap().publisher("orders").build().await.err().unwrap();
+    assert!(error.to_string().contains("STORAGE_FENCED"), "the client says why: {error}");
     let client = node.client().await;
     let ready = node.ask("/readyz?verbose").await;
     assert!(ready.contains(&segments[0].display().to_string()), "{ready}");

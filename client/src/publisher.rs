@@ -22,7 +22,7 @@ use shared::{PublishLane, PublisherOptions, PublisherShared};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
-use weir_protocol::error_code::Outcome;
+use weir_protocol::error_code::{ErrorCode, Outcome};
 use weir_protocol::types::Name;
 use window::Window;
 
@@ -300,7 +300,16 @@ impl Publisher {
                 changed.await;
             }
         };
-        shared.within_request_timeout("opening a publisher", wait).await
+        let opened = shared.within_request_timeout("opening a publisher", wait).await;
+        opened.map_err(|error| match error.error_code() {
+            // What the broker answered meanwhile says more than that it took too long.
+            Some(ErrorCode::DeadlineLocal) => {
+                let told = lane.lock().causes();
+                let causes = error.causes().iter().cloned().chain(told).collect();
+                Error::deadline(error.outcome(), causes, error.overload())
+            }
+            _ => error,
+        })
     }
 
     async fn room(&self, bytes: usize) -> Result<usize> {

@@ -20,6 +20,7 @@ use tokio::runtime::{Builder, Runtime};
 use weir_broker::config::Overrides;
 use weir_broker::{Addresses, Broker, Config, Seams, StartError};
 use weir_client::{Client, Message, Publisher, Start, TopicConfig};
+use weir_storage::DeviceError;
 
 /// Whatever a test waits for is there by then, or the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -42,6 +43,22 @@ pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         }
     };
     soon(what, poll).await;
+}
+
+/// Starts a broker over a folder that another one had. The threads of a broker that has ended
+/// finish what they are at, and hold the data directory until then.
+pub async fn when_free<T>(
+    mut start: impl AsyncFnMut() -> Result<T, StartError>,
+) -> Result<T, StartError> {
+    let starting = async {
+        loop {
+            match start().await {
+                Err(StartError::Device(DeviceError::InUse(_))) => {}
+                started => return started,
+            }
+        }
+    };
+    soon("the data directory is free", starting).await
 }
 
 /// A data directory and the broker that has it.
@@ -67,7 +84,8 @@ impl Node {
     /// A broker over the folder again, at other ports.
     pub async fn restart(&mut self) {
         assert!(self.running.is_none(), "one broker at a time");
-        let (broker, runtime) = start_in(self.folder.path()).await.unwrap();
+        let started = when_free(async || start_in(self.folder.path()).await).await;
+        let (broker, runtime) = started.unwrap();
         self.addresses = broker.addresses();
         self.running = Some((broker, runtime));
     }

@@ -518,8 +518,13 @@ impl LaneCore {
         }
     }
 
+    /// The newest reasons to wait, the last one last.
+    pub(crate) fn causes(&self) -> Vec<String> {
+        self.signals.causes.iter().cloned().collect()
+    }
+
     pub(super) fn deadline_error(&self, outcome: Outcome) -> Error {
-        let mut causes: Vec<_> = self.signals.causes.iter().cloned().collect();
+        let mut causes = self.causes();
         let blocked = self.blocked();
         if let Some(reason) = blocked {
             causes.push(format!("no credit: {reason}"));
