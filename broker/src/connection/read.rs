@@ -157,6 +157,10 @@ impl Reader {
         let lacking = self.decoder.needed(input)?;
         if lacking == 0 {
             let whole = whole_of(input);
+            // The same answer, however many reads a frame came in.
+            if whole > SMALL_FRAME_BYTES_MAX && self.decoder.peek_publish(input)?.is_none() {
+                return Err(too_long(whole));
+            }
             let mut bytes = BytesMut::from(&input[..whole]);
             *input = &input[whole..];
             return Ok(self.decoder.decode(&mut bytes)?.map(Event::Frame));
@@ -244,10 +248,7 @@ impl Reader {
         match self.decoder.peek_publish(bytes)? {
             Some(head) if paid(&head) => Ok(Admission::Paid(whole)),
             Some(head) => Ok(Admission::Unpaid(head)),
-            None if bytes.len() >= SMALL_FRAME_BYTES_MAX => {
-                let (bytes, limit) = (whole as u64, SMALL_FRAME_BYTES_MAX);
-                Err(DecodeError::TooLarge { bytes, limit }.into())
-            }
+            None if bytes.len() >= SMALL_FRAME_BYTES_MAX => Err(too_long(whole)),
             None => Ok(Admission::Unknown),
         }
     }
@@ -269,6 +270,11 @@ impl Partial {
             self.since_bytes = self.buffer.len();
         }
     }
+}
+
+/// A frame without a paid body that is longer than such a frame may be.
+fn too_long(whole: usize) -> ReadError {
+    DecodeError::TooLarge { bytes: whole as u64, limit: SMALL_FRAME_BYTES_MAX }.into()
 }
 
 /// Length of the frame whose length field was checked.
@@ -351,10 +357,14 @@ mod tests {
         let mut bytes = encode_to_vec(&settle(1));
         bytes[..4].copy_from_slice(&100_000u32.to_le_bytes());
         bytes.resize(5_000, 0);
-        let mut reader = reader(1 << 20);
-        let refused = reader.next(&mut &bytes[..], Instant::now(), |_| true);
-        assert!(matches!(refused, Err(ReadError::Decode(DecodeError::TooLarge { .. }))));
-        assert_eq!(reader.buffers.used(), 0);
+        let mut whole = bytes.clone();
+        whole[..4].copy_from_slice(&4_996u32.to_le_bytes());
+        for bytes in [bytes, whole] {
+            let mut reader = reader(1 << 20);
+            let refused = reader.next(&mut &bytes[..], Instant::now(), |_| true);
+            assert!(matches!(refused, Err(ReadError::Decode(DecodeError::TooLarge { .. }))));
+            assert_eq!(reader.buffers.used(), 0);
+        }
     }
 
     #[test]
