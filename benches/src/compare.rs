@@ -4,7 +4,7 @@
 //! Never: puts figures of different runs side by side: a disk has good and bad minutes, and a
 //! turn of everything sees the same one.
 
-use crate::floor::{StorageFloor, time_groups, zeroed_file};
+use crate::floor::{GROUP_BYTES_MAX, StorageFloor, time_groups, zeroed_file};
 use crate::measure::median;
 use crate::net_floor::{NetLoad, NetServer};
 use crate::report::LoadReport;
@@ -17,8 +17,6 @@ use std::path::Path;
 const FLUSHES: u32 = 200;
 /// Groups of the storage floor in a turn.
 const GROUPS: u32 = 40;
-/// Groups of a pipelined load are at most this long.
-const GROUP_BYTES_MAX: usize = 1 << 20;
 
 /// One turn: every floor, then the broker.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -65,10 +63,6 @@ pub fn measure(
     let device = zeroed_file(&dir.join("device"))?;
     let net = NetServer::start(&dir.join("net"))?;
     let mut storage = StorageFloor::open(&dir.join("storage"))?;
-    // The first, small segments are outgrown before anything is measured.
-    for _ in 0..100 {
-        storage.append(GROUP_BYTES_MAX)?;
-    }
     let mut comparisons = Vec::new();
     for workload in workloads {
         let window_bytes = workload.publishers * workload.window * workload.message_bytes;

@@ -24,7 +24,9 @@ const FILE_BYTES: u64 = 64 << 20;
 /// The files are written in steps of this size, as Weir's segments are.
 const FILL_BYTES: usize = 16 << 10;
 /// Groups that are measured.
-const GROUPS_BYTES: [usize; 4] = [4 << 10, 64 << 10, 256 << 10, 1 << 20];
+const GROUPS_BYTES: [usize; 4] = [4 << 10, 64 << 10, 256 << 10, GROUP_BYTES_MAX];
+/// The largest of them.
+pub(crate) const GROUP_BYTES_MAX: usize = 1 << 20;
 /// Messages of a group in the storage floor.
 const MESSAGE_BYTES: usize = 1 << 10;
 
@@ -124,21 +126,19 @@ impl StorageFloor {
         let device = Device::open(disk, executor, dir, 1).map_err(io::Error::other)?;
         let options = LogOptions { uuid: 1, flush_inline: true, ..LogOptions::default() };
         let (log, _) = Log::open(device, &dir.join("log"), options).map_err(io::Error::other)?;
-        Ok(Self { log, next: 1 })
+        let mut floor = Self { log, next: 1 };
+        // The first, small segments are outgrown before anything is measured.
+        let batch = batch_of(GROUP_BYTES_MAX)?;
+        for _ in 0..100 {
+            floor.append(batch.clone())?;
+        }
+        Ok(floor)
     }
 
-    /// Appends one group of 1 KiB messages and waits until it is durable.
-    pub(crate) fn append(&mut self, group_bytes: usize) -> io::Result<()> {
-        let mut builder = BatchBuilder::new(8 << 20);
-        let value = vec![7; MESSAGE_BYTES - 24];
-        while builder.is_empty() || builder.wire_len() + MESSAGE_BYTES <= group_bytes {
-            builder.push(1, None, &[], &value).map_err(io::Error::other)?;
-        }
-        let built = builder.finish();
-        let mut header = built.header;
-        (header.index, header.term) = (Index(self.next), Term(1));
+    /// Appends the batch as the next index and waits until it is durable.
+    fn append(&mut self, mut batch: NewBatch) -> io::Result<()> {
+        batch.header.index = Index(self.next);
         self.next += 1;
-        let batch = NewBatch { header, body: vec![built.body] };
         self.log.append(vec![batch]).map_err(io::Error::other)?;
         let (done, wait) = std::sync::mpsc::sync_channel(1);
         self.log.flush(Box::new(move |outcome| {
@@ -148,25 +148,37 @@ impl StorageFloor {
         wait.recv().map_err(io::Error::other)?.map_err(io::Error::other)
     }
 
+    /// Times groups of one batch each. Making and checksumming a batch is its publisher's work and
+    /// is not timed.
     pub(crate) fn time_groups(&mut self, group_bytes: usize, count: u32) -> io::Result<Latencies> {
+        let batch = batch_of(group_bytes)?;
         let mut times = Latencies::default();
         for _ in 0..count {
             let started = clock::now();
-            self.append(group_bytes)?;
+            self.append(batch.clone())?;
             times.record(started.elapsed());
         }
         Ok(times)
     }
 }
 
+/// A batch of 1 KiB messages, at most `group_bytes` long but for its first message.
+fn batch_of(group_bytes: usize) -> io::Result<NewBatch> {
+    let mut builder = BatchBuilder::new(8 << 20);
+    let value = vec![7; MESSAGE_BYTES - 24];
+    while builder.is_empty() || builder.wire_len() + MESSAGE_BYTES <= group_bytes {
+        builder.push(1, None, &[], &value).map_err(io::Error::other)?;
+    }
+    let built = builder.finish();
+    let mut header = built.header;
+    header.term = Term(1);
+    Ok(NewBatch { header, body: vec![built.body] })
+}
+
 /// Measures device and storage in turns, so that both see the same disk.
 fn measure_groups(dir: &Path, rounds: u32) -> io::Result<Vec<GroupFloor>> {
     let file = zeroed_file(&dir.join("device"))?;
     let mut storage = StorageFloor::open(&dir.join("storage"))?;
-    // The first, small segments are outgrown before anything is measured.
-    for _ in 0..100 {
-        storage.append(1 << 20)?;
-    }
     let mut floors = Vec::new();
     for group_bytes in GROUPS_BYTES {
         let (mut device, mut log) = (Latencies::default(), Latencies::default());

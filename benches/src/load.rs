@@ -185,9 +185,13 @@ async fn publish(run: Arc<Run>, number: u64, publisher: Publisher) -> (u64, u64,
     let mut schedule = Schedule::new(run.workload.arrivals, rate.max(1e-9), number);
     let mut sequence = 0;
     loop {
-        let due = match rate > 0.0 {
-            true => run.started.after(schedule.next().expect("schedules do not end")),
-            false => clock::now(),
+        let (due, permit) = match rate > 0.0 {
+            true => (run.started.after(schedule.next().expect("schedules do not end")), None),
+            // Without a rate a message is due as soon as the window has room for it.
+            false => {
+                let permit = publisher.reserve(message.len()).await;
+                (clock::now(), Some(permit))
+            }
         };
         if due >= run.ends {
             break;
@@ -202,7 +206,12 @@ async fn publish(run: Arc<Run>, number: u64, publisher: Publisher) -> (u64, u64,
         }
         let due_us = due.since(run.started).as_micros() as u64;
         stamp(&mut message, number, sequence, due_us);
-        match publisher.send(Message::new(message.clone())).await {
+        let content = Message::new(message.clone());
+        let sent = match permit {
+            Some(permit) => permit.map(|permit| permit.send(content)),
+            None => publisher.send(content).await,
+        };
+        match sent {
             Ok(receipt) => {
                 sequence += 1;
                 counts.admitted += u64::from(run.counts(due));
