@@ -20,6 +20,7 @@ use crate::replication::{Durability, ELECTION_MS, HEARTBEAT_MS, ReplicaOptions};
 use crate::seams::Seams;
 use crate::server::{ListenError, Server, ServerOptions};
 use crate::task::{self, TaskKind};
+use futures_util::FutureExt;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -83,6 +84,12 @@ pub struct Broker {
 impl Broker {
     /// Starts a broker. It serves when this returns.
     pub async fn start(config: Config, seams: Seams) -> Result<Self, StartError> {
+        // What is inside nests so deep that the future of an application that embeds a broker
+        // would be too deep for the compiler; the box ends that.
+        Self::open(config, seams).boxed().await
+    }
+
+    async fn open(config: Config, seams: Seams) -> Result<Self, StartError> {
         let started = Instant::now();
         let accounts = Accounts::plan(&config)?;
         let device = Device::open(
