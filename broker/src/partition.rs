@@ -72,6 +72,14 @@ impl PartitionHandle {
         Ok(())
     }
 
+    /// Waits until requests are answered, or the partition has ended.
+    pub async fn opened(&self) {
+        tokio::select! {
+            _ = self.board.opened.wait() => {}
+            () = self.mailbox.closed() => {}
+        }
+    }
+
     /// Answers everything that was accepted, makes the state durable and ends the partition.
     pub async fn stop(&self) {
         let (done, stopped) = RequestReply::channel();

@@ -68,7 +68,10 @@ impl Follower {
 
     async fn open(&self, topic: &Topic, partition: &Partition) {
         let state = match PartitionHandle::open(self.options(topic, partition)).await {
-            Ok(handle) => PartitionState::Open(handle),
+            Ok(handle) => {
+                handle.opened().await;
+                PartitionState::Open(handle)
+            }
             Err(error) => {
                 let (code, reason) = (code_of(&error), error.to_string());
                 tracing::error!(

@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::SetOnce;
 use weir_protocol::types::{Name, Offset};
 
 /// A partition at a glance.
@@ -53,6 +54,8 @@ pub(super) struct Board {
     pub(super) leading: AtomicBool,
     pub(super) blocked_bits: AtomicU32,
     pub(super) consumers: AtomicU32,
+    /// Requests are answered from now on.
+    pub(super) opened: SetOnce<()>,
     subscriptions: Mutex<Arc<[SubscriptionView]>>,
 }
 

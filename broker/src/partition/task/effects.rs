@@ -175,6 +175,10 @@ impl Task {
         board.blocked_bits.store(self.core.blocked_bits(), Ordering::Release);
         board.consumers.store(self.consumers.len() as u32, Ordering::Release);
         board.leading.store(self.core.leads(), Ordering::Release);
+        if self.opened && !board.opened.initialized() {
+            // Only this task sets it, so nobody can have been before it.
+            let _ = board.opened.set(());
+        }
     }
 
     pub(super) fn show_subscriptions(&self) {
