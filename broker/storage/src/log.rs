@@ -7,6 +7,7 @@
 //! ones; segments link to one another by sequence and cut position.
 
 mod cut;
+mod next;
 
 pub use cut::Trimmed;
 
@@ -25,9 +26,10 @@ use crate::reader::{LogReader, Shared};
 use crate::recovery;
 use crate::segment::{Segment, SegmentHeader};
 use bytes::Bytes;
+use next::NextSegment;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use weir_protocol::batch::{BatchHeader, BatchType};
 use weir_protocol::limits::{BATCH_ALIGN_BYTES, BATCH_HEADER_BYTES};
 use weir_protocol::types::{Index, Offset, Term};
@@ -90,16 +92,10 @@ pub struct Log {
     /// Where the next batch goes in the active segment.
     position: u64,
     /// The segment that is made ready for the next roll.
-    next: Arc<Mutex<Next>>,
+    next: Arc<NextSegment>,
     /// Sequence of the newest segment file ever made.
     sequence: u64,
     prepared_to: u64,
-}
-
-enum Next {
-    None,
-    Asked,
-    Ready(Spare),
 }
 
 impl Log {
@@ -113,6 +109,7 @@ impl Log {
         let flush = LogFlush::behind(found.ends.last_index());
         let shared = Shared::new(found.ends, flush);
         let mut log = Self {
+            next: NextSegment::new(device.clone()),
             device,
             dir: dir.to_owned(),
             options,
@@ -120,7 +117,6 @@ impl Log {
             meta: found.meta,
             tail: found.tail,
             position: found.position,
-            next: Arc::new(Mutex::new(Next::None)),
             sequence: found.sequence,
             prepared_to: 0,
         };
@@ -260,17 +256,8 @@ impl Log {
         step.max(least.unwrap_or(needed.next_multiple_of(smallest)))
     }
 
-    fn take_spare(&mut self, needed: u64) -> io::Result<Option<Spare>> {
-        let ready = {
-            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *next, Next::None)
-        };
-        match ready {
-            Next::Ready(spare) if spare.file.len() >= needed => return Ok(Some(spare)),
-            Next::Ready(spare) => self.device.disk().remove(&spare.path)?,
-            Next::Asked | Next::None => {}
-        }
-        self.device.make_spare(self.next_bytes(needed))
+    fn take_spare(&self, needed: u64) -> io::Result<Option<Spare>> {
+        self.next.take(needed, self.next_bytes(needed))
     }
 
     /// Closes the active segment with a SEAL and links `spare` behind it.
@@ -372,35 +359,11 @@ impl Log {
 
     /// Has the next segment made elsewhere, unless one is there or on its way.
     fn ask_for_next(&self) {
-        {
-            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-            if !matches!(*next, Next::None) {
-                return;
-            }
-            *next = Next::Asked;
-        }
-        let (device, next, shared) = (self.device.clone(), self.next.clone(), self.shared.clone());
-        let bytes = self.next_bytes(0);
-        let make = move || {
-            let made = device.make_spare(bytes).unwrap_or_else(|error| {
-                tracing::warn!(%error, "a spare segment could not be made");
-                None
-            });
-            let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
-            match (&*next, made) {
-                (Next::Asked, Some(spare)) => {
-                    let ready = spare.file.len() - SEGMENT_HEADER_BYTES - CONTROL_RESERVE_BYTES;
-                    let mut ends = shared.ends_mut();
-                    ends.room = ends.room.max(ready);
-                    *next = Next::Ready(spare);
-                }
-                (Next::Asked, None) => *next = Next::None,
-                // The log rolled in the meantime and made its own.
-                (_, Some(spare)) => drop(device.disk().remove(&spare.path)),
-                (_, None) => {}
-            }
-        };
-        self.device.executor().submit(Lane::Prepare, Box::new(make));
+        let shared = self.shared.clone();
+        self.next.ask(self.next_bytes(0), move |ready| {
+            let mut ends = shared.ends_mut();
+            ends.room = ends.room.max(ready);
+        });
     }
 
     /// Asks for the next segment when there is little room: called while publishers are refused
@@ -413,15 +376,10 @@ impl Log {
     }
 
     fn note_room(&self) {
-        let next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        let ready = match &*next {
-            Next::Ready(spare) => spare.file.len() - SEGMENT_HEADER_BYTES - CONTROL_RESERVE_BYTES,
-            Next::Asked | Next::None => 0,
-        };
         let active = self.active().map_or(0, |segment| {
             segment.file.len().saturating_sub(self.position + CONTROL_RESERVE_BYTES)
         });
-        self.shared.ends_mut().room = active.max(ready);
+        self.shared.ends_mut().room = active.max(self.next.room());
     }
 
     /// Asks that everything appended so far becomes durable; `done` is told, in order.
@@ -468,14 +426,9 @@ impl Log {
     }
 }
 
-/// A spare of a log that is gone would stay on the disk until the process ends.
 impl Drop for Log {
     fn drop(&mut self) {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Next::Ready(spare) = std::mem::replace(&mut *next, Next::None) {
-            // A leftover is removed at the next start.
-            let _ = self.device.disk().remove(&spare.path);
-        }
+        self.next.drop_spare();
     }
 }
 

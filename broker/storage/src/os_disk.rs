@@ -6,8 +6,8 @@
 //! Invariant: both backends leave identical bytes.
 
 use crate::disk::{Disk, DiskFile, DiskLock};
-use crate::limits::{FILL_BYTES, PWRITE_BODY_BYTES};
-use crate::sys::Mapping;
+use crate::limits::{FILL_BYTES, FILL_ROUND_BYTES, PWRITE_BODY_BYTES};
+use crate::sys::{self, Mapping};
 use bytes::{Bytes, BytesMut};
 use rustix::fs::{FallocateFlags, fallocate, fdatasync, statvfs};
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -144,7 +144,8 @@ impl Disk for OsDisk {
 }
 
 /// Allocates first, so that a full disk is noticed before anything is written, then writes every
-/// block, so that no later store needs an allocation.
+/// block, so that no later store needs an allocation. Little of that is under way at any time: a
+/// flush of a log waits for everything that the device has taken before it.
 fn fill(file: &mut File, bytes: u64) -> io::Result<()> {
     match fallocate(&*file, FallocateFlags::empty(), 0, bytes) {
         // Filesystems without it allocate while the zeros are written.
@@ -152,11 +153,17 @@ fn fill(file: &mut File, bytes: u64) -> io::Result<()> {
         Err(error) => return Err(error.into()),
     }
     let zeros = [0u8; FILL_BYTES];
-    let mut left = bytes;
-    while left > 0 {
-        let step = left.min(FILL_BYTES as u64);
-        file.write_all(&zeros[..step as usize])?;
-        left -= step;
+    let (mut filled, mut previous) = (0, 0..0);
+    while filled < bytes {
+        let round = filled..bytes.min(filled + FILL_ROUND_BYTES);
+        while filled < round.end {
+            let step = (round.end - filled).min(FILL_BYTES as u64);
+            file.write_all(&zeros[..step as usize])?;
+            filled += step;
+        }
+        sys::start_write_back(file, round.clone())?;
+        sys::wait_for_write_back(file, previous)?;
+        previous = round;
     }
     file.sync_all()
 }

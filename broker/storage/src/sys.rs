@@ -1,17 +1,18 @@
-//! The only module with unsafe code: memory maps.
+//! The only module with unsafe code: memory maps, and the start of write-back.
 //!
 //! Owns: a shared mapping of a whole file of fixed length.
 //! Never: truncates or punches a mapped file; makes a reference into bytes that may still be
 //! stored to.
 //! Invariants: a mapping outlives every [`Bytes`] over it (each holds the `Arc`); a range is
 //! handed out only when its owner says that it is never stored to again.
-#![allow(unsafe_code, reason = "memory maps cannot be had without it")]
+#![allow(unsafe_code, reason = "neither can be had without it")]
 
 use bytes::Bytes;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 /// A shared mapping of a whole file.
@@ -96,5 +97,29 @@ impl AsRef<[u8]> for Shared {
         // `share` promised that the range is never stored to again, and the file is never
         // truncated while it is mapped.
         unsafe { std::slice::from_raw_parts(self.mapping.map.as_ptr().add(self.start), self.len) }
+    }
+}
+
+/// Starts to write the dirty pages of `range` to the device. This is no flush: only how much is
+/// left to write at the next one depends on it.
+pub(crate) fn start_write_back(file: &File, range: Range<u64>) -> io::Result<()> {
+    sync_file_range(file, range, libc::SYNC_FILE_RANGE_WRITE)
+}
+
+/// Waits until what [`start_write_back`] began is written.
+pub(crate) fn wait_for_write_back(file: &File, range: Range<u64>) -> io::Result<()> {
+    sync_file_range(file, range, libc::SYNC_FILE_RANGE_WAIT_BEFORE)
+}
+
+fn sync_file_range(file: &File, range: Range<u64>, flags: libc::c_uint) -> io::Result<()> {
+    let (start, len) = (range.start as i64, (range.end - range.start) as i64);
+    if len == 0 {
+        // To the kernel it would mean the whole rest of the file.
+        return Ok(());
+    }
+    // SAFETY: the call takes no pointers, and `file` keeps the descriptor open meanwhile.
+    match unsafe { libc::sync_file_range(file.as_raw_fd(), start, len, flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }

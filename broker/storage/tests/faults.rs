@@ -301,6 +301,25 @@ fn who_waited_for_what_was_cut_is_told_and_keeps_nobody_waiting() {
 }
 
 #[test]
+fn a_segment_that_is_needed_before_it_was_made_is_not_made_twice() {
+    let disk = MemoryDisk::new();
+    let later = Later::default();
+    let on_disk = Arc::new(disk.clone());
+    let device = Device::open(on_disk, Arc::new(later.clone()), Path::new(ROOT), 7).unwrap();
+    let (mut log, _) = open_small(&device).unwrap();
+    let made = disk.calls(Op::Create);
+    for index in 1..=3 {
+        log.append(vec![data(index, 1, 600_000)]).unwrap();
+    }
+    assert_eq!(disk.calls(Op::Create) - made, 3, "the log made them itself");
+    later.run();
+    assert_eq!(disk.calls(Op::Create) - made, 4, "only the one that nobody has yet");
+    assert_eq!(disk.paths(".seg").len(), 4);
+    log.append(vec![data(4, 1, 600_000)]).unwrap();
+    assert_eq!(disk.calls(Op::Create) - made, 4, "the one that was made");
+}
+
+#[test]
 fn a_log_that_was_emptied_behind_a_trim_rolls_and_opens() {
     let disk = MemoryDisk::new();
     let open = || open_small(&device_in(&disk)).unwrap().0;

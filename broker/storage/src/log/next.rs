@@ -1,0 +1,104 @@
+//! The segment behind the active one, made before it is needed.
+//!
+//! Owns: the spare that one log will roll into, and the job that makes it.
+//! Never: makes a spare twice: who needs one that is being made waits for it.
+//! Invariant: `state` is locked for moments only, `making` as long as a spare takes; whoever wants
+//! both locks `making` first.
+
+use crate::device::{Device, Spare};
+use crate::executor::Lane;
+use crate::limits::{CONTROL_RESERVE_BYTES, SEGMENT_HEADER_BYTES};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+enum State {
+    None,
+    Asked,
+    Ready(Spare),
+}
+
+/// The next segment of one log.
+pub(super) struct NextSegment {
+    device: Arc<Device>,
+    state: Mutex<State>,
+    making: Mutex<()>,
+}
+
+impl NextSegment {
+    pub(super) fn new(device: Arc<Device>) -> Arc<Self> {
+        Arc::new(Self { device, state: Mutex::new(State::None), making: Mutex::new(()) })
+    }
+
+    /// Has a spare of `bytes` made elsewhere, unless one is there or on its way. `ready` is told
+    /// how many bytes of batches it takes.
+    pub(super) fn ask(self: &Arc<Self>, bytes: u64, ready: impl FnOnce(u64) + Send + 'static) {
+        {
+            let mut state = self.state();
+            if !matches!(*state, State::None) {
+                return;
+            }
+            *state = State::Asked;
+        }
+        let next = self.clone();
+        let make = move || next.make(bytes, ready);
+        self.device.executor().submit(Lane::Prepare, Box::new(make));
+    }
+
+    fn make(&self, bytes: u64, ready: impl FnOnce(u64)) {
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(*self.state(), State::Asked) {
+            return;
+        }
+        let made = self.device.make_spare(bytes).unwrap_or_else(|error| {
+            tracing::warn!(%error, "a spare segment could not be made");
+            None
+        });
+        let mut state = self.state();
+        match (&*state, made) {
+            (State::Asked, Some(spare)) => {
+                ready(room_of(&spare));
+                *state = State::Ready(spare);
+            }
+            (State::Asked, None) => *state = State::None,
+            // The log has gone meanwhile.
+            (_, Some(spare)) => drop(self.device.disk().remove(&spare.path)),
+            (_, None) => {}
+        }
+    }
+
+    /// The spare, if it holds `needed` bytes, or a new one of `bytes`; none when the disk has no
+    /// room for it. Waits for one that is being made.
+    pub(super) fn take(&self, needed: u64, bytes: u64) -> io::Result<Option<Spare>> {
+        let _made = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *self.state(), State::None) {
+            State::Ready(spare) if spare.file.len() >= needed => return Ok(Some(spare)),
+            State::Ready(spare) => self.device.disk().remove(&spare.path)?,
+            State::Asked | State::None => {}
+        }
+        self.device.make_spare(bytes)
+    }
+
+    /// Bytes of batches that the spare takes; 0 while there is none.
+    pub(super) fn room(&self) -> u64 {
+        match &*self.state() {
+            State::Ready(spare) => room_of(spare),
+            State::Asked | State::None => 0,
+        }
+    }
+
+    /// Gives the spare up: of a log that is gone it would stay on the disk until the process ends.
+    pub(super) fn drop_spare(&self) {
+        if let State::Ready(spare) = std::mem::replace(&mut *self.state(), State::None) {
+            // A leftover is removed at the next start.
+            let _ = self.device.disk().remove(&spare.path);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn room_of(spare: &Spare) -> u64 {
+    spare.file.len() - SEGMENT_HEADER_BYTES - CONTROL_RESERVE_BYTES
+}
