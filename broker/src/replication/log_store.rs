@@ -163,8 +163,7 @@ impl RaftLogStorage<Types> for LogStore {
         let (term, index) = place_of(&log_id);
         self.shared.hard().purged = Some(log_id);
         self.shared.store_hard_state().await?;
-        let shared = self.shared.clone();
-        self.shared.on_executor(move || shared.trim(index)).await?;
+        self.shared.trim(index).await?;
         self.shared.map().trim(index, term);
         Ok(())
     }

@@ -241,13 +241,21 @@ impl Shared {
     }
 
     /// Gives up whole segments up to and including `upto`.
-    pub(super) fn trim(&self, upto: Index) -> io::Result<()> {
-        let trimmed = self.log().begin_trim(upto);
-        let trimmed = trimmed.map_err(|error| self.fenced_by(fence_of_io(&error)))?;
-        // The log has forgotten them; what stays on the disk goes with the next start.
-        if let Err(error) = trimmed.finish() {
-            tracing::warn!(%error, "trimmed segments could not be removed");
-        }
+    pub(super) async fn trim(self: &Arc<Self>, upto: Index) -> io::Result<()> {
+        let shared = self.clone();
+        let begin = move || {
+            let trimmed = shared.log().begin_trim(upto);
+            trimmed.map_err(|error| shared.fenced_by(fence_of_io(&error)))
+        };
+        let trimmed = self.on_executor(begin).await?;
+        // Freeing the disk's blocks takes its time, and nobody waits for it: the log has forgotten
+        // them, and what stays on the disk goes with the next start.
+        let finish = move || {
+            if let Err(error) = trimmed.finish() {
+                tracing::warn!(%error, "trimmed segments could not be removed");
+            }
+        };
+        self.device.executor().submit(Lane::Prepare, Box::new(finish));
         Ok(())
     }
 

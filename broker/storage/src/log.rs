@@ -351,7 +351,7 @@ impl Log {
             };
             self.device.executor().submit(Lane::Prepare, Box::new(prepare));
         }
-        if self.position * 2 > segment.file.len() {
+        if self.position * 4 > segment.file.len() {
             self.ask_for_next();
         }
         self.note_room();
