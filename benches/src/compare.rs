@@ -15,8 +15,6 @@ use std::path::Path;
 
 /// Flushes of 4 KiB in a turn.
 const FLUSHES: u32 = 200;
-/// Groups of the storage floor in a turn.
-const GROUPS: u32 = 40;
 
 /// One turn: every floor, then the broker.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -70,7 +68,7 @@ pub fn measure(
         let mut measured = Vec::new();
         for _ in 0..turns {
             let flushes = time_groups(&device, 4 << 10, FLUSHES)?.percentiles();
-            let group_us = storage.time_groups(group_bytes, GROUPS)?.percentiles().p50_us.max(1);
+            let groups_s = storage.rate(group_bytes, workload.seconds)?;
             let load = NetLoad {
                 publishers: workload.publishers,
                 window: workload.window,
@@ -79,7 +77,7 @@ pub fn measure(
             let net = net.measure(load, workload.seconds)?;
             let report = run(workload.clone())?;
             let messages_of_group = group_bytes as f64 / workload.message_bytes as f64;
-            let storage_messages_s = messages_of_group / group_us as f64 * 1e6;
+            let storage_messages_s = messages_of_group * groups_s;
             measured.push(Turn {
                 device_p50_us: flushes.p50_us as f64,
                 storage_messages_s,

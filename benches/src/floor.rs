@@ -27,7 +27,10 @@ const FILL_BYTES: usize = 16 << 10;
 const GROUPS_BYTES: [usize; 4] = [4 << 10, 64 << 10, 256 << 10, GROUP_BYTES_MAX];
 /// The largest of them.
 pub(crate) const GROUP_BYTES_MAX: usize = 1 << 20;
-/// Messages of a group in the storage floor.
+/// What the logs of the floors, and the topics that the harness makes, keep at most: a benchmark
+/// fills no disk, and all of them pay for giving up what is old.
+pub const RETAINED_BYTES: u64 = 1 << 30;
+/// Bytes of a message in the storage floor.
 const MESSAGE_BYTES: usize = 1 << 10;
 
 /// Times of single flushes.
@@ -124,7 +127,7 @@ impl StorageFloor {
         let executor = Arc::new(ThreadExecutor::start()?);
         let disk = Arc::new(OsDisk::new(Backend::Map));
         let device = Device::open(disk, executor, dir, 1).map_err(io::Error::other)?;
-        let options = LogOptions { uuid: 1, flush_inline: true, ..LogOptions::default() };
+        let options = LogOptions { uuid: 1, retained_bytes: RETAINED_BYTES, flush_inline: true };
         let (log, _) = Log::open(device, &dir.join("log"), options).map_err(io::Error::other)?;
         let mut floor = Self { log, next: 1 };
         // The first, small segments are outgrown before anything is measured.
@@ -145,7 +148,32 @@ impl StorageFloor {
             // The receiver waits right below.
             let _ = done.send(outcome);
         }));
-        wait.recv().map_err(io::Error::other)?.map_err(io::Error::other)
+        wait.recv().map_err(io::Error::other)?.map_err(io::Error::other)?;
+        self.retain()
+    }
+
+    /// Gives up the oldest segment once the log holds more than it retains.
+    fn retain(&mut self) -> io::Result<()> {
+        let log = self.log.reader();
+        if log.bounds().bytes <= RETAINED_BYTES {
+            return Ok(());
+        }
+        match log.sealed_segments().first() {
+            Some(oldest) => self.log.trim(oldest.last_index),
+            None => Ok(()),
+        }
+    }
+
+    /// Appends groups of one batch each for `seconds`, a group durable before the next begins;
+    /// returns groups a second.
+    pub(crate) fn rate(&mut self, group_bytes: usize, seconds: f64) -> io::Result<f64> {
+        let batch = batch_of(group_bytes)?;
+        let (started, mut count) = (clock::now(), 0u64);
+        while started.elapsed().as_secs_f64() < seconds {
+            self.append(batch.clone())?;
+            count += 1;
+        }
+        Ok(count as f64 / started.elapsed().as_secs_f64())
     }
 
     /// Times groups of one batch each. Making and checksumming a batch is its publisher's work and

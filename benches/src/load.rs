@@ -5,6 +5,7 @@
 
 use crate::audit::{Audit, Verdict, stamp};
 use crate::clock::{self, Moment};
+use crate::floor::RETAINED_BYTES;
 use crate::measure::{Latencies, process_cost};
 use crate::report::{LoadReport, Second};
 use crate::schedule::Schedule;
@@ -148,7 +149,11 @@ pub async fn connect(endpoints: &[String]) -> weir_client::Result<Client> {
 }
 
 async fn ensure_topic(client: &Client, workload: &Workload) -> weir_client::Result<()> {
-    let config = TopicConfig { partitions: workload.partitions, ..TopicConfig::default() };
+    let config = TopicConfig {
+        partitions: workload.partitions,
+        max_bytes: RETAINED_BYTES,
+        ..TopicConfig::default()
+    };
     match client.create_topic(&workload.topic, config).await {
         Err(error) if error.error_code() == Some(ErrorCode::TopicExists) => Ok(()),
         other => other.map(|_| ()),

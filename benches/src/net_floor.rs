@@ -2,18 +2,18 @@
 //!
 //! TCP, CRC, one buffer, write and fdatasync, ack: no index, no consumers, no recovery. It is the
 //! practical ceiling of a machine for a networked durable log. The next group fills while the
-//! current one is flushed.
+//! current one is flushed. Like any log it grows, and gives up its oldest file in time.
 //!
 //! Wire: each message is a u32 length and its bytes; each answer a u64, the number of messages of
 //! this connection that are durable.
 
 use crate::clock;
+use crate::floor::RETAINED_BYTES;
 use crate::measure::{Latencies, Percentiles, ProcessCost, process_cost};
 use serde::Serialize;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -21,8 +21,8 @@ use std::time::Duration;
 
 /// A filled group is not taken more of; what comes then waits in the sockets.
 const GROUP_BYTES_MAX: usize = 4 << 20;
-/// The file is written round and round over blocks that were written before.
-const FILE_BYTES: u64 = 256 << 20;
+/// A file of the log; there are two at a time, so that the disk is not filled.
+const FILE_BYTES: u64 = RETAINED_BYTES / 2;
 /// The argument that makes `weir` a net floor server.
 pub const SERVE_FLAG: &str = "--serve-net";
 
@@ -35,18 +35,11 @@ struct Group {
 
 type Shared = Arc<(Mutex<Group>, Condvar, Condvar)>;
 
-/// Serves connections from `listener` for ever; the log is the file `path`.
+/// Serves connections from `listener` for ever; the log are the files `path`.0 and `path`.1.
 pub fn serve(listener: &TcpListener, path: &Path) -> io::Result<()> {
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
-    let zeros = vec![0; 16 << 10];
-    for _ in 0..FILE_BYTES / zeros.len() as u64 {
-        file.write_all(&zeros)?;
-    }
-    file.sync_all()?;
     let shared = Shared::default();
     std::thread::scope(|scope| {
-        scope.spawn(|| flush(&shared, &file));
+        scope.spawn(|| flush(&shared, path));
         for stream in listener.incoming().flatten() {
             let shared = shared.clone();
             scope.spawn(move || receive(&shared, stream));
@@ -91,8 +84,10 @@ fn receive(shared: &Shared, stream: TcpStream) -> io::Result<()> {
     }
 }
 
-fn flush(shared: &Shared, file: &File) -> io::Result<()> {
+fn flush(shared: &Shared, path: &Path) -> io::Result<()> {
     let (group, filled, emptied) = &**shared;
+    let mut files = (0..).map(|number| File::create(path.with_extension((number % 2).to_string())));
+    let mut file = files.next().expect("there is always one more")?;
     let (mut position, mut spare) = (0, Vec::new());
     loop {
         let taken = {
@@ -104,11 +99,12 @@ fn flush(shared: &Shared, file: &File) -> io::Result<()> {
             std::mem::replace(&mut *group, empty)
         };
         emptied.notify_all();
-        if position + taken.bytes.len() as u64 > FILE_BYTES {
+        if position > FILE_BYTES {
+            file = files.next().expect("there is always one more")?;
             position = 0;
         }
-        file.write_all_at(&taken.bytes, position)?;
-        rustix::fs::fdatasync(file)?;
+        file.write_all(&taken.bytes)?;
+        rustix::fs::fdatasync(&file)?;
         position += taken.bytes.len() as u64;
         for (owner, acked) in taken.owners {
             // A client that left needs no answer.

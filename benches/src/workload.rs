@@ -11,7 +11,7 @@ use std::path::Path;
 pub struct Workload {
     /// Shown in reports.
     pub name: String,
-    /// The topic; made with its defaults if it does not exist.
+    /// The topic. If it does not exist it is made with its defaults, but keeps 1 GiB a partition.
     pub topic: String,
     /// Partitions of a topic that is made.
     pub partitions: u32,

@@ -119,7 +119,7 @@ enum ArrivalsArgument {
 
 #[derive(Debug, Args)]
 struct LoadArguments {
-    /// The topic; made if it does not exist
+    /// The topic; if it does not exist it is made, and keeps 1 GiB a partition
     #[arg(long, default_value = "bench")]
     topic: String,
     /// Partitions of a topic that is made
