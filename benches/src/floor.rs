@@ -5,7 +5,7 @@
 //! Never: compares figures of different runs: everything is measured in one.
 
 use crate::clock;
-use crate::measure::Latencies;
+use crate::measure::{Latencies, device_counters, median};
 use crate::net_floor;
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
@@ -24,7 +24,7 @@ const FILE_BYTES: u64 = 64 << 20;
 /// The files are written in steps of this size, as Weir's segments are.
 const FILL_BYTES: usize = 16 << 10;
 /// Groups that are measured.
-const GROUPS_BYTES: [usize; 4] = [4 << 10, 64 << 10, 256 << 10, GROUP_BYTES_MAX];
+const GROUPS_BYTES: [usize; 5] = [1 << 10, 4 << 10, 64 << 10, 256 << 10, GROUP_BYTES_MAX];
 /// The largest of them.
 pub(crate) const GROUP_BYTES_MAX: usize = 1 << 20;
 /// What the logs of the floors, and the topics that the harness makes, keep at most: a benchmark
@@ -61,6 +61,11 @@ pub struct GroupFloor {
     pub device_p50_us: u64,
     /// Median of append and flush, microseconds.
     pub storage_p50_us: u64,
+    /// Bytes that reached the device for a group, as it counts them; the median of the rounds, so
+    /// that making the next segment, which few rounds see, is left out. None without counters.
+    pub storage_written_bytes: Option<f64>,
+    /// Cache flushes of the device for a group.
+    pub storage_flushes: Option<f64>,
 }
 
 /// Everything that `weir bench floor` measures.
@@ -210,10 +215,17 @@ fn measure_groups(dir: &Path, rounds: u32) -> io::Result<Vec<GroupFloor>> {
     let mut floors = Vec::new();
     for group_bytes in GROUPS_BYTES {
         let (mut device, mut log) = (Latencies::default(), Latencies::default());
+        let (mut written, mut flushes) = (Vec::new(), Vec::new());
         let count = if group_bytes >= 1 << 20 { 20 } else { 60 };
         for _ in 0..rounds {
             device.merge(&time_groups(&file, group_bytes, count)?);
+            let before = device_counters(dir);
             log.merge(&storage.time_groups(group_bytes, count)?);
+            if let (Some(after), Some(before)) = (device_counters(dir), before) {
+                let seen = after.since(before);
+                written.push(seen.written_bytes as f64 / f64::from(count));
+                flushes.push(seen.flushes as f64 / f64::from(count));
+            }
         }
         let (device, log) = (device.percentiles(), log.percentiles());
         let rate = |p50_us: u64| group_bytes as f64 / p50_us.max(1) as f64;
@@ -224,6 +236,8 @@ fn measure_groups(dir: &Path, rounds: u32) -> io::Result<Vec<GroupFloor>> {
             ratio: rate(log.p50_us) / rate(device.p50_us),
             device_p50_us: device.p50_us,
             storage_p50_us: log.p50_us,
+            storage_written_bytes: (!written.is_empty()).then(|| median(&written)),
+            storage_flushes: (!flushes.is_empty()).then(|| median(&flushes)),
         });
     }
     Ok(floors)

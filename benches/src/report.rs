@@ -102,17 +102,21 @@ fn percentiles(p: &Percentiles) -> String {
 impl FloorReport {
     /// For people.
     pub fn table(&self) -> String {
-        let mut text = String::from("group       device MB/s  storage MB/s  ratio  p50 us\n");
+        let mut text = String::from(
+            "group       device MB/s  storage MB/s  ratio  p50 us       written/group  flushes\n",
+        );
         for floor in &self.groups {
             let _ = writeln!(
                 text,
-                "{:>8} B  {:>11.1}  {:>12.1}  {:>5.2}  {} / {}",
+                "{:>8} B  {:>11.1}  {:>12.1}  {:>5.2}  {:>4} / {:<4}  {:>11.0} B  {:>7.2}",
                 floor.group_bytes,
                 floor.device_mb_s,
                 floor.storage_mb_s,
                 floor.ratio,
                 floor.device_p50_us,
-                floor.storage_p50_us
+                floor.storage_p50_us,
+                floor.storage_written_bytes.unwrap_or(f64::NAN),
+                floor.storage_flushes.unwrap_or(f64::NAN),
             );
         }
         let _ = writeln!(text, "loopback {:.0} MB/s", self.loopback_mb_s);
