@@ -188,7 +188,7 @@ async fn publish(run: Arc<Run>, number: u64, publisher: Publisher) -> (u64, u64,
     let mut message = vec![0; run.workload.message_bytes];
     let rate = run.workload.rate / run.workload.publishers as f64;
     let mut schedule = Schedule::new(run.workload.arrivals, rate.max(1e-9), number);
-    let mut sequence = 0;
+    let (mut sequence, mut acked) = (0, 0);
     loop {
         let (due, permit) = match rate > 0.0 {
             true => (run.started.after(schedule.next().expect("schedules do not end")), None),
@@ -220,37 +220,46 @@ async fn publish(run: Arc<Run>, number: u64, publisher: Publisher) -> (u64, u64,
             Ok(receipt) => {
                 sequence += 1;
                 counts.admitted += u64::from(run.counts(due));
-                sender.send((receipt, due)).await.expect("the collector outlives the sender");
+                if run.workload.window == 1 {
+                    // As an application does that publishes one message after the other.
+                    acked += u64::from(counts.answered(&run, receipt, due).await);
+                } else {
+                    sender.send((receipt, due)).await.expect("the collector outlives the sender");
+                }
             }
             Err(error) => counts.refuse(&error, run.counts(due)),
         }
     }
     drop(sender);
-    let (all_acked, collected) = collector.await.expect("the collector does not panic");
+    let (collected_acks, collected) = collector.await.expect("the collector does not panic");
     counts.add(collected);
-    (number, all_acked, counts)
+    (number, acked + collected_acks, counts)
 }
 
 async fn collect(run: Arc<Run>, mut receipts: mpsc::Receiver<(Receipt, Moment)>) -> (u64, Counts) {
-    let (mut counts, mut all_acked) = (Counts::default(), 0);
-    let slo = Duration::from_millis(run.workload.slo_ms);
+    let (mut counts, mut acked) = (Counts::default(), 0);
     while let Some((receipt, due)) = receipts.recv().await {
-        let outcome = receipt.await;
-        let counted = run.counts(due);
-        match outcome {
-            Ok(_) => {
-                all_acked += 1;
-                if counted {
-                    counts.acknowledge(due.elapsed(), slo, clock::now().since(run.counted_from));
-                }
-            }
-            Err(error) => counts.refuse(&error, counted),
-        }
+        acked += u64::from(counts.answered(&run, receipt, due).await);
     }
-    (all_acked, counts)
+    (acked, counts)
 }
 
 impl Counts {
+    /// Waits for the answer to a message; returns whether it was acknowledged.
+    async fn answered(&mut self, run: &Run, receipt: Receipt, due: Moment) -> bool {
+        let outcome = receipt.await;
+        let counted = run.counts(due);
+        match &outcome {
+            Ok(_) if counted => {
+                let slo = Duration::from_millis(run.workload.slo_ms);
+                self.acknowledge(due.elapsed(), slo, clock::now().since(run.counted_from));
+            }
+            Ok(_) => {}
+            Err(error) => self.refuse(error, counted),
+        }
+        outcome.is_ok()
+    }
+
     fn acknowledge(&mut self, latency: Duration, slo: Duration, at: Duration) {
         self.acked += 1;
         self.latencies.record(latency);

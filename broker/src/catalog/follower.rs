@@ -105,7 +105,7 @@ impl Follower {
                 log: LogOptions {
                     uuid: partition.uuid,
                     retained_bytes: topic.settings.max_bytes,
-                    flush_inline: false,
+                    ..LogOptions::default()
                 },
                 durability: topic.settings.durability,
                 seed: rooms.seed ^ partition.uuid as u64,

@@ -173,7 +173,6 @@ fn recover_here(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
         durability: options.durability,
         device: options.device.clone(),
         log,
-        flush_inline: options.log.flush_inline,
         map,
         hard,
         state: watch::Sender::new(state),

@@ -13,17 +13,13 @@ use openraft::storage::IOFlushed;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use tokio::runtime::RuntimeFlavor;
 use tokio::sync::{oneshot, watch};
 use weir_protocol::types::{Index, ReplicaId, Term};
 use weir_storage::{
-    AppendError, BatchSlice, Checkpoints, Device, FlushDone, FlushError, Flusher, Lane, Log,
-    LogReader, NewBatch, Read, ReadError, is_out_of_space,
+    AppendError, BatchSlice, Checkpoints, Device, FlushError, Flusher, Lane, Log, LogReader,
+    NewBatch, Read, ReadError, is_out_of_space,
 };
 
-/// Whether an inline flush gives its worker's other tasks away first. Costs a few microseconds a
-/// flush; without it they wait as long as the device does.
-const BLOCK_IN_PLACE: bool = true;
 /// Bytes that are read for one index at first.
 const READ_BYTES: usize = 256 << 10;
 
@@ -35,8 +31,6 @@ pub(super) struct Shared {
     pub state: watch::Sender<ReplicaState>,
     log: Mutex<Log>,
     flusher: Flusher,
-    /// Whether an append may wait for its flush: see [`Shared::flush`].
-    flush_inline: bool,
     /// One call at a time.
     checkpoints: Mutex<Checkpoints>,
     map: Mutex<LogMap>,
@@ -53,7 +47,6 @@ pub(super) struct Parts {
     pub durability: Durability,
     pub device: Arc<Device>,
     pub log: Log,
-    pub flush_inline: bool,
     pub map: LogMap,
     pub hard: HardState,
     pub state: watch::Sender<ReplicaState>,
@@ -70,7 +63,6 @@ impl Shared {
             reader: parts.log.reader(),
             state: parts.state,
             flusher: parts.log.flusher(),
-            flush_inline: parts.flush_inline,
             checkpoints: Mutex::new(parts.log.checkpoints()),
             log: Mutex::new(parts.log),
             map: Mutex::new(parts.map),
@@ -169,7 +161,9 @@ impl Shared {
         };
         match self.durability {
             Durability::Fsync => {
-                self.flush(Box::new(move |outcome| callback.io_completed(flushed(outcome))));
+                let done = move |outcome| callback.io_completed(flushed(outcome));
+                // A thread of the runtime never waits for the device.
+                self.flusher.flush_elsewhere(Box::new(done));
             }
             Durability::Memory => {
                 callback.io_completed(Ok(()));
@@ -177,18 +171,6 @@ impl Shared {
             }
         }
         Ok(())
-    }
-
-    /// Asks for a flush. Where it may run inline, the runtime is told that this thread waits, so
-    /// that the tasks queued behind this one find another.
-    fn flush(&self, done: FlushDone) {
-        let handle = tokio::runtime::Handle::try_current();
-        let many = handle.is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread);
-        if self.flush_inline && many && BLOCK_IN_PLACE {
-            tokio::task::block_in_place(|| self.flusher.flush(done));
-        } else {
-            self.flusher.flush(done);
-        }
     }
 
     /// Waits until everything appended so far is durable.

@@ -235,26 +235,6 @@ fn nothing_is_committed_before_it_is_flushed() {
 }
 
 #[test]
-fn a_flush_may_run_where_the_append_ran() {
-    for durability in [Durability::Fsync, Durability::Memory] {
-        run(async move {
-            let rig = Rig::new();
-            let mut options = rig.options(durability);
-            options.log.flush_inline = true;
-            let (replica, _) = Replica::open(options).await.unwrap();
-            let term = until(&replica, |s| s.leading().is_some()).await.leading().unwrap();
-            for number in 0..20 {
-                replica.propose(proposal(term, 0, number..number + 1)).unwrap();
-            }
-            committed(&replica, 22).await;
-            let log = replica.log();
-            replica.shutdown().await;
-            assert_eq!(log.bounds().flushed_index, Index(22));
-        });
-    }
-}
-
-#[test]
 fn in_memory_durability_commits_before_the_flush_and_flushes_all_the_same() {
     run(async {
         let rig = Rig::new();
