@@ -89,8 +89,14 @@ pub async fn run(
     });
     let mut tasks = JoinSet::new();
     for (number, publisher) in publishers.into_iter().enumerate() {
-        let run = run.clone();
-        tasks.spawn(async move { publish(run, number as u64, publisher).await });
+        let publishing = publish(run.clone(), number as u64, publisher);
+        if run.workload.rate > 0.0 {
+            // The runtime's timers count in milliseconds; a thread can be woken when it should.
+            let runtime = tokio::runtime::Handle::current();
+            tasks.spawn_blocking(move || runtime.block_on(publishing));
+        } else {
+            tasks.spawn(publishing);
+        }
     }
     tokio::time::sleep_until(run.counted_from.to_tokio()).await;
     let cost_before = server_pid.and_then(process_cost);
@@ -202,8 +208,9 @@ async fn publish(run: Arc<Run>, number: u64, publisher: Publisher) -> (u64, u64,
             break;
         }
         counts.offered += u64::from(run.counts(due));
-        if rate > 0.0 && due > clock::now() {
-            tokio::time::sleep_until(due.to_tokio()).await;
+        if rate > 0.0 {
+            // With a rate this runs on a thread of its own.
+            std::thread::sleep(due.since(clock::now()));
         }
         if clock::now() >= run.ends {
             // The schedule goes on without the generator: what it could not send was offered.

@@ -7,6 +7,7 @@
 
 mod advisories;
 mod diskfull;
+mod links;
 mod mount;
 mod process;
 mod reference;

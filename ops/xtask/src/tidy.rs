@@ -1,6 +1,7 @@
 //! Checks the rules of CONTRIBUTING.md that neither the compiler nor clippy knows.
 //!
-//! Owns: the length of files, the banned identifiers, the module heads, the import rules.
+//! Owns: the length of files, the banned identifiers, the module heads, the import rules; the links
+//! of the documents are in [`crate::links`].
 //! Never: changes a file.
 
 use std::fmt::Write;
@@ -12,13 +13,14 @@ const FILE_LINES_MAX: usize = 600;
 /// Words that say nothing, as parts of an identifier that the file itself defines.
 const BANNED_PARTS: [&str; 4] = ["manager", "helper", "util", "utils"];
 /// Folders of Rust sources.
-const SOURCE_FOLDERS: [&str; 8] = [
+const SOURCE_FOLDERS: [&str; 9] = [
     "protocol/src",
     "client/src",
     "broker/src",
     "broker/storage/src",
     "broker/sim/src",
     "benches/src",
+    "benches/micro",
     "ops/weir/src",
     "ops/xtask/src",
 ];
@@ -45,7 +47,11 @@ pub(crate) fn check(root: &Path) -> Result<String, String> {
         let name = file.strip_prefix(root).unwrap_or(file).display().to_string();
         check_file(&name, &text, &mut problems);
     }
-    if problems.is_empty() { Ok(format!("{} files are tidy", files.len())) } else { Err(problems) }
+    let documents = crate::links::check(root, &mut problems)?;
+    match problems.is_empty() {
+        true => Ok(format!("{} files and {documents} documents are tidy", files.len())),
+        false => Err(problems),
+    }
 }
 
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), String> {
