@@ -16,6 +16,9 @@ pub const FILL_BYTES: usize = 16 << 10;
 /// one pipelined publisher of 1 KiB messages: p99.9 of a publish 6 to 12 ms; 13 to 17 ms with 4 MiB,
 /// 25 to 33 ms with 16 MiB, 45 ms when a whole segment was left to the flush at its end.
 pub const FILL_ROUND_BYTES: u64 = 1 << 20;
+/// The next segment is asked for when a quarter of this one is taken, and at the latest here: a
+/// large one takes a while to fill, and a log that has to wait for it answers nobody.
+pub const NEXT_SEGMENT_WITHIN_BYTES: u64 = 4 << 20;
 /// A body of at least this size goes by pwrite into the mapped file. Measured (`weir bench floor`):
 /// from the size of a fill step on pwrite is faster, by a quarter at 64 KiB; below, it makes no
 /// difference to the time, and the store through the map needs no system call.

@@ -18,8 +18,8 @@ use crate::executor::Lane;
 use crate::flush::{FlushDone, Flusher, LogFlush};
 use crate::index::SparseIndex;
 use crate::limits::{
-    CONTROL_RESERVE_BYTES, PREPARE_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_LADDER_BYTES,
-    SEGMENT_SHARE_OF_TOPIC,
+    CONTROL_RESERVE_BYTES, NEXT_SEGMENT_WITHIN_BYTES, PREPARE_BYTES, SEGMENT_HEADER_BYTES,
+    SEGMENT_LADDER_BYTES, SEGMENT_SHARE_OF_TOPIC,
 };
 use crate::meta::Meta;
 use crate::reader::{LogReader, Shared};
@@ -351,7 +351,7 @@ impl Log {
             };
             self.device.executor().submit(Lane::Prepare, Box::new(prepare));
         }
-        if self.position * 4 > segment.file.len() {
+        if self.position > (segment.file.len() / 4).min(NEXT_SEGMENT_WITHIN_BYTES) {
             self.ask_for_next();
         }
         self.note_room();
