@@ -1,4 +1,4 @@
-//! What this disk and this machine can do without Weir.
+//! What this disk and this machine can do without a broker.
 //!
 //! Owns: the device floor (pwrite and fdatasync), the storage floor (append and flush of a log),
 //! loopback TCP; the `net` floor is in [`crate::net_floor`].

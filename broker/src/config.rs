@@ -199,6 +199,7 @@ impl Config {
     fn from_raw(raw: &Raw) -> Result<Self, ConfigError> {
         let read = Reader { raw };
         let memory_total = crate::budget::default_bytes() * 4;
+        let message_bytes_max = read.parsed("limits.message_max", settings::parse_message_max)?;
         let config = Self {
             name: read.parsed("node.name", |text| {
                 let name = weir_protocol::types::Name::new(text);
@@ -209,8 +210,9 @@ impl Config {
             admin: read.parsed("listen.admin", parse_socket)?,
             memory_bytes: read.parsed("limits.memory", |text| parse_memory(text, memory_total))?,
             connections: read.parsed("limits.connections", |t| parse_count(t, 1, 1_000_000))?,
-            message_bytes_max: read.parsed("limits.message_max", settings::parse_message_max)?,
-            pool_cost: read.parsed("flow.pool", settings::parse_pool)?,
+            message_bytes_max,
+            pool_cost: read
+                .parsed("flow.pool", |text| settings::parse_pool(text, message_bytes_max))?,
             drain_timeout: read.parsed("shutdown.drain_timeout", parse_duration)?,
             metrics_topics_max: read
                 .parsed("metrics.topics_max", |t| parse_count(t, 1, 100_000))?,

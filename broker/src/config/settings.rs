@@ -49,13 +49,13 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         "limits.message_max",
         "1MiB",
-        "a size up to 8MiB",
+        "a size from 1KiB to 8MiB",
         "The largest message: key, headers and value together.",
     ),
     setting(
         "flow.pool",
         "4MiB",
-        "a size",
+        "a size of at least twice limits.message_max and 64KiB",
         "Publish credit of the device: what all publishers together may have under way. A few \
          times what the disk flushes at once; more only makes them wait longer.",
     ),
@@ -84,16 +84,23 @@ pub(super) const SETTINGS: &[Setting] = &[
 pub(super) fn parse_message_max(text: &str) -> Result<usize, ValueError> {
     let bytes = parse_bytes(text)?;
     match usize::try_from(bytes) {
-        Ok(bytes) if (1..=MESSAGE_BYTES_MAX).contains(&bytes) => Ok(bytes),
+        Ok(bytes) if (1 << 10..=MESSAGE_BYTES_MAX).contains(&bytes) => Ok(bytes),
         _ => Err(ValueError::new("write a size from 1KiB to 8MiB")),
     }
 }
 
-/// The pool must hold the largest batch, or a large message could never be granted.
-pub(super) fn parse_pool(text: &str) -> Result<u64, ValueError> {
+/// The pool must hold the largest batch, or a large message could never be granted; and another, so
+/// that one such publisher does not keep all others out.
+pub(super) fn parse_pool(text: &str, message_bytes_max: usize) -> Result<u64, ValueError> {
     let bytes = parse_bytes(text)?;
-    let least = 2 * (1 << 20) + BATCH_OVERHEAD_BYTES as u64;
-    if bytes < least { Err(ValueError::new("write at least 3MiB")) } else { Ok(bytes) }
+    let least = (2 * message_bytes_max + BATCH_OVERHEAD_BYTES) as u64;
+    if bytes >= least {
+        return Ok(bytes);
+    }
+    let (least, largest) = (least.div_ceil(1 << 10), message_bytes_max.div_ceil(1 << 10));
+    let text =
+        format!("write at least {least}KiB: messages may have {largest}KiB (limits.message_max)");
+    Err(ValueError::new(text))
 }
 
 /// The key that was probably meant.

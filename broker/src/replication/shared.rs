@@ -8,6 +8,7 @@ use super::engine::{self, Snapshot, Types};
 use super::log_map::LogMap;
 use super::state_machine::snapshot_of;
 use super::{Durability, Fence, ReplicaState, Role};
+use crate::task::{self, TaskKind};
 use bytes::Bytes;
 use openraft::storage::IOFlushed;
 use std::io;
@@ -16,8 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::{oneshot, watch};
 use weir_protocol::types::{Index, ReplicaId, Term};
 use weir_storage::{
-    AppendError, BatchSlice, Checkpoints, Device, FlushError, Flusher, Lane, Log, LogReader,
-    NewBatch, Read, ReadError, is_out_of_space,
+    AppendError, BatchSlice, Checkpoints, Device, Executor, FlushError, Flusher, Lane, Log,
+    LogReader, NewBatch, Read, ReadError, Trimmed, is_out_of_space,
 };
 
 /// Bytes that are read for one index at first.
@@ -145,7 +146,7 @@ impl Shared {
 }
 
 /// The disk side. Everything that waits for a device runs on the executor, but for the append
-/// itself: it stores through memory.
+/// itself: it stores through memory, and waits only where it begins a new segment.
 impl Shared {
     /// Appends stamped batches and tells `callback` when they count as stored.
     pub(super) fn append(
@@ -162,7 +163,6 @@ impl Shared {
         match self.durability {
             Durability::Fsync => {
                 let done = move |outcome| callback.io_completed(flushed(outcome));
-                // A thread of the runtime never waits for the device.
                 self.flusher.flush_elsewhere(Box::new(done));
             }
             Durability::Memory => {
@@ -230,14 +230,8 @@ impl Shared {
             trimmed.map_err(|error| shared.fenced_by(fence_of_io(&error)))
         };
         let trimmed = self.on_executor(begin).await?;
-        // Freeing the disk's blocks takes its time, and nobody waits for it: the log has forgotten
-        // them, and what stays on the disk goes with the next start.
-        let finish = move || {
-            if let Err(error) = trimmed.finish() {
-                tracing::warn!(%error, "trimmed segments could not be removed");
-            }
-        };
-        self.device.executor().submit(Lane::Prepare, Box::new(finish));
+        let executor = self.device.executor().clone();
+        task::spawn("trim", TaskKind::Core, remove(executor, trimmed));
         Ok(())
     }
 
@@ -315,4 +309,25 @@ fn fence_of_flush(error: &FlushError) -> Fence {
 /// Of the calls that the log answers with the operating system's own error.
 fn fence_of_io(error: &io::Error) -> Fence {
     if is_out_of_space(error) { Fence::NoSpace } else { Fence::Device(error.to_string()) }
+}
+
+/// Removes what was trimmed: freeing the disk's blocks takes its time, and nobody waits for it. One
+/// segment after the other, so that segments can be made in between; what is not removed when the
+/// process ends goes with the next start.
+async fn remove(executor: Arc<dyn Executor>, mut trimmed: Trimmed) {
+    loop {
+        let (done, wait) = oneshot::channel();
+        let job = move || {
+            let more = trimmed.remove_one();
+            drop(done.send((trimmed, more)));
+        };
+        executor.submit(Lane::Prepare, Box::new(job));
+        match wait.await {
+            Ok((rest, Ok(true))) => trimmed = rest,
+            Ok((_, Err(error))) => {
+                return tracing::warn!(%error, "trimmed segments could not be removed");
+            }
+            _ => return,
+        }
+    }
 }

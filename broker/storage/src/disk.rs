@@ -59,3 +59,11 @@ pub trait DiskFile: Send + Sync + Debug {
     /// Shares a range that is never written again.
     fn bytes(&self, range: Range<u64>) -> io::Result<Bytes>;
 }
+
+/// Removes a file that another life of its log in this process may have removed before.
+pub(crate) fn remove_if_there(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    match disk.remove(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}

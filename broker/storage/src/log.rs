@@ -41,7 +41,8 @@ pub struct LogOptions {
     pub uuid: u128,
     /// Bytes that the topic retains: a segment is at most an eighth of it.
     pub retained_bytes: u64,
-    /// Flush on the appending thread while no other log is dirty.
+    /// Flush on the thread that asks, unless a round of the device is running. For programs that wait
+    /// for every flush anyway.
     pub flush_inline: bool,
 }
 
@@ -96,6 +97,8 @@ pub struct Log {
     /// Sequence of the newest segment file ever made.
     sequence: u64,
     prepared_to: u64,
+    /// Behind this position of the active segment the next one is asked for again.
+    asked_at: u64,
 }
 
 impl Log {
@@ -119,6 +122,7 @@ impl Log {
             position: found.position,
             sequence: found.sequence,
             prepared_to: 0,
+            asked_at: 0,
         };
         let mut recovered = found.recovered;
         recovered.bytes_cut += log.cut_torn_tail(recovered.bytes_cut)?;
@@ -320,15 +324,19 @@ impl Log {
             created_ms: last_time,
         };
         self.shared.flush.settle(self.device.flushes.observer()).map_err(io::Error::other)?;
-        header.store(&*spare.file)?;
-        spare.file.flush(0..SEGMENT_HEADER_BYTES)?;
         let name = format!("{:020}-{:08x}.seg", header.base_index.0, header.sequence);
         let path = self.dir.join(name);
-        self.device.disk().rename(&spare.path, &path)?;
+        let linked = header.store(&*spare.file);
+        let linked = linked.and_then(|()| spare.file.flush(0..SEGMENT_HEADER_BYTES));
+        if let Err(error) = linked.and_then(|()| self.device.disk().rename(&spare.path, &path)) {
+            // The log is fenced over the first error; a leftover is removed at the next start.
+            let _ = self.device.disk().remove(&spare.path);
+            return Err(error);
+        }
         self.device.disk().sync_dir(&self.dir)?;
         self.sequence = header.sequence;
         self.position = SEGMENT_HEADER_BYTES;
-        self.prepared_to = 0;
+        (self.prepared_to, self.asked_at) = (0, 0);
         let start = (SEGMENT_HEADER_BYTES, SparseIndex::default());
         let segment = Segment::new(header, path, spare.file, start);
         self.shared.ends_mut().segments.push_back(segment.clone());
@@ -351,7 +359,10 @@ impl Log {
             };
             self.device.executor().submit(Lane::Prepare, Box::new(prepare));
         }
-        if self.position > (segment.file.len() / 4).min(NEXT_SEGMENT_WITHIN_BYTES) {
+        let due = (segment.file.len() / 4).min(NEXT_SEGMENT_WITHIN_BYTES).max(self.asked_at);
+        if self.position > due {
+            // A full disk is not asked again at every append.
+            self.asked_at = self.position + PREPARE_BYTES;
             self.ask_for_next();
         }
         self.note_room();
@@ -360,26 +371,19 @@ impl Log {
     /// Has the next segment made elsewhere, unless one is there or on its way.
     fn ask_for_next(&self) {
         let shared = self.shared.clone();
-        self.next.ask(self.next_bytes(0), move |ready| {
+        let begun = || self.shared.ends_mut().growing = true;
+        self.next.ask(self.next_bytes(0), begun, move |ready| {
             let mut ends = shared.ends_mut();
-            ends.room = ends.room.max(ready);
+            ends.growing = false;
+            ends.room = ends.room.max(ready.unwrap_or(0));
         });
-    }
-
-    /// Asks for the next segment when there is little room: called while publishers are refused
-    /// for want of space, so that they can go on as soon as there is some.
-    pub fn make_room(&mut self) {
-        if self.active().is_none_or(|segment| self.position * 2 > segment.file.len()) {
-            self.ask_for_next();
-        }
-        self.note_room();
     }
 
     fn note_room(&self) {
         let active = self.active().map_or(0, |segment| {
             segment.file.len().saturating_sub(self.position + CONTROL_RESERVE_BYTES)
         });
-        self.shared.ends_mut().room = active.max(self.next.room());
+        self.next.with_room(|ready| self.shared.ends_mut().room = active.max(ready));
     }
 
     /// Asks that everything appended so far becomes durable; `done` is told, in order.

@@ -86,13 +86,12 @@ impl Disk for OsDisk {
 
     fn create(&self, path: &Path, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
         let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
-        if let Err(error) = fill(&mut file, bytes) {
-            drop(file);
+        let made = fill(&mut file, bytes).and_then(|()| self.file(file));
+        if made.is_err() {
             // The first error is the one to report; a leftover is removed at the next start.
             let _ = fs::remove_file(path);
-            return Err(error);
         }
-        self.file(file)
+        made
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {

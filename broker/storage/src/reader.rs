@@ -107,6 +107,8 @@ pub(crate) struct Ends {
     pub(crate) last: Option<BatchHeader>,
     /// Bytes that data may still take without a new file.
     pub(crate) room: u64,
+    /// The next segment was asked for and is not there yet.
+    pub(crate) growing: bool,
 }
 
 /// What the writer shares with its readers.
@@ -194,6 +196,12 @@ impl LogReader {
     /// want of space.
     pub fn room(&self) -> u64 {
         self.shared.ends().room
+    }
+
+    /// Whether the next segment is being made. Its space may be taken already and [`Self::room`] not
+    /// know it yet; an append that needs the segment waits for it.
+    pub fn is_growing(&self) -> bool {
+        self.shared.ends().growing
     }
 
     /// The segments that no batch is appended to any more, oldest first.

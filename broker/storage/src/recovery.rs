@@ -17,6 +17,7 @@
 //! | P >= W, anything else | torn tail: cut by rolling to a fresh segment, whole indexes only |
 
 use crate::device::Device;
+use crate::disk::remove_if_there;
 use crate::error::{Corruption, CorruptionKind, OpenError};
 use crate::index::SparseIndex;
 use crate::limits::{SEGMENT_HEADER_BYTES, UNFLUSHED_BYTES_MAX};
@@ -25,6 +26,7 @@ use crate::meta::Meta;
 use crate::reader::Ends;
 use crate::segment::{SEGMENT_VERSION, Segment, SegmentHeader, SegmentHeaderError};
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use weir_protocol::batch::{BATCH_MAGIC, BatchHeader, BatchType};
@@ -91,7 +93,12 @@ fn open_files(
             continue;
         }
         let path = dir.join(&name);
-        let file = disk.open(&path).map_err(OpenError::device(&path))?;
+        let file = match disk.open(&path) {
+            Ok(file) => file,
+            // An earlier life of this log in this process still removes what it trimmed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(OpenError::device(&path)(error)),
+        };
         let loaded = SegmentHeader::load(&*file).map_err(OpenError::device(&path))?;
         let damaged = |kind| Corruption { file: path.clone(), position: 0, kind };
         let header = match loaded {
@@ -152,7 +159,7 @@ fn remove_dead(
     let disk = &**device.disk();
     let mut removed = false;
     for file in dead {
-        disk.remove(&file.path).map_err(OpenError::device(&file.path))?;
+        remove_if_there(disk, &file.path).map_err(OpenError::device(&file.path))?;
         removed = true;
     }
     if removed {
@@ -205,6 +212,7 @@ impl Scan {
             log_end: self.log_end,
             last: self.last,
             room: 0,
+            growing: false,
         };
         for (header, segment, position) in self.recent {
             ends.remember(header, &segment, position);

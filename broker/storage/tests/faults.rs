@@ -100,9 +100,8 @@ fn a_full_disk_refuses_data_and_takes_it_when_there_is_room() {
     flush(&mut log).unwrap();
     assert_eq!(contents(&log).len() as u64, next);
     disk.leave_room(64 << 20);
-    log.make_room();
-    assert!(log.reader().room() > 1 << 20);
     log.append(vec![data(next + 1, 1, 40_000)]).unwrap();
+    assert!(log.reader().room() > 1 << 20);
     flush(&mut log).unwrap();
     assert_eq!(contents(&log).len() as u64, next + 1);
     let before = contents(&log);
@@ -317,6 +316,23 @@ fn a_segment_that_is_needed_before_it_was_made_is_not_made_twice() {
     assert_eq!(disk.paths(".seg").len(), 4);
     log.append(vec![data(4, 1, 600_000)]).unwrap();
     assert_eq!(disk.calls(Op::Create) - made, 4, "the one that was made");
+}
+
+#[test]
+fn a_trim_may_be_finished_while_the_log_is_opened_again() {
+    let disk = MemoryDisk::new();
+    let device = device_in(&disk);
+    let (mut log, _) = open_small(&device).unwrap();
+    for index in 1..=4 {
+        log.append(vec![data(index, 1, 600_000)]).unwrap();
+    }
+    flush(&mut log).unwrap();
+    let mut trimmed = log.begin_trim(Index(3)).unwrap();
+    assert!(trimmed.remove_one().unwrap());
+    drop(log);
+    let (log, _) = open_small(&device).unwrap();
+    trimmed.finish().unwrap();
+    assert_eq!(contents(&log).len(), 1);
 }
 
 #[test]

@@ -17,7 +17,7 @@ Exit status: 0 everything was done; 1 something was not done (the reason is on s
 2 the command line or the configuration is wrong.";
 
 const TIME_HELP: &str = "\
-Forms of TIME: 2026-11-21T03:00:00Z (RFC 3339, UTC), -15m (that long ago; s, m, h, d),
+Forms of TIME: 2026-11-21T03:00:00Z (RFC 3339, UTC), -15m (that long ago; ms, s, m, h, d),
 @1763694000000 (milliseconds since the epoch). A record's time is the broker's log time.";
 
 /// Weir, a durable message queue broker with back-pressure end to end.
@@ -98,8 +98,10 @@ When it serves, one line appears on stdout, with the real ports:
   weir ready native=127.0.0.1:7420 admin=127.0.0.1:7421 data_dir=./weir-data
 
 From then on /readyz on the admin address answers 200. SIGTERM and SIGINT drain: what is paid
-for is answered, clients are told to go, logs are closed; this takes up to
-shutdown.drain_timeout (30s by default), then the exit status is 0.";
+for is answered, clients are told to go, logs are closed; this takes at most
+shutdown.drain_timeout (30s by default; clients are cut off after four fifths of it), then the
+exit status is 0. A second SIGINT ends it at once with 1. A device that fails ends it by SIGABRT:
+what was acknowledged is found at the next start.";
 
 /// Run a broker.
 #[derive(Debug, Args)]
@@ -210,7 +212,8 @@ the same NAME and the same input, it skips what is stored already and continues 
 that every message is stored once. A producer keeps to one partition of the topic
 (--partition, 0 by default).
 
-A summary (messages, bytes, seconds, duplicates) goes to stderr.";
+A summary (messages, bytes, seconds, messages skipped because an earlier run stored them) goes
+to stderr.";
 
 /// Publish messages.
 #[derive(Debug, Args)]

@@ -78,7 +78,7 @@ enum BenchCommand {
         #[command(flatten)]
         common: Common,
     },
-    /// What this disk and machine can do without Weir
+    /// What this disk and machine can do without a broker
     Floor {
         /// A folder on the disk in question
         #[arg(long, default_value = ".", value_name = "DIR")]

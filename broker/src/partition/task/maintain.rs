@@ -203,6 +203,9 @@ impl Task {
         }
         let enough = self.log.room() >= ROOM_BYTES_MIN + next
             || self.disk_has_room(next.max(PROPOSAL_BYTES_MAX as u64));
+        if !enough && self.log.is_growing() {
+            return;
+        }
         self.tell(Event::Space(enough), now);
     }
 

@@ -5,9 +5,10 @@
 //! Invariant: a failure behind the point of no return fences the log.
 
 use super::Log;
-use crate::disk::Disk;
+use crate::disk::{Disk, remove_if_there};
 use crate::limits::{CONTROL_RESERVE_BYTES, SEGMENT_HEADER_BYTES};
 use crate::segment::Segment;
+use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -110,7 +111,7 @@ impl Log {
         };
         let disk = self.device.disk().clone();
         let Some(last) = dead.last() else {
-            return Ok(Trimmed { disk, dir: self.dir.clone(), dead: Vec::new() });
+            return Ok(Trimmed { disk, dir: self.dir.clone(), dead: VecDeque::new() });
         };
         let first_index = {
             let mut ends = self.shared.ends_mut();
@@ -124,7 +125,7 @@ impl Log {
         let blob = self.meta.blob().to_vec();
         let stored = self.meta.store(first_index, &blob);
         self.fence_unless(stored)?;
-        Ok(Trimmed { disk, dir: self.dir.clone(), dead })
+        Ok(Trimmed { disk, dir: self.dir.clone(), dead: dead.into() })
     }
 }
 
@@ -134,18 +135,23 @@ impl Log {
 pub struct Trimmed {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
-    dead: Vec<Arc<Segment>>,
+    dead: VecDeque<Arc<Segment>>,
 }
 
 impl Trimmed {
-    /// Removes the segments.
-    pub fn finish(self) -> io::Result<()> {
+    /// Removes all of them.
+    pub fn finish(mut self) -> io::Result<()> {
+        while self.remove_one()? {}
+        Ok(())
+    }
+
+    /// Removes one segment; returns whether there are more.
+    pub fn remove_one(&mut self) -> io::Result<bool> {
+        let Some(segment) = self.dead.pop_front() else { return Ok(false) };
+        remove_if_there(&*self.disk, &segment.path)?;
         if self.dead.is_empty() {
-            return Ok(());
+            self.disk.sync_dir(&self.dir)?;
         }
-        for segment in &self.dead {
-            self.disk.remove(&segment.path)?;
-        }
-        self.disk.sync_dir(&self.dir)
+        Ok(!self.dead.is_empty())
     }
 }

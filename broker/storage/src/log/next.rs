@@ -29,34 +29,41 @@ impl NextSegment {
         Arc::new(Self { device, state: Mutex::new(State::None), making: Mutex::new(()) })
     }
 
-    /// Has a spare of `bytes` made elsewhere, unless one is there or on its way. `ready` is told
-    /// how many bytes of batches it takes.
-    pub(super) fn ask(self: &Arc<Self>, bytes: u64, ready: impl FnOnce(u64) + Send + 'static) {
+    /// Has a spare of `bytes` made elsewhere, unless one is there or on its way. If it is asked for,
+    /// `begun` is called, and `ended` later: with the bytes of batches that the spare takes, if it
+    /// was made.
+    pub(super) fn ask(
+        self: &Arc<Self>,
+        bytes: u64,
+        begun: impl FnOnce(),
+        ended: impl FnOnce(Option<u64>) + Send + 'static,
+    ) {
         {
             let mut state = self.state();
             if !matches!(*state, State::None) {
                 return;
             }
             *state = State::Asked;
+            begun();
         }
         let next = self.clone();
-        let make = move || next.make(bytes, ready);
+        let make = move || next.make(bytes, ended);
         self.device.executor().submit(Lane::Prepare, Box::new(make));
     }
 
-    fn make(&self, bytes: u64, ready: impl FnOnce(u64)) {
+    fn make(&self, bytes: u64, ended: impl FnOnce(Option<u64>)) {
         let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         if !matches!(*self.state(), State::Asked) {
-            return;
+            return ended(None);
         }
         let made = self.device.make_spare(bytes).unwrap_or_else(|error| {
             tracing::warn!(%error, "a spare segment could not be made");
             None
         });
         let mut state = self.state();
+        ended(made.as_ref().map(room_of));
         match (&*state, made) {
             (State::Asked, Some(spare)) => {
-                ready(room_of(&spare));
                 *state = State::Ready(spare);
             }
             (State::Asked, None) => *state = State::None,
@@ -78,12 +85,14 @@ impl NextSegment {
         self.device.make_spare(bytes)
     }
 
-    /// Bytes of batches that the spare takes; 0 while there is none.
-    pub(super) fn room(&self) -> u64 {
-        match &*self.state() {
+    /// Tells `note` how many bytes of batches the spare takes; 0 while there is none. Nothing
+    /// becomes ready meanwhile.
+    pub(super) fn with_room(&self, note: impl FnOnce(u64)) {
+        let state = self.state();
+        note(match &*state {
             State::Ready(spare) => room_of(spare),
             State::Asked | State::None => 0,
-        }
+        });
     }
 
     /// Gives the spare up: of a log that is gone it would stay on the disk until the process ends.
