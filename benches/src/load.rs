@@ -358,6 +358,8 @@ pub struct DrainReport {
     pub messages_s: f64,
     /// Whether every content was one that the harness made, in order, once.
     pub audit: Option<Verdict>,
+    /// CPU of the broker, seconds per million messages.
+    pub server_cpu_s_per_million: Option<f64>,
 }
 
 /// Reads `topic` from its start to its end of now.
@@ -365,12 +367,14 @@ pub async fn drain(
     endpoints: &[String],
     topic: &str,
     audited: bool,
+    server_pid: Option<u32>,
 ) -> weir_client::Result<DrainReport> {
     let client = connect(endpoints).await?;
     let mut consumer = client.reader(topic).from(Start::Earliest).subscribe().await?;
     let mut left = consumer.end_offsets();
     left.retain(|partition, end| consumer.starts().get(partition).is_none_or(|start| start < end));
     let (mut messages, mut bytes, mut audit) = (0, 0, Audit::default());
+    let cost_before = server_pid.and_then(process_cost);
     let started = clock::now();
     while !left.is_empty() {
         let Some(batch) = consumer.next_batch().await else { break };
@@ -389,11 +393,14 @@ pub async fn drain(
         consumer.settle(partition, batch.end_offset());
     }
     let seconds = started.elapsed().as_secs_f64();
+    let cost = cost_before.zip(server_pid.and_then(process_cost));
+    let cpu = cost.map(|(before, after)| after.cpu_seconds - before.cpu_seconds);
     Ok(DrainReport {
         messages,
         bytes,
         seconds,
         messages_s: messages as f64 / seconds,
         audit: audited.then(|| audit.verdict(&BTreeMap::new())),
+        server_cpu_s_per_million: cpu.map(|cpu| cpu / ((messages as f64).max(1.0) / 1e6)),
     })
 }

@@ -85,12 +85,24 @@ pub(crate) enum Output {
     Json,
 }
 
+/// How messages are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RecordOutput {
+    /// The payload and a newline, or what --format says
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
 #[derive(Debug, Clone, Args)]
 pub(crate) struct OutputArguments {
     /// Form of the output
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Output,
 }
+
+const CREATE_HELP: &str = "\
+Defaults: --durability fsync, --max-bytes 10GiB, --max-age 0s, --overflow backpressure.";
 
 const SERVE_HELP: &str = "\
 When it serves, one line appears on stdout, with the real ports:
@@ -135,6 +147,7 @@ pub(crate) struct TopicArguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum TopicCommand {
     /// Create a topic
+    #[command(after_help = CREATE_HELP)]
     Create {
         /// Its name: 1 to 255 of A-Z a-z 0-9 . _ -
         #[arg(value_parser = parse_name)]
@@ -289,9 +302,9 @@ pub(crate) struct SubArguments {
     /// What to print of each message [default: the payload and a newline]
     #[arg(short, long, value_name = "FORMAT")]
     pub(crate) format: Option<String>,
-    /// json prints an object a line; not together with --format
-    #[arg(short, long, value_enum, default_value = "table", conflicts_with = "format")]
-    pub(crate) output: Output,
+    /// Form of the output; json not together with --format
+    #[arg(short, long, value_enum, default_value = "text", conflicts_with = "format")]
+    pub(crate) output: RecordOutput,
     #[command(flatten)]
     pub(crate) endpoint: EndpointArguments,
 }

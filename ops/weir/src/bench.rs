@@ -259,7 +259,8 @@ fn compare_with_floors(
 }
 
 fn drain(topic: &str, audit: bool, common: &Common) -> Result<(), Failure> {
-    let report = block_on(load::drain(&common.endpoint.endpoint, topic, audit))??;
+    let draining = load::drain(&common.endpoint.endpoint, topic, audit, common.server_pid);
+    let report = block_on(draining)??;
     match common.output.output {
         Output::Json => print_json(&report)?,
         Output::Table => {
@@ -267,6 +268,9 @@ fn drain(topic: &str, audit: bool, common: &Common) -> Result<(), Failure> {
             println!("{messages} messages in {seconds:.2} s: {:.0}/s", report.messages_s);
             if let Some(audit) = report.audit {
                 println!("duplicated {}  reordered {}", audit.duplicated, audit.reordered);
+            }
+            if let Some(cpu) = report.server_cpu_s_per_million {
+                println!("broker: {cpu:.2} CPU s per million messages");
             }
         }
     }

@@ -5,7 +5,7 @@
 
 pub(crate) mod format;
 
-use crate::arguments::{Output, SubArguments};
+use crate::arguments::{RecordOutput, SubArguments};
 use crate::failure::Failure;
 use format::{Format, Shown};
 use serde_json::{Map, Value, json};
@@ -18,8 +18,8 @@ const WRITE_BUFFER_BYTES: usize = 256 << 10;
 pub(crate) async fn run(arguments: SubArguments) -> Result<(), Failure> {
     let form = match (&arguments.format, arguments.output) {
         (Some(text), _) => Form::Text(Format::parse(text).map_err(Failure::Usage)?),
-        (None, Output::Json) => Form::Json,
-        (None, Output::Table) => Form::Text(Format::payload_lines()),
+        (None, RecordOutput::Json) => Form::Json,
+        (None, RecordOutput::Text) => Form::Text(Format::payload_lines()),
     };
     let client = Client::builder()
         .endpoints(arguments.endpoint.endpoint.iter().map(String::as_str))
