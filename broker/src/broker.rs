@@ -25,7 +25,6 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use weir_protocol::frame::PeerLimits;
@@ -33,7 +32,7 @@ use weir_protocol::limits::{
     BATCH_OVERHEAD_BYTES, FIELDS_BYTES_MAX, FRAME_HEADER_BYTES, HEARTBEAT_MS as PEER_HEARTBEAT_MS,
     REQUESTS_PER_CONNECTION_MAX, STREAMS_PER_CONNECTION_MAX,
 };
-use weir_storage::{Device, DeviceError, Lane, LogOptions};
+use weir_storage::{Device, DeviceError, LogOptions};
 
 /// Memory that connections draw from, as a share of the budget.
 const CONNECTION_SHARE: u64 = 4;
@@ -77,7 +76,6 @@ pub struct Broker {
     server: Server,
     admin: AdminServer,
     catalog: Arc<Catalog>,
-    device: Arc<Device>,
     draining: Arc<AtomicBool>,
     stopped: CancellationToken,
     drain_timeout: Duration,
@@ -127,7 +125,7 @@ impl Broker {
             flow,
             metrics: metrics.clone(),
             server,
-            device: device.clone(),
+            device,
             services: services.clone(),
             draining: draining.clone(),
         };
@@ -148,7 +146,7 @@ impl Broker {
             "ready"
         );
         let drain_timeout = config.drain_timeout;
-        Ok(Self { addresses, server, admin, catalog, device, draining, stopped, drain_timeout })
+        Ok(Self { addresses, server, admin, catalog, draining, stopped, drain_timeout })
     }
 
     /// Where it listens, with real ports.
@@ -170,11 +168,6 @@ impl Broker {
         }
         self.stopped.cancel();
         self.admin.stop().await;
-        // A segment that is being made would keep the data directory from whoever starts next in
-        // this process.
-        let (done, idle) = oneshot::channel();
-        self.device.executor().submit(Lane::Prepare, Box::new(move || done.send(()).unwrap_or(())));
-        let _ = tokio::time::timeout_at(deadline, idle).await;
         tracing::info!("drained");
     }
 }

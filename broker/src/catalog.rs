@@ -25,7 +25,7 @@ use crate::task::{self, TaskKind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use table::Table;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Duration;
 use weir_protocol::error_code::{ErrorCode, Outcome, Scope};
 use weir_protocol::frame::{
@@ -34,7 +34,7 @@ use weir_protocol::frame::{
 };
 use weir_protocol::limits::{FIELDS_BYTES_MAX, PARTITIONS_MAX};
 use weir_protocol::types::{BrokerId, Name, PartitionId, ProducerId};
-use weir_storage::Device;
+use weir_storage::{Device, Lane};
 
 /// A change of topics is answered when it shows, or after this.
 const SHOW_WITHIN: Duration = Duration::from_secs(20);
@@ -92,12 +92,19 @@ impl Catalog {
         self.table.all()
     }
 
-    /// Stops every partition: what is accepted is answered, state is made durable.
+    /// Stops every partition: what is accepted is answered, state is made durable, and nothing of
+    /// them keeps the data directory from whoever opens it next in this process.
     pub(crate) async fn stop(&self) {
         for partition in self.table.open() {
             partition.stop().await;
         }
         self.metadata.replica().clone().shutdown().await;
+        // A segment may still be in the making.
+        let (done, idle) = oneshot::channel();
+        let made = move || done.send(()).unwrap_or(());
+        self.rooms.device.executor().submit(Lane::Prepare, Box::new(made));
+        // Its sender is dropped only with the executor, and then nothing is in the making either.
+        let _ = idle.await;
     }
 
     fn uuid(&self) -> u128 {
