@@ -41,6 +41,19 @@ async fn a_restart_forgets_nothing_that_was_acknowledged() {
     assert!(partition.is_closed());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_is_opened_leads_also_after_a_restart() {
+    let rig = Rig::new();
+    for _ in 0..2 {
+        let partition = rig.open().await;
+        partition.opened().await;
+        assert!(partition.view().leading);
+        partition.stop().await;
+        // One that has ended keeps nobody waiting.
+        partition.opened().await;
+    }
+}
+
 /// A copy of the folder while the partition runs is what a crash would leave, but for what was
 /// not flushed: everything acknowledged must be in it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
