@@ -274,20 +274,26 @@ async fn read_up_to(consumer: &mut Consumer, count: u64) -> u64 {
     read
 }
 
+/// Publishes twice what the topic may hold, which nobody holds back; returns the messages.
+async fn overfill(node: &Node, client: &Client) -> u64 {
+    let publisher = client.publisher(TOPIC).build().await.unwrap();
+    let count = 2 * TOPIC_BYTES_MAX / VALUE_BYTES as u64;
+    let acknowledged = AtomicU64::new(0);
+    soon("nobody is held back", send(&publisher, 0, count, &acknowledged)).await;
+    until("the topic is within its limit", async || {
+        topic_bytes(node).await <= TOPIC_BYTES_MAX + 2 * SEGMENT_BYTES
+    })
+    .await;
+    count
+}
+
 #[tokio::test]
 async fn a_full_topic_that_expires_loses_its_oldest_and_counts_them() {
     let node = Node::start().await;
     let client = node.client().await;
     client.create_topic(TOPIC, limited(Overflow::Expire)).await.unwrap();
     let _stalled = stalled_subscription(&node).await;
-    let publisher = client.publisher(TOPIC).build().await.unwrap();
-    let count = 2 * TOPIC_BYTES_MAX / VALUE_BYTES as u64;
-    let acknowledged = AtomicU64::new(0);
-    soon("nobody is held back", send(&publisher, 0, count, &acknowledged)).await;
-    until("the topic is within its limit", async || {
-        topic_bytes(&node).await <= TOPIC_BYTES_MAX + 2 * SEGMENT_BYTES
-    })
-    .await;
+    let count = overfill(&node, &client).await;
     let mut consumer = client.consumer(TOPIC, "slow").subscribe().await.unwrap();
     let read = read_up_to(&mut consumer, count).await;
     assert!(read < count, "the oldest are gone");
@@ -302,14 +308,7 @@ async fn without_a_durable_subscription_a_limit_holds_nobody_back() {
     let node = Node::start().await;
     let client = node.client().await;
     client.create_topic(TOPIC, limited(Overflow::Backpressure)).await.unwrap();
-    let publisher = client.publisher(TOPIC).build().await.unwrap();
-    let count = 2 * TOPIC_BYTES_MAX / VALUE_BYTES as u64;
-    let acknowledged = AtomicU64::new(0);
-    soon("nobody is held back", send(&publisher, 0, count, &acknowledged)).await;
-    until("the topic is within its limit", async || {
-        topic_bytes(&node).await <= TOPIC_BYTES_MAX + 2 * SEGMENT_BYTES
-    })
-    .await;
+    let count = overfill(&node, &client).await;
     let mut reader = client.reader(TOPIC).from(Start::Earliest).subscribe().await.unwrap();
     assert!(reader.starts()[&0] > 0, "the oldest are gone");
     assert!(read_up_to(&mut reader, count).await > 0);

@@ -118,12 +118,13 @@ fn sync_file_range(file: &File, range: Range<u64>, flags: libc::c_uint) -> io::R
         return Ok(());
     }
     // SAFETY: the call takes no pointers, and `file` keeps the descriptor open meanwhile.
-    let failed = unsafe { libc::sync_file_range(file.as_raw_fd(), start, len, flags) } != 0;
+    if unsafe { libc::sync_file_range(file.as_raw_fd(), start, len, flags) } == 0 {
+        return Ok(());
+    }
     let error = io::Error::last_os_error();
-    // A kernel that does not have the call, or forbids it, writes all of it at the next flush.
-    const NOT_HAD: [i32; 4] = [libc::ENOSYS, libc::EPERM, libc::EINVAL, libc::EOPNOTSUPP];
     match error.raw_os_error() {
-        Some(code) if failed && !NOT_HAD.contains(&code) => Err(error),
-        _ => Ok(()),
+        // A kernel that lacks the call, or forbids it, writes all of it at the next flush.
+        Some(libc::ENOSYS | libc::EPERM | libc::EINVAL | libc::EOPNOTSUPP) => Ok(()),
+        _ => Err(error),
     }
 }

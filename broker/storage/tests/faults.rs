@@ -5,17 +5,14 @@
 mod common;
 
 use common::memory::{Cut, MemoryDisk, Op};
-use common::{Later, ROOT};
 use common::{
-    contents, data, device_in, flush, last_of, log_of, noop, open, open_small, reopen, segments_of,
+    contents, data, device_for_later, device_in, flush, last_of, log_of, noop, open, open_small,
+    reopen, segments_of,
 };
 use std::io::ErrorKind;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use weir_protocol::types::{Index, Offset};
-use weir_storage::{
-    AppendError, Appended, Device, Log, OpenError, Read, ReadError, is_out_of_space,
-};
+use weir_storage::{AppendError, Appended, Log, OpenError, Read, ReadError, is_out_of_space};
 
 fn is_fenced(outcome: Result<Appended, AppendError>) -> bool {
     matches!(outcome, Err(AppendError::Fenced(_)))
@@ -273,9 +270,7 @@ fn a_segment_is_durable_before_another_follows_it() {
 #[test]
 fn who_waited_for_what_was_cut_is_told_and_keeps_nobody_waiting() {
     let disk = MemoryDisk::new();
-    let later = Later::default();
-    let on_disk = Arc::new(disk.clone());
-    let device = Device::open(on_disk, Arc::new(later.clone()), Path::new(ROOT), 7).unwrap();
+    let (device, later) = device_for_later(&disk);
     let (mut log, _) = open(&device).unwrap();
     let told = Arc::new(Mutex::new(Vec::new()));
     let ask = |log: &Log, name: &'static str| {
@@ -302,9 +297,7 @@ fn who_waited_for_what_was_cut_is_told_and_keeps_nobody_waiting() {
 #[test]
 fn a_segment_that_is_needed_before_it_was_made_is_not_made_twice() {
     let disk = MemoryDisk::new();
-    let later = Later::default();
-    let on_disk = Arc::new(disk.clone());
-    let device = Device::open(on_disk, Arc::new(later.clone()), Path::new(ROOT), 7).unwrap();
+    let (device, later) = device_for_later(&disk);
     let (mut log, _) = open_small(&device).unwrap();
     let made = disk.calls(Op::Create);
     for index in 1..=3 {

@@ -204,6 +204,7 @@ impl Task {
         let enough = self.log.room() >= ROOM_BYTES_MIN + next
             || self.disk_has_room(next.max(PROPOSAL_BYTES_MAX as u64));
         if !enough && self.log.is_growing() {
+            // Its space may be what is missing; nobody is refused, or let in, before it is there.
             return;
         }
         self.tell(Event::Space(enough), now);

@@ -146,6 +146,14 @@ pub(crate) fn device_in(disk: &MemoryDisk) -> Arc<Device> {
     device_on(Arc::new(disk.clone()), Path::new(ROOT))
 }
 
+/// The same, with what would run on its threads kept until it is asked for.
+pub(crate) fn device_for_later(disk: &MemoryDisk) -> (Arc<Device>, Later) {
+    let later = Later::default();
+    let on_disk = Arc::new(disk.clone());
+    let device = Device::open(on_disk, Arc::new(later.clone()), Path::new(ROOT), 7).unwrap();
+    (device, later)
+}
+
 pub(crate) fn reopen(disk: &MemoryDisk) -> (Log, Recovered) {
     open(&device_in(disk)).unwrap()
 }
