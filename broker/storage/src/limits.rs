@@ -13,7 +13,7 @@ pub const SEGMENT_SHARE_OF_TOPIC: u64 = 8;
 /// compromise between written bytes and page faults.
 pub const FILL_BYTES: usize = 16 << 10;
 /// Zeros are sent to the device in rounds of this size, at most two of them at a time. Measured with
-/// one pipelined publisher of 1 KiB messages: p99.9 of a publish 6 to 12 ms; 13 to 17 ms with 4 MiB,
+/// one pipelined publisher of 1 KiB messages (`weir bench pub -d 5s`): p99.9 of a publish 6 to 12 ms; 13 to 17 ms with 4 MiB,
 /// 25 to 33 ms with 16 MiB, 45 ms when a whole segment was left to the flush at its end.
 pub const FILL_ROUND_BYTES: u64 = 1 << 20;
 /// The next segment is asked for when a quarter of this one is taken, and at the latest here: a
