@@ -12,7 +12,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use weir_storage::{Disk, DiskFile, DiskLock};
+use weir_storage::{DeviceId, Disk, DiskFile, DiskLock};
 
 const PAGE_BYTES: usize = 4 << 10;
 /// A page can tear at this boundary.
@@ -266,6 +266,22 @@ impl DiskFile for SimFile {
 
     fn prepare(&self, _range: Range<u64>) -> io::Result<()> {
         Ok(())
+    }
+
+    fn hand_over(&self, _range: Range<u64>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn handed_over(&self, _range: Range<u64>) -> io::Result<Option<DeviceId>> {
+        Ok(None)
+    }
+
+    fn is_held(&self) -> bool {
+        false
+    }
+
+    fn read_device(&self, position: u64, into: &mut [u8]) -> io::Result<()> {
+        self.read_at(position, into)
     }
 
     fn bytes(&self, range: Range<u64>) -> io::Result<Bytes> {

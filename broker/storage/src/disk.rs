@@ -40,6 +40,10 @@ pub trait Disk: Send + Sync + Debug {
 /// Holds a lock until it is dropped.
 pub trait DiskLock: Send + Sync + Debug {}
 
+/// What one flush of a cache covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DeviceId(pub u64);
+
 /// One open file of a fixed length.
 pub trait DiskFile: Send + Sync + Debug {
     /// Its length in bytes.
@@ -54,10 +58,21 @@ pub trait DiskFile: Send + Sync + Debug {
     fn write_at(&self, position: u64, bytes: &[u8]) -> io::Result<()>;
     /// Makes a range durable. After an error nothing is known of the range, now or later.
     fn flush(&self, range: Range<u64>) -> io::Result<()>;
+    /// Starts to bring a range to the device, where its cache may hold it. [`DiskFile::handed_over`]
+    /// ends this.
+    fn hand_over(&self, range: Range<u64>) -> io::Result<()>;
+    /// Waits until a range is with the device. Returns the device if a later flush of any other
+    /// file on it makes the range durable too; if none, it needs its own. After an error nothing is
+    /// known of the range, as after a flush.
+    fn handed_over(&self, range: Range<u64>) -> io::Result<Option<DeviceId>>;
     /// Brings a range into memory, so that stores and loads in it do not wait.
     fn prepare(&self, range: Range<u64>) -> io::Result<()>;
-    /// Shares a range that is never written again.
+    /// Shares a range that is not written again while the bytes are held.
     fn bytes(&self, range: Range<u64>) -> io::Result<Bytes>;
+    /// Whether somebody still holds what [`DiskFile::bytes`] handed out.
+    fn is_held(&self) -> bool;
+    /// Fills `into` from the device itself, not from a cache, where the system can.
+    fn read_device(&self, position: u64, into: &mut [u8]) -> io::Result<()>;
 }
 
 /// Removes a file that another life of its log in this process may have removed before.

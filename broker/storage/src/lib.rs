@@ -23,7 +23,7 @@ mod sys;
 
 pub use checkpoint::Checkpoints;
 pub use device::Device;
-pub use disk::{Disk, DiskFile, DiskLock};
+pub use disk::{DeviceId, Disk, DiskFile, DiskLock};
 pub use error::{
     AppendError, Corruption, CorruptionKind, DeviceError, FlushError, OpenError, ReadError,
 };

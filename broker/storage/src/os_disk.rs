@@ -5,7 +5,7 @@
 //! filesystem would be a SIGBUS.
 //! Invariant: both backends leave identical bytes.
 
-use crate::disk::{Disk, DiskFile, DiskLock};
+use crate::disk::{DeviceId, Disk, DiskFile, DiskLock};
 use crate::limits::{FILL_BYTES, FILL_ROUND_BYTES, PWRITE_BODY_BYTES};
 use crate::sys::{self, Mapping};
 use bytes::{Bytes, BytesMut};
@@ -13,7 +13,8 @@ use rustix::fs::{FallocateFlags, fallocate, fdatasync, statvfs};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -43,6 +44,11 @@ const NOT_FOR_MAPS: [(i64, &str); 6] = [
     (0x6969, "nfs"),
 ];
 
+/// Filesystems that send a flush of the whole device with every fdatasync, whatever file it is of:
+/// ext4 and XFS. All blocks of a file are written when it is made, so that no later store leaves
+/// anything but data behind.
+const SHARES_FLUSHES: [i64; 2] = [0xef53, 0x5846_5342];
+
 impl OsDisk {
     /// A disk that stores as told.
     pub fn new(backend: Backend) -> Self {
@@ -70,12 +76,15 @@ impl OsDisk {
     }
 
     fn file(&self, file: File) -> io::Result<Arc<dyn DiskFile>> {
-        let len = file.metadata()?.len();
+        let metadata = file.metadata()?;
+        let len = metadata.len();
+        let shares_flushes = SHARES_FLUSHES.contains(&(rustix::fs::fstatfs(&file)?.f_type as i64));
+        let device = shares_flushes.then(|| DeviceId(metadata.dev()));
         let map = match self.backend {
             Backend::Map if len > 0 => Some(Mapping::new(&file)?),
             _ => None,
         };
-        Ok(Arc::new(OsFile { file, len, map }))
+        Ok(Arc::new(OsFile { file, len, map, device }))
     }
 }
 
@@ -179,6 +188,8 @@ struct OsFile {
     file: File,
     len: u64,
     map: Option<Arc<Mapping>>,
+    /// The device, where its flush covers what other files handed over.
+    device: Option<DeviceId>,
 }
 
 impl DiskFile for OsFile {
@@ -210,6 +221,20 @@ impl DiskFile for OsFile {
         Ok(fdatasync(&self.file)?)
     }
 
+    fn hand_over(&self, range: Range<u64>) -> io::Result<()> {
+        if self.device.is_none() {
+            return Ok(());
+        }
+        sys::start_write_back(&self.file, range)
+    }
+
+    fn handed_over(&self, range: Range<u64>) -> io::Result<Option<DeviceId>> {
+        if self.device.is_some() {
+            sys::wait_for_write_back(&self.file, range)?;
+        }
+        Ok(self.device)
+    }
+
     fn prepare(&self, range: Range<u64>) -> io::Result<()> {
         match &self.map {
             Some(map) => map.populate(range.start..range.end.min(self.len)),
@@ -225,4 +250,27 @@ impl DiskFile for OsFile {
         self.file.read_exact_at(&mut copy, range.start)?;
         Ok(copy.freeze())
     }
+    fn is_held(&self) -> bool {
+        self.map.as_ref().is_some_and(|map| Arc::strong_count(map) > 1)
+    }
+
+    fn read_device(&self, position: u64, into: &mut [u8]) -> io::Result<()> {
+        // By its descriptor: the file may have another name by now.
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path);
+        // Filesystems in memory have no device to ask.
+        let Ok(direct) = direct else { return self.file.read_exact_at(into, position) };
+        let start = position - position % DIRECT_ALIGN_BYTES as u64;
+        let skipped = (position - start) as usize;
+        let len = (skipped + into.len()).next_multiple_of(DIRECT_ALIGN_BYTES);
+        let mut buffer = vec![0; len + DIRECT_ALIGN_BYTES];
+        let aligned = buffer.as_ptr().align_offset(DIRECT_ALIGN_BYTES);
+        let block = &mut buffer[aligned..aligned + len];
+        direct.read_exact_at(&mut block[..len], start)?;
+        into.copy_from_slice(&block[skipped..skipped + into.len()]);
+        Ok(())
+    }
 }
+
+/// What a read past the cache must be aligned to: the largest logical block of common devices.
+const DIRECT_ALIGN_BYTES: usize = 4 << 10;

@@ -10,7 +10,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
-use weir_storage::{Disk, DiskFile, DiskLock};
+use weir_storage::{DeviceId, Disk, DiskFile, DiskLock};
 
 /// What a power cut can tear.
 const SECTOR_BYTES: u64 = 512;
@@ -388,6 +388,22 @@ impl DiskFile for MemoryFile {
 
     fn prepare(&self, _range: Range<u64>) -> io::Result<()> {
         self.disk.meet(Op::Prepare)
+    }
+
+    fn hand_over(&self, _range: Range<u64>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn handed_over(&self, _range: Range<u64>) -> io::Result<Option<DeviceId>> {
+        Ok(None)
+    }
+
+    fn is_held(&self) -> bool {
+        false
+    }
+
+    fn read_device(&self, position: u64, into: &mut [u8]) -> io::Result<()> {
+        self.read_at(position, into)
     }
 
     fn bytes(&self, range: Range<u64>) -> io::Result<Bytes> {
