@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
-use weir_storage::{Disk, DiskFile, DiskLock, OsDisk};
+use weir_storage::{DeviceId, Disk, DiskFile, DiskLock, OsDisk};
 
 /// What happens to the flushes of segments.
 #[derive(Debug, Default)]
@@ -126,10 +126,23 @@ impl DiskFile for FaultySegment {
         self.faults.pass()?;
         self.file.flush(range)
     }
+    fn hand_over(&self, range: Range<u64>) -> io::Result<()> {
+        self.file.hand_over(range)
+    }
+    fn handed_over(&self, _range: Range<u64>) -> io::Result<Option<DeviceId>> {
+        // Every file is flushed by itself, so that every flush can fail.
+        Ok(None)
+    }
     fn prepare(&self, range: Range<u64>) -> io::Result<()> {
         self.file.prepare(range)
     }
     fn bytes(&self, range: Range<u64>) -> io::Result<Bytes> {
         self.file.bytes(range)
+    }
+    fn is_held(&self) -> bool {
+        self.file.is_held()
+    }
+    fn read_device(&self, position: u64, into: &mut [u8]) -> io::Result<()> {
+        self.file.read_device(position, into)
     }
 }
