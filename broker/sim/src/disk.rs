@@ -1,321 +1,401 @@
-//! A disk that loses what was not flushed.
+//! A disk that loses what was not flushed, fails when it is told to, and can be damaged.
 //!
 //! Owns: two images of every file, durable and volatile, by pages of 4 KiB; names that are durable
-//! and names that are not.
+//! and names that are not; a device with a cache.
 //! Never: more durable than it was told: `flush(range)` promotes exactly that range, and a name
 //! only `sync_dir`. A kernel may do more; code that needs more is wrong.
-//! Invariant: what a crash keeps follows from the seed alone.
+//! Invariant: what happens follows from what was asked for alone, seeds included.
 
-use bytes::Bytes;
+mod cut;
+mod damage;
+mod faults;
+mod file;
+mod image;
+mod names;
+mod page;
+
+pub use cut::Cut;
+pub use damage::Damage;
+pub use faults::Op;
+
+use cut::{Loose, What};
+use faults::{Effect, Faults};
+use file::{Shared, SimFile};
+use image::Image;
+use names::Names;
+use page::Fate;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use weir_storage::{DeviceId, Disk, DiskFile, DiskLock};
+use weir_storage::{Disk, DiskFile, DiskLock};
 
-const PAGE_BYTES: usize = 4 << 10;
-/// A page can tear at this boundary.
-const SECTOR_BYTES: usize = 512;
-/// Bytes of the whole disk.
+/// Bytes of the whole disk, unless it is told otherwise.
 const DISK_BYTES: u64 = 4 << 30;
 
-/// The disk of one simulation. Cheap to clone; a crash keeps it.
+/// The disk of one simulated machine. Cheap to clone, which names the same disk again.
 #[derive(Debug, Clone)]
-pub struct SimDisk(Arc<Mutex<State>>);
+pub struct SimDisk(Arc<Machine>);
 
 #[derive(Debug)]
-struct State {
-    random: fastrand::Rng,
-    /// Names as the process sees them, and as they are after a crash.
-    names: BTreeMap<PathBuf, Contents>,
-    durable_names: BTreeMap<PathBuf, Contents>,
-    folders: BTreeSet<PathBuf>,
-    locked: bool,
-    flushes: u64,
+struct Machine {
+    state: Mutex<State>,
+    faults: Mutex<Faults>,
+    /// The disk before each change since it was asked for.
+    recorded: Mutex<Option<Vec<SimDisk>>>,
 }
 
-type Contents = Arc<Mutex<Images>>;
+#[derive(Debug, Clone)]
+struct State {
+    names: Names,
+    files: BTreeMap<u64, Arc<Image>>,
+    next_id: u64,
+    stamp: u64,
+    capacity: u64,
+    era: u64,
+    process: Process,
+}
 
-#[derive(Debug)]
-struct Images {
-    durable: Vec<u8>,
-    volatile: Vec<u8>,
-    /// Pages that differ.
-    dirty: BTreeSet<usize>,
+/// What a process on the machine holds. The next one, and a disk elsewhere, know nothing of it.
+#[derive(Debug, Default)]
+struct Process {
+    locked: bool,
+    open: BTreeMap<u64, usize>,
+    shared: BTreeMap<u64, Shared>,
+}
+
+impl Clone for Process {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn missing() -> io::Error {
-    io::ErrorKind::NotFound.into()
+impl Default for SimDisk {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl SimDisk {
     /// An empty disk.
-    pub fn new(seed: u64) -> Self {
-        Self(Arc::new(Mutex::new(State {
-            random: fastrand::Rng::with_seed(seed),
-            names: BTreeMap::new(),
-            durable_names: BTreeMap::new(),
-            folders: BTreeSet::new(),
-            locked: false,
-            flushes: 0,
-        })))
+    pub fn new() -> Self {
+        Self::of(State {
+            names: Names::default(),
+            files: BTreeMap::new(),
+            next_id: 0,
+            stamp: 0,
+            capacity: DISK_BYTES,
+            era: 0,
+            process: Process::default(),
+        })
     }
 
-    /// Flushes so far.
+    fn of(state: State) -> Self {
+        let (state, faults) = (Mutex::new(state), Mutex::default());
+        Self(Arc::new(Machine { state, faults, recorded: Mutex::default() }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.0.state)
+    }
+
+    fn faults(&self) -> MutexGuard<'_, Faults> {
+        lock(&self.0.faults)
+    }
+
+    /// Another disk in the same state, dirty pages and pending names included. Nobody has anything
+    /// open on it, and no fault is planned for it.
+    pub fn fork(&self) -> Self {
+        Self::of(self.state().clone())
+    }
+
+    /// Another disk with what this one shows, all of it durable.
+    pub fn copy(&self) -> Self {
+        let copy = Self::new();
+        let state = self.state();
+        for (path, id) in state.names.files() {
+            copy.put(path, &state.image(id).read_all());
+        }
+        drop(state);
+        copy
+    }
+
+    /// Puts a file there, durably, instead of one that there may be.
+    pub fn put(&self, path: &Path, bytes: &[u8]) {
+        let mut state = self.state();
+        let id = state.add(Image::of(bytes));
+        state.names.place(path, id);
+    }
+
+    /// What a file shows.
+    pub fn bytes_of(&self, path: &Path) -> Vec<u8> {
+        let state = self.state();
+        let id = state.names.file(path).expect("the file is there");
+        state.image(id).read_all()
+    }
+
+    /// Paths that end so, sorted.
+    pub fn paths(&self, end: &str) -> Vec<PathBuf> {
+        let state = self.state();
+        let paths = state.names.files().map(|(path, _)| path.to_owned());
+        paths.filter(|path| path.to_string_lossy().ends_with(end)).collect()
+    }
+
+    /// The `times` calls of `op` behind the next `skip` fail. A flush that fails loses what it was
+    /// to keep, and the next one says that all is well.
+    pub fn fail(&self, op: Op, kind: io::ErrorKind, skip: usize, times: usize) {
+        self.faults().plan(op, Effect::Fails(kind), skip, times);
+    }
+
+    /// The write behind the next `skip` stores `bytes` of what it was given, then fails.
+    pub fn tear_write(&self, bytes: usize, kind: io::ErrorKind, skip: usize) {
+        self.faults().plan(Op::Write, Effect::Tears(kind, bytes), skip, 1);
+    }
+
+    /// The write behind the next `skip` lands so many pages further on.
+    pub fn misdirect_write(&self, pages: u64, skip: usize) {
+        self.faults().plan(Op::Write, Effect::Lands(pages), skip, 1);
+    }
+
+    /// How often `op` was called.
+    pub fn calls(&self, op: Op) -> usize {
+        self.faults().calls(op)
+    }
+
+    /// How often anything was changed that a power cut may show.
+    pub fn changes(&self) -> usize {
+        self.faults().changes()
+    }
+
+    /// Flushes of files and folders so far.
     pub fn flushes(&self) -> u64 {
-        lock(&self.0).flushes
+        (self.calls(Op::Flush) + self.calls(Op::SyncDir)) as u64
     }
 
-    /// The power goes: every dirty page is kept, lost or torn, each by itself; every name that was
-    /// not synced is kept or lost. Who held the lock is gone.
-    pub fn crash(&self) {
-        let mut state = lock(&self.0);
-        let State { random, names, durable_names, locked, .. } = &mut *state;
-        *locked = false;
-        let paths: BTreeSet<PathBuf> = names.keys().chain(durable_names.keys()).cloned().collect();
-        for path in paths {
-            let (now, synced) = (names.get(&path), durable_names.get(&path));
-            let same = match (now, synced) {
-                (Some(now), Some(synced)) => Arc::ptr_eq(now, synced),
-                (None, None) => true,
-                _ => false,
-            };
-            if !same && random.bool() {
-                match now {
-                    Some(now) => durable_names.insert(path, now.clone()),
-                    None => durable_names.remove(&path),
-                };
-            }
-        }
-        for file in durable_names.values() {
-            lock(file).crash(random);
-        }
-        *names = durable_names.clone();
+    /// The machine stops behind so many changes more: every later one fails.
+    pub fn stop_behind(&self, changes: usize) {
+        self.faults().stop_behind(changes);
     }
 
-    fn file(&self, contents: Contents) -> Arc<dyn DiskFile> {
-        Arc::new(SimFile { contents, disk: self.clone() })
+    /// Whether the machine stopped.
+    pub fn is_stopped(&self) -> bool {
+        self.faults().is_stopped()
+    }
+
+    /// From now on the disk has room for so many bytes besides what it holds.
+    pub fn leave_room(&self, bytes: u64) {
+        let mut state = self.state();
+        state.capacity = state.used() + bytes;
+    }
+
+    /// From now on a fork is kept of the disk before each of its changes.
+    pub fn record(&self) {
+        *lock(&self.0.recorded) = Some(Vec::new());
+    }
+
+    /// The forks that were kept since this was asked for last, in their order.
+    pub fn recorded(&self) -> Vec<SimDisk> {
+        lock(&self.0.recorded).as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// How many pages and changes of names a power cut could take now.
+    pub fn loose(&self) -> usize {
+        self.state().loose().len()
+    }
+
+    /// The power goes and comes back. Every file that is open is gone, and so are the faults that
+    /// were planned.
+    pub fn cut_power(&self, cut: Cut) {
+        self.state().crash(cut);
+        self.faults().clear();
+    }
+
+    fn meet(&self, op: Op) -> io::Result<Option<Effect>> {
+        if let Some(recorded) = lock(&self.0.recorded).as_mut().filter(|_| op.is_change()) {
+            recorded.push(self.fork());
+        }
+        self.faults().meet(op)
     }
 }
 
-impl Images {
-    fn page(&self, page: usize) -> Range<usize> {
-        page * PAGE_BYTES..((page + 1) * PAGE_BYTES).min(self.volatile.len())
+impl State {
+    fn add(&mut self, image: Image) -> u64 {
+        self.next_id += 1;
+        self.files.insert(self.next_id, Arc::new(image));
+        self.next_id
     }
 
-    fn crash(&mut self, random: &mut fastrand::Rng) {
-        for page in std::mem::take(&mut self.dirty) {
-            let range = self.page(page);
-            match random.u8(..4) {
-                // Lost.
-                0 => {}
-                // Torn: the first sectors are new, the others old.
-                1 => {
-                    let sectors = range.len().div_ceil(SECTOR_BYTES);
-                    let kept = (random.usize(..sectors + 1) * SECTOR_BYTES).min(range.len());
-                    let range = range.start..range.start + kept;
-                    self.durable[range.clone()].copy_from_slice(&self.volatile[range]);
+    fn image(&self, id: u64) -> &Image {
+        &self.files[&id]
+    }
+
+    fn image_mut(&mut self, id: u64) -> &mut Image {
+        let image = self.files.get_mut(&id).expect("a file lives as long as a name or a handle");
+        Arc::make_mut(image)
+    }
+
+    fn next_stamp(&mut self) -> u64 {
+        self.stamp += 1;
+        self.stamp
+    }
+
+    fn used(&self) -> u64 {
+        let ids: BTreeSet<u64> = self.names.files().map(|(_, id)| id).collect();
+        ids.into_iter().map(|id| self.image(id).len).sum()
+    }
+
+    fn close(&mut self, id: u64) {
+        let open = self.process.open.get_mut(&id).expect("it was opened");
+        *open -= 1;
+        if *open == 0 {
+            self.process.open.remove(&id);
+            self.drop_unnamed();
+        }
+    }
+
+    /// Gives up the files that no name and no handle leads to.
+    fn drop_unnamed(&mut self) {
+        let Self { names, files, process, .. } = self;
+        files.retain(|id, _| process.open.contains_key(id) || names.is_named(*id));
+        process.shared.retain(|id, _| files.contains_key(id));
+    }
+
+    fn flush_device(&mut self) {
+        for image in self.files.values_mut().filter(|image| !image.is_clean()) {
+            Arc::make_mut(image).flush_device();
+        }
+    }
+
+    fn loose(&self) -> Vec<Loose> {
+        let mut loose = Vec::new();
+        for (file, image) in &self.files {
+            loose.extend(image.dirty().map(|(number, page)| {
+                let what = What::Page { file: *file, page: number, versions: page.versions() };
+                Loose { what, stamp: page.stamp }
+            }));
+        }
+        loose.extend(self.names.pending().map(|stamp| Loose { what: What::Name, stamp }));
+        loose
+    }
+
+    fn crash(&mut self, cut: Cut) {
+        let loose = self.loose();
+        let mut fates: BTreeMap<u64, BTreeMap<u64, Fate>> = BTreeMap::new();
+        let mut kept = Vec::new();
+        for (loose, fate) in loose.iter().zip(cut.fates(&loose)) {
+            match loose.what {
+                What::Page { file, page, .. } => {
+                    fates.entry(file).or_default().insert(page, fate);
                 }
-                // Kept.
-                _ => self.durable[range.clone()].copy_from_slice(&self.volatile[range]),
+                What::Name => kept.push(fate == Fate::Kept),
             }
         }
-        self.volatile = self.durable.clone();
-    }
-
-    fn check(&self, position: u64, len: usize) -> io::Result<Range<usize>> {
-        let start = position as usize;
-        match start.checked_add(len) {
-            Some(end) if end <= self.volatile.len() => Ok(start..end),
-            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        self.names.crash(|number| kept[number]);
+        self.process = Process::default();
+        self.era += 1;
+        self.drop_unnamed();
+        for (id, image) in self.files.iter_mut().filter(|(_, image)| !image.is_clean()) {
+            Arc::make_mut(image).crash(&fates.remove(id).unwrap_or_default());
         }
     }
 }
 
 impl Disk for SimDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        lock(&self.0).folders.insert(path.to_owned());
+        let mut state = self.state();
+        let stamp = state.next_stamp();
+        state.names.create_dir(path, stamp);
         Ok(())
     }
 
     fn create(&self, path: &Path, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
-        let mut state = lock(&self.0);
-        if state.names.contains_key(path) {
-            return Err(io::ErrorKind::AlreadyExists.into());
+        self.meet(Op::Create)?;
+        let mut state = self.state();
+        state.names.check_free(path)?;
+        if state.used() + bytes > state.capacity {
+            return Err(io::ErrorKind::StorageFull.into());
         }
-        let zeros = vec![0; bytes as usize];
-        let images = Images { durable: zeros.clone(), volatile: zeros, dirty: BTreeSet::new() };
-        let contents = Arc::new(Mutex::new(images));
-        state.names.insert(path.to_owned(), contents.clone());
-        Ok(self.file(contents))
+        let id = state.add(Image::of_zeros(bytes));
+        let stamp = state.next_stamp();
+        state.names.create(path, id, stamp);
+        Ok(SimFile::open(self.clone(), &mut state, id))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let contents = lock(&self.0).names.get(path).cloned().ok_or_else(missing)?;
-        Ok(self.file(contents))
+        self.meet(Op::Open)?;
+        let mut state = self.state();
+        let id = state.names.file(path)?;
+        Ok(SimFile::open(self.clone(), &mut state, id))
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        let state = lock(&self.0);
-        if !state.folders.contains(path) {
-            return Err(missing());
-        }
-        let inside = state.names.keys().filter(|name| name.parent() == Some(path));
-        let names = inside.filter_map(|name| name.file_name());
-        Ok(names.map(|name| name.to_string_lossy().into_owned()).collect())
+        self.meet(Op::List)?;
+        self.state().names.list(path)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = lock(&self.0);
-        let contents = state.names.remove(from).ok_or_else(missing)?;
-        state.names.insert(to.to_owned(), contents);
+        self.meet(Op::Rename)?;
+        let mut state = self.state();
+        let (id, stamp) = (state.names.file(from)?, state.next_stamp());
+        state.names.rename(from, to, stamp)?;
+        state.image_mut(id).named();
+        state.drop_unnamed();
         Ok(())
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        lock(&self.0).names.remove(path).map(|_| ()).ok_or_else(missing)
+        self.meet(Op::Remove)?;
+        let mut state = self.state();
+        let stamp = state.next_stamp();
+        state.names.remove(path, stamp)
     }
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        lock(&self.0).names.retain(|name, _| !name.starts_with(path));
-        Ok(())
+        self.meet(Op::Remove)?;
+        let mut state = self.state();
+        let stamp = state.next_stamp();
+        state.names.remove_dir(path, stamp)
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        let mut state = lock(&self.0);
-        let inside = |name: &Path| name.parent() == Some(path);
-        let synced: Vec<_> = state.names.iter().filter(|(name, _)| inside(name)).collect();
-        let synced: Vec<_> = synced.into_iter().map(|(n, c)| (n.clone(), c.clone())).collect();
-        state.durable_names.retain(|name, _| !inside(name));
-        state.durable_names.extend(synced);
-        state.flushes += 1;
+        self.meet(Op::SyncDir)?;
+        let mut state = self.state();
+        state.names.sync_dir(path)?;
+        state.drop_unnamed();
         Ok(())
     }
 
     fn free_bytes(&self, _path: &Path) -> io::Result<u64> {
-        let state = lock(&self.0);
-        let used: usize = state.names.values().map(|file| lock(file).volatile.len()).sum();
-        Ok(DISK_BYTES.saturating_sub(used as u64))
+        let state = self.state();
+        Ok(state.capacity.saturating_sub(state.used()))
     }
 
     fn lock(&self, _path: &Path) -> io::Result<Option<Box<dyn DiskLock>>> {
-        let mut state = lock(&self.0);
-        if std::mem::replace(&mut state.locked, true) {
+        let mut state = self.state();
+        if std::mem::replace(&mut state.process.locked, true) {
             return Ok(None);
         }
-        Ok(Some(Box::new(SimLock(self.clone()))))
+        Ok(Some(Box::new(SimLock { disk: self.clone(), era: state.era })))
     }
 }
 
 #[derive(Debug)]
-struct SimLock(SimDisk);
+struct SimLock {
+    disk: SimDisk,
+    era: u64,
+}
 
 impl DiskLock for SimLock {}
 
 impl Drop for SimLock {
     fn drop(&mut self) {
-        lock(&self.0.0).locked = false;
-    }
-}
-
-#[derive(Debug)]
-struct SimFile {
-    contents: Contents,
-    disk: SimDisk,
-}
-
-impl DiskFile for SimFile {
-    fn len(&self) -> u64 {
-        lock(&self.contents).volatile.len() as u64
-    }
-
-    fn read_at(&self, position: u64, into: &mut [u8]) -> io::Result<()> {
-        let images = lock(&self.contents);
-        let range = images.check(position, into.len())?;
-        into.copy_from_slice(&images.volatile[range]);
-        Ok(())
-    }
-
-    fn write_at(&self, position: u64, bytes: &[u8]) -> io::Result<()> {
-        let mut images = lock(&self.contents);
-        let range = images.check(position, bytes.len())?;
-        images.dirty.extend(range.start / PAGE_BYTES..range.end.div_ceil(PAGE_BYTES));
-        images.volatile[range].copy_from_slice(bytes);
-        Ok(())
-    }
-
-    fn flush(&self, range: Range<u64>) -> io::Result<()> {
-        lock(&self.disk.0).flushes += 1;
-        let mut images = lock(&self.contents);
-        let (start, end) = (range.start as usize, range.end as usize);
-        let pages: Vec<usize> =
-            images.dirty.range(start / PAGE_BYTES..end.div_ceil(PAGE_BYTES)).copied().collect();
-        for page in pages {
-            let range = images.page(page);
-            let Images { durable, volatile, dirty } = &mut *images;
-            durable[range.clone()].copy_from_slice(&volatile[range]);
-            dirty.remove(&page);
+        let mut state = self.disk.state();
+        if state.era == self.era {
+            state.process.locked = false;
         }
-        Ok(())
-    }
-
-    fn prepare(&self, _range: Range<u64>) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn hand_over(&self, _range: Range<u64>) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn handed_over(&self, _range: Range<u64>) -> io::Result<Option<DeviceId>> {
-        Ok(None)
-    }
-
-    fn is_held(&self) -> bool {
-        false
-    }
-
-    fn read_device(&self, position: u64, into: &mut [u8]) -> io::Result<()> {
-        self.read_at(position, into)
-    }
-
-    fn bytes(&self, range: Range<u64>) -> io::Result<Bytes> {
-        let images = lock(&self.contents);
-        let range = images.check(range.start, (range.end - range.start) as usize)?;
-        Ok(Bytes::copy_from_slice(&images.volatile[range]))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_crash_keeps_what_was_flushed_and_anything_of_the_rest() {
-        let root = Path::new("/d");
-        let mut kept = 0;
-        for seed in 0..40 {
-            let disk = SimDisk::new(seed);
-            disk.create_dir(root).unwrap();
-            let file = disk.create(&root.join("a"), 3 * PAGE_BYTES as u64).unwrap();
-            disk.sync_dir(root).unwrap();
-            file.write_at(0, b"flushed").unwrap();
-            file.flush(0..7).unwrap();
-            file.write_at(2 * PAGE_BYTES as u64, b"not").unwrap();
-            disk.create(&root.join("b"), 1).unwrap();
-            disk.crash();
-            let file = disk.open(&root.join("a")).unwrap();
-            let (mut first, mut later) = ([0; 7], [0; 3]);
-            file.read_at(0, &mut first).unwrap();
-            file.read_at(2 * PAGE_BYTES as u64, &mut later).unwrap();
-            assert_eq!(&first, b"flushed");
-            kept += u32::from(&later == b"not") + u32::from(disk.open(&root.join("b")).is_ok());
-        }
-        assert!((10..70).contains(&kept), "unsynced bytes and names come and go: {kept}");
     }
 }

@@ -2,12 +2,17 @@
 //!
 //! Owns: a disk that loses what was not flushed, a network, clocks and threads of its own, and the
 //! scenarios that run the real broker and the real client on them.
-//! Never: is imported by what it simulates.
+//! Never: is imported by what it simulates, but for its tests. Those of the storage take the disk
+//! alone, without the feature `broker`.
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "broker")]
 pub mod clock;
 pub mod disk;
+#[cfg(feature = "broker")]
 pub mod executor;
+#[cfg(feature = "broker")]
 pub mod network;
+#[cfg(feature = "broker")]
 pub mod world;

@@ -6,7 +6,7 @@
 //! content; nothing is there that was not published.
 
 use crate::clock::SimWallClock;
-use crate::disk::SimDisk;
+use crate::disk::{Cut, SimDisk};
 use crate::executor::SimExecutor;
 use crate::network::SimNetwork;
 use std::collections::hash_map::DefaultHasher;
@@ -75,7 +75,7 @@ struct World {
 pub fn run(seed: u64, eras: u32) -> Outcome {
     let mut world = World {
         seed,
-        disk: SimDisk::new(seed),
+        disk: SimDisk::new(),
         random: fastrand::Rng::with_seed(seed ^ 0x0077_6f72_6c64),
         hash: 0,
         acknowledged: 0,
@@ -85,7 +85,8 @@ pub fn run(seed: u64, eras: u32) -> Outcome {
         let last = era + 1 == eras;
         world.era(u64::from(era), (!last).then_some(lasts));
         if !last {
-            world.disk.crash();
+            let seed = world.random.u64(..);
+            world.disk.cut_power(Cut::KeepsSome(seed));
         }
     }
     let stored = world.read_all(u64::from(eras));

@@ -5,19 +5,19 @@
 
 mod common;
 
-use common::memory::{Cut, MemoryDisk, Op};
 use common::model::{Shape, Step, Subject, steps};
 use proptest::prelude::*;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use weir_sim::disk::{Cut, Op, SimDisk};
 
 /// One life of the machine: how many changes of the disk it sees, and how it ends.
 type Life = (usize, Cut);
 
 /// Does the steps; each life ends where it says, the one behind the last does not end.
 fn run(steps: &[Step], lives: &[Life]) {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let mut subject = Subject::new(Arc::new(disk.clone()), PathBuf::from("/data"));
     subject.open().unwrap();
     let mut lives = lives.iter();
@@ -42,7 +42,7 @@ fn run(steps: &[Step], lives: &[Life]) {
     assert!(subject.contents() == held);
 }
 
-fn begin(disk: &MemoryDisk, lives: &mut std::slice::Iter<'_, Life>) -> Cut {
+fn begin(disk: &SimDisk, lives: &mut std::slice::Iter<'_, Life>) -> Cut {
     let Some((changes, end)) = lives.next() else { return Cut::KeepsAll };
     disk.stop_behind(*changes);
     *end
@@ -83,7 +83,7 @@ proptest! {
 /// Does the steps on a disk that fails once here and there. The log is opened again in the same
 /// process, which sees all that it wrote; when at the end the power goes, that must be there.
 fn run_with_faults(steps: &[Step], faults: &[(Op, io::ErrorKind, usize)]) {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let mut subject = Subject::new(Arc::new(disk.clone()), PathBuf::from("/data"));
     subject.open().unwrap();
     for (op, kind, skip) in faults {
@@ -162,7 +162,7 @@ fn walk() -> Vec<Step> {
 fn a_stop_at_every_change_loses_nothing_that_was_flushed() {
     let steps = walk();
     let changes = {
-        let disk = MemoryDisk::new();
+        let disk = SimDisk::new();
         let mut subject = Subject::new(Arc::new(disk.clone()), PathBuf::from("/data"));
         subject.open().unwrap();
         let before = disk.changes();

@@ -5,15 +5,15 @@
 
 mod common;
 
-use common::memory::MemoryDisk;
 use common::{contents, data, device_in, flush, last_of, log_of, open, reopen, segments_of};
 use weir_protocol::batch::ATTR_LAST_OF_INDEX;
 use weir_protocol::types::{Index, Offset};
+use weir_sim::disk::SimDisk;
 use weir_storage::{Disk, Log, OpenError};
 
 #[test]
 fn a_torn_tail_of_every_length_is_cut_to_the_last_whole_batch() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let mut log = log_of(&disk, 3);
     let flushed = contents(&log);
     log.append(vec![data(4, 1, 40)]).unwrap();
@@ -32,7 +32,7 @@ fn a_torn_tail_of_every_length_is_cut_to_the_last_whole_batch() {
             // What was under way may be more than one batch.
             torn[cut..end + 100].fill(fill);
             let disk = disk.copy();
-            disk.put(&path, torn);
+            disk.put(&path, &torn);
             let (mut log, recovered) = reopen(&disk);
             assert_eq!(contents(&log), flushed, "cut at {cut}, {fill}");
             let is_clean = cut == start && fill == 0;
@@ -45,7 +45,7 @@ fn a_torn_tail_of_every_length_is_cut_to_the_last_whole_batch() {
 }
 
 /// The log takes batches behind its last, and has them after the power went.
-fn goes_on(disk: &MemoryDisk, log: &mut Log) {
+fn goes_on(disk: &SimDisk, log: &mut Log) {
     let next = last_of(log) + 1;
     log.append(vec![data(next, 3, 60)]).unwrap();
     flush(log).unwrap();
@@ -56,7 +56,7 @@ fn goes_on(disk: &MemoryDisk, log: &mut Log) {
 
 #[test]
 fn an_index_that_is_not_whole_is_cut_to_its_first_batch() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let mut log = log_of(&disk, 3);
     let flushed = contents(&log);
     let mut together = vec![data(4, 2, 40), data(4, 1, 40), data(4, 1, 40)];
@@ -72,7 +72,7 @@ fn an_index_that_is_not_whole_is_cut_to_its_first_batch() {
         let disk = disk.copy();
         let mut torn = whole.clone();
         torn[end - torn_off..end].fill(fill);
-        disk.put(&path, torn);
+        disk.put(&path, &torn);
         let (mut log, recovered) = reopen(&disk);
         assert_eq!(contents(&log), flushed);
         let kept = stored.iter().sum::<usize>() - torn_off;
@@ -80,7 +80,7 @@ fn an_index_that_is_not_whole_is_cut_to_its_first_batch() {
         goes_on(&disk, &mut log);
     }
     // In a fresh log there is no batch before it.
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let (mut log, _) = reopen(&disk);
     let mut half = data(1, 2, 40);
     half.header.attrs &= !ATTR_LAST_OF_INDEX;
@@ -95,7 +95,7 @@ fn an_index_that_is_not_whole_is_cut_to_its_first_batch() {
 fn a_first_batch_that_is_torn_is_cut_too() {
     // In a fresh log, behind a roll, and behind a roll and a trim of all that was before.
     for (rolled, trimmed) in [(false, false), (true, false), (true, true)] {
-        let disk = MemoryDisk::new();
+        let disk = SimDisk::new();
         let (mut log, _) = reopen(&disk);
         let mut last = 0;
         if rolled {
@@ -116,7 +116,7 @@ fn a_first_batch_that_is_torn_is_cut_too() {
         let path = segments_of(&disk).pop().unwrap();
         let mut torn = disk.bytes_of(&path);
         torn[4096 + 130] ^= 1;
-        disk.put(&path, torn);
+        disk.put(&path, &torn);
         let (mut log, recovered) = reopen(&disk);
         assert!(recovered.bytes_cut > 0);
         let bounds = log.reader().bounds();
@@ -127,7 +127,7 @@ fn a_first_batch_that_is_torn_is_cut_too() {
 
 #[test]
 fn a_torn_tail_that_there_is_no_room_to_cut_waits_for_room() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let mut log = log_of(&disk, 3);
     log.append(vec![data(4, 1, 40)]).unwrap();
     drop(log);
@@ -135,7 +135,7 @@ fn a_torn_tail_that_there_is_no_room_to_cut_waits_for_room() {
     let mut torn = disk.bytes_of(&path);
     let end = torn.iter().rposition(|byte| *byte != 0).unwrap();
     torn[end - 3] ^= 1;
-    disk.put(&path, torn);
+    disk.put(&path, &torn);
     disk.leave_room(0);
     assert!(matches!(open(&device_in(&disk)), Err(OpenError::NoSpace(_))));
     disk.leave_room(64 << 20);
@@ -144,7 +144,7 @@ fn a_torn_tail_that_there_is_no_room_to_cut_waits_for_room() {
 
 #[test]
 fn a_flipped_bit_below_what_was_flushed_is_damage_and_nothing_is_changed() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let mut log = log_of(&disk, 3);
     let path = segments_of(&disk).remove(0);
     let flushed = disk.bytes_of(&path).iter().rposition(|byte| *byte != 0).unwrap() + 1;
@@ -156,7 +156,7 @@ fn a_flipped_bit_below_what_was_flushed_is_damage_and_nothing_is_changed() {
         let mut damaged = whole.clone();
         damaged[position] ^= 1 << (position % 8);
         let disk = disk.copy();
-        disk.put(&path, damaged.clone());
+        disk.put(&path, &damaged);
         match open(&device_in(&disk)) {
             Err(OpenError::Damaged(found)) => {
                 assert_eq!(found.file, path);
@@ -172,7 +172,7 @@ fn a_flipped_bit_below_what_was_flushed_is_damage_and_nothing_is_changed() {
 
 #[test]
 fn damage_in_a_segment_that_another_follows_is_never_cut() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let (mut log, _) = reopen(&disk);
     for index in 1..=9 {
         log.append(vec![data(index, 2, 100_000)]).unwrap();
@@ -187,14 +187,14 @@ fn damage_in_a_segment_that_another_follows_is_never_cut() {
         let disk = disk.copy();
         let mut damaged = whole.clone();
         damaged[position] ^= 0x10;
-        disk.put(&paths[0], damaged);
+        disk.put(&paths[0], &damaged);
         assert!(matches!(open(&device_in(&disk)), Err(OpenError::Damaged(_))), "{position}");
     }
 }
 
 #[test]
 fn a_missing_segment_is_damage_and_the_others_stay() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let (mut log, _) = reopen(&disk);
     for index in 1..=60 {
         log.append(vec![data(index, 2, 100_000)]).unwrap();
@@ -223,7 +223,7 @@ fn a_missing_segment_is_damage_and_the_others_stay() {
 
 #[test]
 fn a_segment_header_survives_the_loss_of_one_copy_and_lies_to_nobody() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     drop(log_of(&disk, 3));
     let path = segments_of(&disk).remove(0);
     let whole = disk.bytes_of(&path);
@@ -231,7 +231,7 @@ fn a_segment_header_survives_the_loss_of_one_copy_and_lies_to_nobody() {
         let disk = disk.copy();
         let mut bytes = whole.clone();
         change(&mut bytes);
-        disk.put(&path, bytes);
+        disk.put(&path, &bytes);
         open(&device_in(&disk)).map(|(log, _)| last_of(&log))
     };
     for copies in [&[0][..], &[2048], &[0, 2048]] {

@@ -4,7 +4,6 @@
 
 mod common;
 
-use common::memory::{Cut, MemoryDisk, Op};
 use common::{
     contents, data, device_for_later, device_in, flush, last_of, log_of, noop, open, open_small,
     reopen, segments_of,
@@ -12,6 +11,7 @@ use common::{
 use std::io::ErrorKind;
 use std::sync::{Arc, Mutex};
 use weir_protocol::types::{Index, Offset};
+use weir_sim::disk::{Cut, Damage, Op, SimDisk};
 use weir_storage::{AppendError, Appended, Log, OpenError, Read, ReadError, is_out_of_space};
 
 fn is_fenced(outcome: Result<Appended, AppendError>) -> bool {
@@ -20,7 +20,7 @@ fn is_fenced(outcome: Result<Appended, AppendError>) -> bool {
 
 #[test]
 fn a_failed_flush_fences_for_good_and_is_never_tried_again() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let mut log = log_of(&disk, 3);
     disk.fail(Op::Flush, ErrorKind::Other, 0, 1);
     log.append(vec![data(4, 2, 50)]).unwrap();
@@ -44,7 +44,7 @@ fn a_failed_flush_fences_for_good_and_is_never_tried_again() {
 
 #[test]
 fn what_a_failed_flush_left_in_memory_is_written_again_before_it_counts() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let mut log = log_of(&disk, 3);
     disk.fail(Op::Flush, ErrorKind::StorageFull, 0, 1);
     log.append(vec![data(4, 2, 50)]).unwrap();
@@ -62,7 +62,7 @@ fn what_a_failed_flush_left_in_memory_is_written_again_before_it_counts() {
 fn an_append_that_fails_in_the_middle_leaves_nothing_of_itself() {
     // Two batches of header, body and padding are six stores.
     for skip in 0..6 {
-        let disk = MemoryDisk::new();
+        let disk = SimDisk::new();
         let mut log = log_of(&disk, 3);
         let before = contents(&log);
         disk.fail(Op::Write, ErrorKind::Other, skip, 1);
@@ -78,7 +78,7 @@ fn an_append_that_fails_in_the_middle_leaves_nothing_of_itself() {
 
 #[test]
 fn a_full_disk_refuses_data_and_takes_it_when_there_is_room() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let (mut log, _) = reopen(&disk);
     disk.leave_room(0);
     assert!(matches!(log.append(vec![noop(1)]), Err(AppendError::NoSpace)));
@@ -108,12 +108,12 @@ fn a_full_disk_refuses_data_and_takes_it_when_there_is_room() {
 
 #[test]
 fn no_room_while_a_segment_is_filled_is_a_refusal_and_a_broken_disk_is_not() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let (mut log, _) = reopen(&disk);
     disk.fail(Op::Create, ErrorKind::StorageFull, 0, 1);
     assert!(matches!(log.append(vec![noop(1)]), Err(AppendError::NoSpace)));
     log.append(vec![noop(1)]).unwrap();
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let (mut log, _) = reopen(&disk);
     disk.fail(Op::Create, ErrorKind::Other, 0, 1);
     assert!(is_fenced(log.append(vec![noop(1)])));
@@ -122,7 +122,7 @@ fn no_room_while_a_segment_is_filled_is_a_refusal_and_a_broken_disk_is_not() {
 
 #[test]
 fn a_spare_goes_with_its_log() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let mut log = log_of(&disk, 3);
     for index in 4..8 {
         log.append(vec![data(index, 1, 200_000)]).unwrap();
@@ -135,7 +135,7 @@ fn a_spare_goes_with_its_log() {
 
 #[test]
 fn a_device_that_cannot_read_is_an_error_and_changes_nothing() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let log = log_of(&disk, 5);
     let reader = log.reader();
     for op in [Op::Read, Op::Share] {
@@ -165,7 +165,7 @@ fn a_device_that_cannot_read_is_an_error_and_changes_nothing() {
 #[test]
 fn a_truncation_that_fails_fences_and_loses_nothing_that_was_kept() {
     for op in [Op::Write, Op::Flush, Op::Rename, Op::SyncDir] {
-        let disk = MemoryDisk::new();
+        let disk = SimDisk::new();
         let mut log = log_of(&disk, 6);
         disk.fail(op, ErrorKind::Other, 0, 1);
         assert!(log.truncate_after(Index(4)).is_err(), "{op:?}");
@@ -178,7 +178,7 @@ fn a_truncation_that_fails_fences_and_loses_nothing_that_was_kept() {
             assert!(last == 4 || last == 6, "{op:?} {cut:?}: {last}");
         }
     }
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let mut log = log_of(&disk, 6);
     disk.leave_room(0);
     let error = log.truncate_after(Index(4)).unwrap_err();
@@ -192,7 +192,7 @@ fn a_truncation_that_fails_fences_and_loses_nothing_that_was_kept() {
 
 #[test]
 fn truncating_behind_the_end_cuts_nothing_and_before_the_start_cuts_all() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let mut log = log_of(&disk, 3);
     log.truncate_after(Index(9)).unwrap();
     let bounds = log.reader().bounds();
@@ -214,7 +214,7 @@ fn truncating_behind_the_end_cuts_nothing_and_before_the_start_cuts_all() {
 
 #[test]
 fn hard_state_that_could_not_be_flushed_fences() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let mut log = log_of(&disk, 3);
     log.store_meta(b"one").unwrap();
     disk.fail(Op::Flush, ErrorKind::Other, 0, 1);
@@ -232,7 +232,7 @@ fn hard_state_that_could_not_be_flushed_fences() {
 #[test]
 fn what_is_found_at_a_start_is_durable_before_it_counts() {
     for op in [Op::Flush, Op::SyncDir] {
-        let disk = MemoryDisk::new();
+        let disk = SimDisk::new();
         let mut log = log_of(&disk, 6);
         disk.fail(op, ErrorKind::Other, 0, 1);
         let failed = match op {
@@ -254,7 +254,7 @@ fn what_is_found_at_a_start_is_durable_before_it_counts() {
 
 #[test]
 fn a_segment_is_durable_before_another_follows_it() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let mut log = log_of(&disk, 3);
     let mut next = 4;
     while segments_of(&disk).len() < 2 {
@@ -269,7 +269,7 @@ fn a_segment_is_durable_before_another_follows_it() {
 
 #[test]
 fn who_waited_for_what_was_cut_is_told_and_keeps_nobody_waiting() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let (device, later) = device_for_later(&disk);
     let (mut log, _) = open(&device).unwrap();
     let told = Arc::new(Mutex::new(Vec::new()));
@@ -296,7 +296,7 @@ fn who_waited_for_what_was_cut_is_told_and_keeps_nobody_waiting() {
 
 #[test]
 fn a_segment_that_is_needed_before_it_was_made_is_not_made_twice() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let (device, later) = device_for_later(&disk);
     let (mut log, _) = open_small(&device).unwrap();
     let made = disk.calls(Op::Create);
@@ -313,7 +313,7 @@ fn a_segment_that_is_needed_before_it_was_made_is_not_made_twice() {
 
 #[test]
 fn a_trim_may_be_finished_while_the_log_is_opened_again() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let device = device_in(&disk);
     let (mut log, _) = open_small(&device).unwrap();
     for index in 1..=4 {
@@ -330,7 +330,7 @@ fn a_trim_may_be_finished_while_the_log_is_opened_again() {
 
 #[test]
 fn a_log_that_was_emptied_behind_a_trim_rolls_and_opens() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let open = || open_small(&device_in(&disk)).unwrap().0;
     let mut log = open();
     log.append(vec![data(1, 1, 900_000)]).unwrap();
@@ -351,7 +351,7 @@ fn a_log_that_was_emptied_behind_a_trim_rolls_and_opens() {
 
 #[test]
 fn a_cold_read_waits_for_the_device_and_verifies_what_it_gets() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let mut log = log_of(&disk, 3);
     let mut index = 4;
     let mut read = loop {
@@ -373,7 +373,8 @@ fn a_cold_read_waits_for_the_device_and_verifies_what_it_gets() {
         assert!(matches!(read.run(), Err(ReadError::Device { .. })), "{op:?}");
     }
     // One bit of the second batch's body.
-    disk.damage(&segments_of(&disk)[0], 4096 + 128 + 128 + 60);
+    let bit = Damage::Bit { position: 4096 + 128 + 128 + 60, bit: 0 };
+    disk.damage(&segments_of(&disk)[0], &bit);
     match cold().run() {
         Err(ReadError::Damaged(found)) => assert_eq!(found.position, 4096 + 128),
         other => panic!("a flipped bit was served: {other:?}"),
@@ -384,7 +385,7 @@ fn a_cold_read_waits_for_the_device_and_verifies_what_it_gets() {
 /// A flush that was under way when the log was cut says nothing of what came instead.
 #[test]
 fn a_flush_under_way_does_not_vouch_for_what_replaced_its_bytes() {
-    let disk = MemoryDisk::new();
+    let disk = SimDisk::new();
     let device = device_in(&disk);
     let (log, _) = open(&device).unwrap();
     let log = Arc::new(Mutex::new(log));

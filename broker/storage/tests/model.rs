@@ -4,12 +4,12 @@
 
 mod common;
 
-use common::memory::MemoryDisk;
 use common::model::{Step, Subject, steps};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use weir_sim::disk::SimDisk;
 use weir_storage::{Backend, Disk, OsDisk};
 
 /// Does the steps and leaves the log closed.
@@ -59,6 +59,6 @@ proptest! {
 
     #[test]
     fn a_log_does_what_a_list_does(steps in steps(60)) {
-        run(Arc::new(MemoryDisk::new()), Path::new("/data"), &steps);
+        run(Arc::new(SimDisk::new()), Path::new("/data"), &steps);
     }
 }

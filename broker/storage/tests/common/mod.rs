@@ -6,16 +6,15 @@
     reason = "each test file uses its part; a test may unwrap"
 )]
 
-pub(crate) mod memory;
 pub(crate) mod model;
 
 use bytes::Bytes;
-use memory::MemoryDisk;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use weir_protocol::batch::{BatchBuilder, BatchHeader, BatchType};
 use weir_protocol::types::{Index, Term};
+use weir_sim::disk::SimDisk;
 use weir_storage::{
     Backend, Device, Disk, Executor, FlushError, Job, Lane, Log, LogOptions, NewBatch, OpenError,
     OsDisk, Read, Recovered,
@@ -142,24 +141,24 @@ pub(crate) fn write_at(path: &Path, position: u64, bytes: &[u8]) -> io::Result<(
 /// The data directory on a disk in memory.
 pub(crate) const ROOT: &str = "/data";
 
-pub(crate) fn device_in(disk: &MemoryDisk) -> Arc<Device> {
+pub(crate) fn device_in(disk: &SimDisk) -> Arc<Device> {
     device_on(Arc::new(disk.clone()), Path::new(ROOT))
 }
 
 /// The same, with what would run on its threads kept until it is asked for.
-pub(crate) fn device_for_later(disk: &MemoryDisk) -> (Arc<Device>, Later) {
+pub(crate) fn device_for_later(disk: &SimDisk) -> (Arc<Device>, Later) {
     let later = Later::default();
     let on_disk = Arc::new(disk.clone());
     let device = Device::open(on_disk, Arc::new(later.clone()), Path::new(ROOT), 7).unwrap();
     (device, later)
 }
 
-pub(crate) fn reopen(disk: &MemoryDisk) -> (Log, Recovered) {
+pub(crate) fn reopen(disk: &SimDisk) -> (Log, Recovered) {
     open(&device_in(disk)).unwrap()
 }
 
 /// A log of `count` flushed batches: a noop, then data of two records.
-pub(crate) fn log_of(disk: &MemoryDisk, count: u64) -> Log {
+pub(crate) fn log_of(disk: &SimDisk, count: u64) -> Log {
     let (mut log, _) = reopen(disk);
     log.append(vec![noop(1)]).unwrap();
     for index in 2..=count {
@@ -174,7 +173,7 @@ pub(crate) fn last_of(log: &Log) -> u64 {
 }
 
 /// The segments of the log on a disk in memory, without the pool.
-pub(crate) fn segments_of(disk: &MemoryDisk) -> Vec<PathBuf> {
+pub(crate) fn segments_of(disk: &SimDisk) -> Vec<PathBuf> {
     let paths = disk.paths(".seg").into_iter();
     paths.filter(|path| path.parent().is_some_and(|folder| folder.ends_with("p"))).collect()
 }
