@@ -132,7 +132,12 @@ impl StorageFloor {
         let executor = Arc::new(ThreadExecutor::start()?);
         let disk = Arc::new(OsDisk::new(Backend::Map));
         let device = Device::open(disk, executor, dir, 1).map_err(io::Error::other)?;
-        let options = LogOptions { uuid: 1, retained_bytes: RETAINED_BYTES, flush_inline: true };
+        let options = LogOptions {
+            uuid: 1,
+            retained_bytes: RETAINED_BYTES,
+            flush_inline: true,
+            ..LogOptions::default()
+        };
         let (log, _) = Log::open(device, &dir.join("log"), options).map_err(io::Error::other)?;
         let mut floor = Self { log, next: 1 };
         // The first, small segments are outgrown before anything is measured.

@@ -23,7 +23,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{oneshot, watch};
-use weir_protocol::batch::{BatchHeader, BatchType};
 use weir_protocol::types::{BrokerId, Index, ReplicaId, Term};
 use weir_storage::{Device, Lane, Log, LogOptions, LogReader, OpenError, Read, Recovered};
 
@@ -55,9 +54,6 @@ pub struct ReplicaOptions {
 pub const HEARTBEAT_MS: u64 = 200;
 /// The shortest silence after which a follower calls an election.
 pub const ELECTION_MS: u64 = 600;
-
-/// Headers that are read at once.
-const HEADERS_READ: usize = 1_024;
 
 /// What was found in the log.
 #[derive(Debug)]
@@ -180,7 +176,8 @@ fn recover_here(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
     Ok(Found { shared, checkpoint, recovered })
 }
 
-/// Reads the headers of the log once: terms, and the memberships behind the checkpoint.
+/// The terms and memberships of the log. Memberships that the checkpoint covers are not read; one
+/// behind it that is damaged is an error.
 fn map_of(
     log: &Log,
     hard: &HardState,
@@ -191,36 +188,26 @@ fn map_of(
     let purged =
         hard.purged.map(|id| (engine::index_of(id.index()), Term(id.committed_leader_id().term)));
     let mut map = LogMap::behind(purged);
-    if let Some((_, taken)) = checkpoint {
-        map.set_membership(taken.membership.clone());
-    }
-    let mut next = bounds.first_index.max(Index(map.last().0 + 1));
-    while next <= bounds.last_index {
-        let read = |reason: String| OpenReplicaError::Read { index: next, reason };
-        let headers =
-            reader.headers(next, HEADERS_READ).map_err(|error| read(error.to_string()))?;
-        let last = headers.last().ok_or_else(|| read("no batch has it".into()))?.index;
-        for header in &headers {
-            map.extend(header.index, header.term);
-            if header.batch_type == BatchType::Config {
-                map.set_membership(membership_at(&reader, header)?);
-            }
+    let terms = reader.terms();
+    for (number, (first, term)) in terms.iter().enumerate() {
+        let next = terms.get(number + 1).map_or(bounds.last_index.0 + 1, |(next, _)| next.0);
+        let last = Index(next - 1);
+        if *first <= bounds.last_index && last > map.last() {
+            map.extend(last, *term);
         }
-        // An index that was read to its middle is read again; that changes nothing.
-        next = if headers.len() < HEADERS_READ {
-            Index(last.0 + 1)
-        } else {
-            last.max(Index(next.0 + 1))
-        };
+    }
+    let mut covered = map.purged().map_or(Index(0), |id| engine::index_of(id.index()));
+    if let Some((at, taken)) = checkpoint {
+        map.set_membership(taken.membership.clone());
+        covered = covered.max(*at);
+    }
+    for index in reader.config_indexes().into_iter().filter(|index| *index > covered) {
+        map.set_membership(membership_at(&reader, index)?);
     }
     Ok(map)
 }
 
-fn membership_at(
-    reader: &LogReader,
-    header: &BatchHeader,
-) -> Result<StoredMembership, OpenReplicaError> {
-    let index = header.index;
+fn membership_at(reader: &LogReader, index: Index) -> Result<StoredMembership, OpenReplicaError> {
     let read = |reason: String| OpenReplicaError::Read { index, reason };
     let found = match reader.read_from_index(index, 1) {
         Ok(Read::Hot(slices)) => Ok(slices),
@@ -231,7 +218,7 @@ fn membership_at(
     let slice = slices.first().ok_or_else(|| read("no batch has it".into()))?;
     let membership = codec::decode_membership(control_section(slice))
         .map_err(|reason| OpenReplicaError::Codec { what: "membership", reason })?;
-    Ok(StoredMembership::new(engine::log_id(header.term.0, index), membership))
+    Ok(StoredMembership::new(engine::log_id(slice.header.term.0, index), membership))
 }
 
 /// Builds the engine and starts its tasks; they inherit the seed of the scope around this.

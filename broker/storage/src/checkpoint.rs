@@ -8,7 +8,7 @@
 //! ```
 
 use crate::device::Device;
-use crate::disk::Disk;
+use crate::disk::{Disk, replace_file};
 use crate::reader::LogReader;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -71,15 +71,7 @@ pub(crate) fn write(disk: &dyn Disk, dir: &Path, index: Index, content: &[u8]) -
     bytes.extend_from_slice(content);
     let crc = crc32fast::hash(&bytes[12..]);
     bytes[8..12].copy_from_slice(&crc.to_le_bytes());
-    let fresh = dir.join("ckpt.new");
-    if disk.list(dir)?.iter().any(|name| name == "ckpt.new") {
-        disk.remove(&fresh)?;
-    }
-    let file = disk.create(&fresh, bytes.len() as u64)?;
-    file.write_at(0, &bytes)?;
-    file.flush(0..bytes.len() as u64)?;
-    disk.rename(&fresh, &dir.join(file_name(index)))?;
-    disk.sync_dir(dir)
+    replace_file(disk, dir, &file_name(index), &bytes)
 }
 
 /// The indexes of the checkpoints that exist, newest first.

@@ -75,6 +75,22 @@ pub trait DiskFile: Send + Sync + Debug {
     fn read_device(&self, position: u64, into: &mut [u8]) -> io::Result<()>;
 }
 
+/// Puts a whole file of `bytes` in the place of `name`, durably: it is the old one or the new one.
+pub(crate) fn replace_file(
+    disk: &dyn Disk,
+    dir: &Path,
+    name: &str,
+    bytes: &[u8],
+) -> io::Result<()> {
+    let fresh = dir.join(format!("{name}.new"));
+    remove_if_there(disk, &fresh)?;
+    let file = disk.create(&fresh, bytes.len() as u64)?;
+    file.write_at(0, bytes)?;
+    file.flush(0..bytes.len() as u64)?;
+    disk.rename(&fresh, &dir.join(name))?;
+    disk.sync_dir(dir)
+}
+
 /// Removes a file that another life of its log in this process may have removed before.
 pub(crate) fn remove_if_there(disk: &dyn Disk, path: &Path) -> io::Result<()> {
     match disk.remove(path) {

@@ -1,5 +1,6 @@
 //! Owns: one error per verb of the log. Never: an error that only says "other".
 
+use crate::damage::DamagedRange;
 use std::io;
 use std::path::{Path, PathBuf};
 use weir_protocol::batch::HeaderError;
@@ -28,9 +29,15 @@ pub enum CorruptionKind {
     /// Checksums match but the batch does not belong here.
     #[error("a valid batch that does not follow the one before it (misplaced or stale)")]
     OutOfPlace,
-    /// A segment is missing, or too short.
-    #[error("the segment before it is missing or too short")]
+    /// The segment is of another log, or has another segment's name.
+    #[error("the segment belongs to another log or place")]
+    Foreign,
+    /// A segment is missing.
+    #[error("a segment is missing")]
     Hole,
+    /// The file is shorter than it was made.
+    #[error("the file is shorter than it was made")]
+    Shortened,
     /// The hard state.
     #[error("no copy of the hard state is valid")]
     Meta,
@@ -128,9 +135,9 @@ pub enum ReadError {
         /// Exclusive end.
         end: u64,
     },
-    /// The bytes are not what was written.
-    #[error(transparent)]
-    Damaged(#[from] Corruption),
+    /// The bytes are not what was written; what lies beside them can be read.
+    #[error("{0}")]
+    Damaged(DamagedRange),
     /// The device failed.
     #[error("{}: {source}", file.display())]
     Device {
@@ -139,13 +146,6 @@ pub enum ReadError {
         /// What the operating system says.
         source: io::Error,
     },
-}
-
-impl ReadError {
-    pub(crate) fn damaged(file: &Path, position: u64, error: HeaderError) -> Self {
-        let kind = CorruptionKind::Batch(error);
-        Self::Damaged(Corruption { file: file.to_owned(), position, kind })
-    }
 }
 
 impl OpenError {

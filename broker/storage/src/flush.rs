@@ -2,14 +2,20 @@
 //!
 //! Owns: which logs have unflushed bytes, and who waits for them.
 //! Never: retries a flush: after the first failure a log is fenced until it is opened anew.
-//! Invariants: completions of one log come in the order of its requests; what was appended while
+//! Invariants: several logs of a round share one flush of the device where its filesystem allows it;
+//! completions of one log come in the order of its requests; what was appended while
 //! a round ran is the next round; one flush of a log at a time, because the operating system tells
 //! of a failure once.
 
+mod together;
+
+use crate::disk::DiskFile;
 use crate::error::FlushError;
 use crate::executor::{Executor, Lane};
+use crate::limits::{DEVICE_UNFLUSHED_BYTES_MAX, UNFLUSHED_BYTES_MAX};
 use crate::segment::Segment;
 use std::collections::VecDeque;
+use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -23,13 +29,14 @@ pub type FlushDone = Box<dyn FnOnce(Result<(), FlushError>) + Send>;
 pub type FlushObserver = Arc<dyn Fn(Duration, u64) + Send + Sync>;
 
 /// The flush side of one log.
-#[derive(Default)]
 pub(crate) struct LogFlush {
     pending: Mutex<Pending>,
     /// Held while a flush is under way, from what it covers to what it proves.
     flushing: Mutex<()>,
     /// Last index whose bytes are durable.
     flushed_index: AtomicU64,
+    /// Unflushed bytes of all logs of the device.
+    device_unflushed: Arc<AtomicU64>,
     fence: OnceLock<FlushError>,
 }
 
@@ -43,11 +50,14 @@ struct Pending {
 }
 
 impl LogFlush {
-    pub(crate) fn behind(flushed_index: Index) -> Arc<Self> {
-        let flush = Self::default();
-        flush.flushed_index.store(flushed_index.0, Ordering::Release);
-        flush.pending().index = flushed_index;
-        Arc::new(flush)
+    pub(crate) fn behind(flushed_index: Index, device_unflushed: Arc<AtomicU64>) -> Arc<Self> {
+        Arc::new(Self {
+            pending: Mutex::new(Pending { index: flushed_index, ..Pending::default() }),
+            flushing: Mutex::default(),
+            flushed_index: AtomicU64::new(flushed_index.0),
+            device_unflushed,
+            fence: OnceLock::new(),
+        })
     }
 
     fn pending(&self) -> MutexGuard<'_, Pending> {
@@ -79,6 +89,7 @@ impl LogFlush {
     pub(crate) fn dirty(&self, segment: &Arc<Segment>, range: Range<u64>, index: Index) {
         let mut pending = self.pending();
         pending.index = index;
+        self.device_unflushed.fetch_add(range.end - range.start, Ordering::Relaxed);
         match &mut pending.dirty {
             Some((of, dirty)) => {
                 assert!(Arc::ptr_eq(of, segment), "the segment before was flushed");
@@ -104,50 +115,49 @@ impl LogFlush {
         self.pending().dirty.as_ref().map_or(0, |(_, range)| range.end - range.start)
     }
 
-    /// Flushes everything that is dirty now and tells those who waited for it. One thread at a
-    /// time: the coordinator's round.
+    /// Whether `bytes` more would exceed what the log, or its device, may hold unflushed.
+    pub(crate) fn is_at_limit(&self, bytes: u64) -> bool {
+        let here = self.unflushed_bytes();
+        let device = self.device_unflushed.load(Ordering::Relaxed);
+        here > 0
+            && (here + bytes > UNFLUSHED_BYTES_MAX || device + bytes > DEVICE_UNFLUSHED_BYTES_MAX)
+    }
+
+    /// Flushes everything that is dirty now and tells those who waited for it.
     fn flush_now(&self, observer: Option<&FlushObserver>) {
-        let outcome = {
-            let _flushing = self.flushing();
-            self.flush_dirty(observer).map(|index| self.satisfied(index))
-        };
-        match outcome {
-            Ok(satisfied) => satisfied.into_iter().for_each(|done| done(Ok(()))),
-            Err(error) => self.fail(error),
-        }
+        let outcome = self.begin().and_then(|turn| {
+            let outcome = turn.flush(observer);
+            turn.end(outcome, Self::satisfied)
+        });
+        self.tell(outcome);
     }
 
     /// Makes everything stored so far durable before this returns. Who waits for it is told by
     /// the coordinator's next round.
     pub(crate) fn settle(&self, observer: Option<&FlushObserver>) -> Result<(), FlushError> {
-        let _flushing = self.flushing();
-        self.flush_dirty(observer).map(drop)
+        let turn = self.begin()?;
+        let outcome = turn.flush(observer);
+        turn.end(outcome, |_, _| ())
     }
 
-    /// Returns the last index that is durable now.
-    fn flush_dirty(&self, observer: Option<&FlushObserver>) -> Result<Index, FlushError> {
+    /// Begins a flush: what is dirty now is what it covers.
+    fn begin(&self) -> Result<Turn<'_>, FlushError> {
+        let flushing = self.flushing();
         if let Some(error) = self.fence() {
             return Err(error.clone());
         }
-        let (dirty, index) = {
-            let mut pending = self.pending();
-            (pending.dirty.take(), pending.index)
-        };
-        if let Some((segment, range)) = dirty {
-            let bytes = range.end - range.start;
-            let started = clock();
-            if let Err(error) = segment.file.flush(range.clone()) {
-                tracing::error!(file = %segment.path.display(), %error, "the flush failed");
-                let error = FlushError::new(&segment.path, &error);
-                return Err(self.fence.get_or_init(|| error).clone());
-            }
-            if let Some(observer) = observer {
-                observer(started.elapsed(), bytes);
-            }
-            segment.flushed(range.end);
+        let mut pending = self.pending();
+        let (dirty, index) = (pending.dirty.take(), pending.index);
+        drop(pending);
+        Ok(Turn { log: self, dirty, index, _flushing: flushing })
+    }
+
+    /// Tells those who waited what became of a flush.
+    fn tell(&self, outcome: Result<Vec<FlushDone>, FlushError>) {
+        match outcome {
+            Ok(satisfied) => satisfied.into_iter().for_each(|done| done(Ok(()))),
+            Err(error) => self.fail(error),
         }
-        self.flushed_index.fetch_max(index.0, Ordering::AcqRel);
-        Ok(index)
     }
 
     /// Takes out those who wait for nothing behind `index`.
@@ -156,6 +166,61 @@ impl LogFlush {
         let count = pending.waiting.partition_point(|(wanted, _)| *wanted <= index);
         pending.waiting.drain(..count).map(|(_, done)| done).collect()
     }
+}
+
+impl Drop for LogFlush {
+    fn drop(&mut self) {
+        self.device_unflushed.fetch_sub(self.unflushed_bytes(), Ordering::Relaxed);
+    }
+}
+
+/// One flush of one log, from what it covers to what it proves.
+struct Turn<'a> {
+    log: &'a LogFlush,
+    dirty: Option<(Arc<Segment>, Range<u64>)>,
+    index: Index,
+    _flushing: MutexGuard<'a, ()>,
+}
+
+impl Turn<'_> {
+    /// Flushes by itself.
+    fn flush(&self, observer: Option<&FlushObserver>) -> io::Result<()> {
+        let Some((segment, range)) = &self.dirty else { return Ok(()) };
+        flush_one(&*segment.file, range, observer)
+    }
+
+    /// Ends the flush: `satisfied` is asked, while no other flush of the log can begin, about the
+    /// last index that is durable now; or the failure fences the log.
+    fn end<T>(
+        self,
+        outcome: io::Result<()>,
+        satisfied: impl FnOnce(&LogFlush, Index) -> T,
+    ) -> Result<T, FlushError> {
+        if let Some((segment, range)) = &self.dirty {
+            self.log.device_unflushed.fetch_sub(range.end - range.start, Ordering::Relaxed);
+            if let Err(error) = outcome {
+                tracing::error!(file = %segment.path.display(), %error, "the flush failed");
+                let error = FlushError::new(&segment.path, &error);
+                return Err(self.log.fence.get_or_init(|| error).clone());
+            }
+            segment.flushed(range.end);
+        }
+        self.log.flushed_index.fetch_max(self.index.0, Ordering::AcqRel);
+        Ok(satisfied(self.log, self.index))
+    }
+}
+
+fn flush_one(
+    file: &dyn DiskFile,
+    range: &Range<u64>,
+    observer: Option<&FlushObserver>,
+) -> io::Result<()> {
+    let started = clock();
+    file.flush(range.clone())?;
+    if let Some(observer) = observer {
+        observer(started.elapsed(), range.end - range.start);
+    }
+    Ok(())
 }
 
 #[expect(
@@ -198,6 +263,7 @@ impl Flusher {
 pub(crate) struct FlushCoordinator {
     executor: Arc<dyn Executor>,
     observer: OnceLock<FlushObserver>,
+    unflushed: Arc<AtomicU64>,
     state: Mutex<State>,
 }
 
@@ -210,7 +276,17 @@ struct State {
 
 impl FlushCoordinator {
     pub(crate) fn new(executor: Arc<dyn Executor>) -> Arc<Self> {
-        Arc::new(Self { executor, observer: OnceLock::new(), state: Mutex::default() })
+        Arc::new(Self {
+            executor,
+            observer: OnceLock::new(),
+            unflushed: Arc::default(),
+            state: Mutex::default(),
+        })
+    }
+
+    /// Where the logs of the device count their unflushed bytes.
+    pub(crate) fn unflushed(&self) -> Arc<AtomicU64> {
+        self.unflushed.clone()
     }
 
     pub(crate) fn observe(&self, observer: FlushObserver) {
@@ -261,8 +337,9 @@ impl FlushCoordinator {
                 }
                 std::mem::take(&mut state.asked)
             };
-            for log in asked {
-                log.flush_now(self.observer.get());
+            match &*asked {
+                [log] => log.flush_now(self.observer.get()),
+                logs => together::flush(logs, self.observer.get()),
             }
         }
     }

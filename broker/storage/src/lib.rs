@@ -6,6 +6,7 @@
 #![warn(missing_docs)]
 
 mod checkpoint;
+mod damage;
 mod device;
 mod disk;
 mod error;
@@ -16,12 +17,15 @@ pub mod limits;
 mod log;
 mod meta;
 mod os_disk;
+mod pool;
 mod reader;
 mod recovery;
+mod scan;
 mod segment;
 mod sys;
 
 pub use checkpoint::Checkpoints;
+pub use damage::DamagedRange;
 pub use device::Device;
 pub use disk::{DeviceId, Disk, DiskFile, DiskLock};
 pub use error::{

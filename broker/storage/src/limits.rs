@@ -1,6 +1,6 @@
 //! Owns: the numbers of the disk. Never: a number that a peer must know.
 
-use weir_protocol::limits::BATCH_BYTES_MAX;
+use weir_protocol::limits::{BATCH_ALIGN_BYTES, BATCH_BYTES_MAX};
 
 /// A segment's header, before its first batch.
 pub const SEGMENT_HEADER_BYTES: u64 = 4 << 10;
@@ -16,9 +16,14 @@ pub const FILL_BYTES: usize = 16 << 10;
 /// one pipelined publisher of 1 KiB messages (`weir bench pub -d 5s`): p99.9 of a publish 6 to 12 ms; 13 to 17 ms with 4 MiB,
 /// 25 to 33 ms with 16 MiB, 45 ms when a whole segment was left to the flush at its end.
 pub const FILL_ROUND_BYTES: u64 = 1 << 20;
-/// The next segment is asked for when a quarter of this one is taken, and at the latest here: a
-/// large one takes a while to fill, and a log that has to wait for it answers nobody.
+/// The pool is to have a spare of the next size when a quarter of a segment is taken, and at the
+/// latest here: a large one takes a while to fill, and a log that has to wait for it answers nobody.
 pub const NEXT_SEGMENT_WITHIN_BYTES: u64 = 4 << 20;
+/// A log takes its next segment out of the pool when so much is left of this one, or a half of it.
+pub const NEXT_SEGMENT_BEFORE_BYTES: u64 = 8 << 20;
+/// Bytes of spare segments that wait in the pool of a device: one of each size, and room for what a
+/// trim gives up at once.
+pub const POOL_BYTES_MAX: u64 = 512 << 20;
 /// A body of at least this size goes by pwrite into the mapped file. Measured (`weir bench floor`):
 /// from the size of a fill step on pwrite is faster, by a quarter at 64 KiB; below, it makes no
 /// difference to the time, and the store through the map needs no system call.
@@ -27,8 +32,15 @@ pub const PWRITE_BODY_BYTES: usize = FILL_BYTES;
 pub const CONTROL_RESERVE_BYTES: u64 = 64 << 10;
 /// One row of the sparse index per so many bytes.
 pub const INDEX_STRIDE_BYTES: u64 = 64 << 10;
-/// Unflushed bytes of one log; the partition's own limits stay below.
-pub const UNFLUSHED_BYTES_MAX: u64 = 32 << 20;
+/// Unflushed bytes of one log at any time: an append beyond waits for a flush. Recovery counts on
+/// it, so it is written into each segment.
+pub const UNFLUSHED_BYTES_MAX: u64 = 16 << 20;
+/// Unflushed bytes of all logs of a device, beyond which an append waits for a flush of its log.
+pub const DEVICE_UNFLUSHED_BYTES_MAX: u64 = 64 << 20;
+/// Damaged ranges of a log that are remembered.
+pub const DAMAGED_RANGES_MAX: usize = 4_096;
+/// Sealed segments of one log whose sparse index stays in memory (about 64 KiB for the largest).
+pub const INDEXES_LOADED_MAX: usize = 16;
 /// Behind the last published byte this much is read ahead of stores.
 pub const PREPARE_BYTES: u64 = 4 << 20;
 /// What is this near to the log end is served without asking a pool thread.
@@ -40,6 +52,8 @@ pub const META_BLOB_BYTES_MAX: usize = 2 << 10;
 /// Free bytes below which no further segment is made.
 pub const DISK_RESERVE_BYTES: u64 = 16 << 20;
 
+const _: () = assert!(BATCH_BYTES_MAX as u64 + BATCH_ALIGN_BYTES as u64 <= UNFLUSHED_BYTES_MAX);
+const _: () = assert!(UNFLUSHED_BYTES_MAX < DEVICE_UNFLUSHED_BYTES_MAX);
 const _: () = assert!(
     BATCH_BYTES_MAX as u64 + SEGMENT_HEADER_BYTES + CONTROL_RESERVE_BYTES < SEGMENT_LADDER_BYTES[2]
 );

@@ -12,18 +12,21 @@ mod next;
 pub use cut::Trimmed;
 
 use crate::checkpoint::Checkpoints;
-use crate::device::{Device, Spare};
+use crate::damage::DamagedRange;
+use crate::device::Device;
 use crate::error::{AppendError, FlushError, OpenError, is_no_space};
 use crate::executor::Lane;
 use crate::flush::{FlushDone, Flusher, LogFlush};
-use crate::index::SparseIndex;
+use crate::index::{Marks, SparseIndex, StoredIndex};
 use crate::limits::{
-    CONTROL_RESERVE_BYTES, NEXT_SEGMENT_WITHIN_BYTES, PREPARE_BYTES, SEGMENT_HEADER_BYTES,
-    SEGMENT_LADDER_BYTES, SEGMENT_SHARE_OF_TOPIC,
+    CONTROL_RESERVE_BYTES, NEXT_SEGMENT_BEFORE_BYTES, NEXT_SEGMENT_WITHIN_BYTES, PREPARE_BYTES,
+    SEGMENT_HEADER_BYTES, SEGMENT_LADDER_BYTES, SEGMENT_SHARE_OF_TOPIC, UNFLUSHED_BYTES_MAX,
 };
 use crate::meta::Meta;
+use crate::pool::Spare;
 use crate::reader::{LogReader, Shared};
-use crate::recovery;
+use crate::recovery::{self, segment_name};
+use crate::scan::Cursor;
 use crate::segment::{Segment, SegmentHeader};
 use bytes::Bytes;
 use next::NextSegment;
@@ -32,7 +35,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use weir_protocol::batch::{BatchHeader, BatchType};
 use weir_protocol::limits::{BATCH_ALIGN_BYTES, BATCH_HEADER_BYTES};
-use weir_protocol::types::{Index, Offset, Term};
+use weir_protocol::types::{Index, Offset};
 
 /// How a log is kept.
 #[derive(Debug, Clone)]
@@ -44,11 +47,14 @@ pub struct LogOptions {
     /// Flush on the thread that asks, unless a round of the device is running. For programs that wait
     /// for every flush anyway.
     pub flush_inline: bool,
+    /// Open the log also where its end is damaged beyond knowledge, and pass over everything that is
+    /// damaged: what cannot be read is given up for good.
+    pub accept_loss: bool,
 }
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self { uuid: 0, retained_bytes: u64::MAX, flush_inline: false }
+        Self { uuid: 0, retained_bytes: u64::MAX, flush_inline: false, accept_loss: false }
     }
 }
 
@@ -79,6 +85,8 @@ pub struct Recovered {
     pub bytes_cut: u64,
     /// Bytes that were rewritten and flushed because nothing proves that they had been.
     pub bytes_rewritten: u64,
+    /// What is damaged, accepted losses included.
+    pub damaged: Vec<DamagedRange>,
 }
 
 /// The exclusive writer of a log.
@@ -88,8 +96,8 @@ pub struct Log {
     options: LogOptions,
     shared: Arc<Shared>,
     meta: Meta,
-    /// Term and chain of the last batch that is not local.
-    tail: (Term, u32),
+    /// What holds behind the last batch.
+    cursor: Cursor,
     /// Where the next batch goes in the active segment.
     position: u64,
     /// The segment that is made ready for the next roll.
@@ -97,6 +105,8 @@ pub struct Log {
     /// Sequence of the newest segment file ever made.
     sequence: u64,
     prepared_to: u64,
+    /// Where the segment ended when the last watermark was left in it.
+    marked_to: u64,
     /// Behind this position of the active segment the next one is asked for again.
     asked_at: u64,
 }
@@ -109,8 +119,8 @@ impl Log {
         options: LogOptions,
     ) -> Result<(Self, Recovered), OpenError> {
         let found = recovery::recover(&device, dir, &options)?;
-        let flush = LogFlush::behind(found.ends.last_index());
-        let shared = Shared::new(found.ends, flush);
+        let flush = LogFlush::behind(found.ends.last_index, device.flushes.unflushed());
+        let shared = Shared::new(device.disk().clone(), found.ends, flush, found.damage);
         let mut log = Self {
             next: NextSegment::new(device.clone()),
             device,
@@ -118,10 +128,11 @@ impl Log {
             options,
             shared,
             meta: found.meta,
-            tail: found.tail,
+            cursor: found.cursor,
             position: found.position,
             sequence: found.sequence,
             prepared_to: 0,
+            marked_to: 0,
             asked_at: 0,
         };
         let mut recovered = found.recovered;
@@ -133,21 +144,18 @@ impl Log {
     /// A torn tail is cut by rolling: nothing is rewritten, and stale bytes never come back. What
     /// is whole of an index whose last batch is missing goes with it, and is returned in bytes.
     fn cut_torn_tail(&mut self, torn: u64) -> Result<u64, OpenError> {
-        let (last_index, last) = {
-            let ends = self.shared.ends();
-            (ends.last_index(), ends.last)
-        };
-        let halved = last.filter(|last| !last.is_last_of_index());
-        if torn == 0 && halved.is_none() {
+        let Cursor { last_index, open_index, .. } = self.cursor;
+        if torn == 0 && !open_index {
             return Ok(0);
         }
-        let (kept, bytes) = match halved {
-            None => (last_index, 0),
-            Some(last) => {
-                let headers = self.reader().headers(last.index, usize::MAX);
+        let (kept, bytes) = match open_index {
+            false => (last_index, 0),
+            true => {
+                let headers = self.reader().headers(last_index, usize::MAX);
                 let headers = headers.map_err(io::Error::other);
                 let headers = headers.map_err(OpenError::device(&self.dir))?;
-                (Index(last.index.0 - 1), headers.iter().map(|h| h.stored_len() as u64).sum())
+                let bytes = headers.iter().map(|header| header.stored_len() as u64).sum();
+                (Index(last_index.0 - 1), bytes)
             }
         };
         let (dir, bytes_cut) = (self.dir.display(), torn + bytes);
@@ -186,7 +194,12 @@ impl Log {
             true => BATCH_HEADER_BYTES as u64,
             false => CONTROL_RESERVE_BYTES,
         };
+        assert!(bytes <= UNFLUSHED_BYTES_MAX, "a group is smaller than what may be unflushed");
         let segment = self.segment_for(bytes, reserve)?;
+        if self.shared.flush.is_at_limit(bytes) {
+            let observer = self.device.flushes.observer();
+            self.shared.flush.settle(observer).map_err(AppendError::Fenced)?;
+        }
         let stored = self.store_all(&segment, batches);
         stored.map_err(|error| self.fence(&segment.path, &error))
     }
@@ -209,13 +222,13 @@ impl Log {
             header.base_offset = log_end;
             header.durable_pos = segment.flushed_end();
             let control_crc = control_crc_of(&header, &body);
-            let bytes = header.stamp(segment.header.salt, self.tail.1, control_crc);
+            let bytes = header.stamp(segment.header.salt, self.cursor.chain, control_crc);
             let position = self.position;
             store_batch(segment, position, &bytes, &body)?;
             self.position += header.stored_len() as u64;
-            self.tail = (header.term, header.chain);
+            self.cursor.pass(&header);
             log_end = header.end_offset();
-            segment.index().note(position, &header);
+            segment.note(position, &header);
             stored.push((header, position));
         }
         let last_index = stored.last().map_or(Index(0), |(header, _)| header.index);
@@ -227,6 +240,7 @@ impl Log {
                 ends.remember(header, segment, position);
                 ends.last = Some(header);
             }
+            ends.last_index = self.cursor.last_index;
             ends.log_end = log_end;
         }
         self.look_ahead(segment);
@@ -266,34 +280,70 @@ impl Log {
 
     /// Closes the active segment with a SEAL and links `spare` behind it.
     fn roll(&mut self, spare: Spare) -> io::Result<Arc<Segment>> {
-        let (prev_sequence, prev_cut_pos) = match self.active() {
-            Some(active) => {
-                if !active.is_sealed() {
-                    self.seal(&active)?;
-                }
-                (active.header.sequence, self.position)
-            }
-            None => (0, 0),
-        };
-        self.link(spare, prev_sequence, prev_cut_pos)
+        let Some(active) = self.active() else { return self.link(spare, 0, 0) };
+        if !active.is_sealed() {
+            self.append_local(&active, BatchType::Seal)?;
+            active.seal();
+        }
+        let stored = self.index_of(&active);
+        let next = self.link(spare, active.header.sequence, self.position)?;
+        if let Some(stored) = stored {
+            recovery::submit_index(&self.device, active.path.clone(), stored);
+            self.shared.keep_loaded(&active);
+        }
+        Ok(next)
     }
 
-    fn seal(&mut self, active: &Arc<Segment>) -> io::Result<()> {
-        let mut header = BatchHeader::empty(BatchType::Seal);
-        (header.term, header.chain) = self.tail;
-        {
-            let ends = self.shared.ends();
-            header.index = ends.last_index();
-            header.base_offset = ends.log_end;
-            header.log_time_ms = ends.last.map_or(0, |last| last.log_time_ms);
-        }
+    /// Appends a batch that says how far the log is: it repeats the last index and chain.
+    fn append_local(&mut self, active: &Arc<Segment>, batch_type: BatchType) -> io::Result<()> {
+        let mut header = BatchHeader::empty(batch_type);
+        header.term = self.cursor.term;
+        header.chain = self.cursor.chain;
+        header.index = self.cursor.last_index;
+        header.base_offset = self.cursor.log_end;
+        header.log_time_ms = self.shared.ends().last.map_or(0, |last| last.log_time_ms);
         header.durable_pos = active.flushed_end();
         active.file.write_at(self.position, &header.stamp_local(active.header.salt))?;
         let end = self.position + header.stored_len() as u64;
         self.shared.flush.dirty(active, self.position..end, header.index);
         self.position = end;
         active.publish(end);
-        active.seal();
+        Ok(())
+    }
+
+    /// What the file of a segment's index is to say when the segment ends here.
+    fn index_of(&self, segment: &Arc<Segment>) -> Option<StoredIndex> {
+        let last = self.shared.ends().recent.back().cloned();
+        let last = last.filter(|(_, of, _)| Arc::ptr_eq(of, segment));
+        Some(StoredIndex {
+            salt: segment.header.salt,
+            end: self.position,
+            last_position: last.map(|(.., position)| position),
+            cursor: self.cursor,
+            marks: segment.marks().clone(),
+            rows: segment.rows().clone()?,
+        })
+    }
+
+    /// Leaves evidence on the disk of how far the log is flushed, where nothing says it yet: without
+    /// it, damage in what was appended last would look like a torn tail. For logs that are idle;
+    /// nobody waits for it.
+    pub fn leave_watermark(&mut self) -> io::Result<()> {
+        self.check_fence()?;
+        let Some(active) = self.active().filter(|active| !active.is_sealed()) else {
+            return Ok(());
+        };
+        let room = active.file.len() - self.position;
+        if self.position == self.marked_to
+            || self.unflushed_bytes() > 0
+            || room < 2 * BATCH_HEADER_BYTES as u64
+        {
+            return Ok(());
+        }
+        let appended = self.append_local(&active, BatchType::Watermark);
+        self.fence_unless(appended)?;
+        self.marked_to = self.position;
+        self.flusher().flush_elsewhere(Box::new(|_| ()));
         Ok(())
     }
 
@@ -306,26 +356,23 @@ impl Log {
         prev_sequence: u64,
         prev_cut_pos: u64,
     ) -> io::Result<Arc<Segment>> {
-        let (last_index, log_end, last_time) = {
-            let ends = self.shared.ends();
-            (ends.last_index(), ends.log_end, ends.last.map_or(0, |last| last.log_time_ms))
-        };
         let header = SegmentHeader {
             partition_uuid: self.options.uuid,
             sequence: self.sequence + 1,
             salt: self.device.next_salt(),
-            base_index: Index(last_index.0 + 1),
-            base_offset: log_end,
-            prev_term: self.tail.0,
-            prev_chain: self.tail.1,
+            base_index: Index(self.cursor.last_index.0 + 1),
+            base_offset: self.cursor.log_end,
+            prev_term: self.cursor.term,
+            prev_chain: self.cursor.chain,
             prev_sequence,
             prev_cut_pos,
             capacity: spare.file.len(),
-            created_ms: last_time,
+            created_ms: self.shared.ends().last.map_or(0, |last| last.log_time_ms),
+            recycled: spare.recycled,
+            unflushed_max: UNFLUSHED_BYTES_MAX as u32,
         };
         self.shared.flush.settle(self.device.flushes.observer()).map_err(io::Error::other)?;
-        let name = format!("{:020}-{:08x}.seg", header.base_index.0, header.sequence);
-        let path = self.dir.join(name);
+        let path = self.dir.join(segment_name(header.base_index, header.sequence));
         let linked = header.store(&*spare.file);
         let linked = linked.and_then(|()| spare.file.flush(0..SEGMENT_HEADER_BYTES));
         if let Err(error) = linked.and_then(|()| self.device.disk().rename(&spare.path, &path)) {
@@ -334,10 +381,13 @@ impl Log {
             return Err(error);
         }
         self.device.disk().sync_dir(&self.dir)?;
+        // From now on its loss would be noticed; nothing in it was acknowledged before.
+        self.meta.store(|state| state.last_segment = header.sequence)?;
         self.sequence = header.sequence;
         self.position = SEGMENT_HEADER_BYTES;
+        self.marked_to = SEGMENT_HEADER_BYTES;
         (self.prepared_to, self.asked_at) = (0, 0);
-        let start = (SEGMENT_HEADER_BYTES, SparseIndex::default());
+        let start = (SEGMENT_HEADER_BYTES, Some(SparseIndex::default()), Marks::default());
         let segment = Segment::new(header, path, spare.file, start);
         self.shared.ends_mut().segments.push_back(segment.clone());
         Ok(segment)
@@ -359,11 +409,16 @@ impl Log {
             };
             self.device.executor().submit(Lane::Prepare, Box::new(prepare));
         }
-        let due = (segment.file.len() / 4).min(NEXT_SEGMENT_WITHIN_BYTES).max(self.asked_at);
-        if self.position > due {
+        let len = segment.file.len();
+        let early = (len / 4).min(NEXT_SEGMENT_WITHIN_BYTES);
+        let late = len - (len / 2).min(NEXT_SEGMENT_BEFORE_BYTES);
+        if self.position > late.max(self.asked_at) {
             // A full disk is not asked again at every append.
             self.asked_at = self.position + PREPARE_BYTES;
             self.ask_for_next();
+        } else if self.position > early && self.asked_at == 0 {
+            self.asked_at = late;
+            self.next.announce(self.next_bytes(0));
         }
         self.note_room();
     }
@@ -404,13 +459,13 @@ impl Log {
 
     /// The owner's hard state, as it was stored last.
     pub fn meta(&self) -> &[u8] {
-        self.meta.blob()
+        &self.meta.state().blob
     }
 
     /// Makes the owner's hard state durable.
     pub fn store_meta(&mut self, blob: &[u8]) -> io::Result<()> {
         self.check_fence()?;
-        let stored = self.meta.store(self.meta.first_index(), blob);
+        let stored = self.meta.store(|state| state.blob = blob.to_vec());
         self.fence_unless(stored)
     }
 

@@ -6,28 +6,37 @@
 //!
 //! ```text
 //! 4 copies of 4096 bytes: generation A twice, generation B twice
-//!   0 magic8 "WEIRMET\x01"   8 crc4 of [12..4096)   12 version2  14 0u16
-//!  16 sequence8             24 first_index8         32 blob_len4  36 blob
+//!   0 magic8 "WEIRMET\x01"   8 crc4 of [12..4096)   12 version2  14 zero2
+//!  16 sequence8             24 first_index8         32 blob_len4
+//!  36 first_offset8         44 last_segment8        52 blob
+//! version 1 ended with the blob, at 36
 //! ```
 
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, remove_if_there};
 use crate::error::{Corruption, CorruptionKind, OpenError};
 use crate::limits::{META_BLOB_BYTES_MAX, META_COPY_BYTES};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use weir_protocol::types::Index;
+use weir_protocol::types::{Index, Offset};
 
 const MAGIC: [u8; 8] = *b"WEIRMET\x01";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const FILE_BYTES: u64 = 4 * META_COPY_BYTES as u64;
-const BLOB_AT: usize = 36;
+const BLOB_AT: usize = 52;
+const BLOB_AT_V1: usize = 36;
 
+/// What is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct State {
+pub(crate) struct State {
     sequence: u64,
-    first_index: Index,
-    blob: Vec<u8>,
+    /// Where the log begins.
+    pub(crate) first_index: Index,
+    pub(crate) first_offset: Offset,
+    /// Sequence of the newest segment that was linked: one that is missing was lost.
+    pub(crate) last_segment: u64,
+    /// The owner's bytes.
+    pub(crate) blob: Vec<u8>,
 }
 
 /// The open hard state.
@@ -39,65 +48,61 @@ pub(crate) struct Meta {
 }
 
 impl Meta {
-    /// Opens `dir/meta`. One that does not exist is made if the log is `fresh` (no segment
-    /// exists either); otherwise its absence is damage.
-    pub(crate) fn open(disk: &dyn Disk, dir: &Path, fresh: bool) -> Result<Self, OpenError> {
+    /// Reads `dir/meta`; none where there is no such file.
+    pub(crate) fn load(disk: &dyn Disk, dir: &Path) -> Result<Option<Self>, OpenError> {
         let path = dir.join("meta");
-        let names = disk.list(dir).map_err(OpenError::device(dir))?;
-        let damaged = || {
-            let kind = CorruptionKind::Meta;
-            OpenError::Damaged(Corruption { file: path.clone(), position: 0, kind })
+        let file = match disk.open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(OpenError::device(&path)(error)),
         };
-        if !names.iter().any(|name| name == "meta") {
-            if !fresh {
-                return Err(damaged());
-            }
-            return Self::create(disk, dir, path);
-        }
-        let file = disk.open(&path).map_err(OpenError::device(&path))?;
-        if file.len() < FILE_BYTES {
-            return Err(damaged());
-        }
         let mut newest: Option<State> = None;
         for copy in 0..4 {
             let mut bytes = vec![0; META_COPY_BYTES];
             let position = copy * META_COPY_BYTES as u64;
+            if file.len() < position + META_COPY_BYTES as u64 {
+                break;
+            }
             file.read_at(position, &mut bytes).map_err(OpenError::device(&path))?;
             let known = newest.as_ref().map_or(0, |known| known.sequence);
             newest = decode(&bytes, &path)?.filter(|state| state.sequence > known).or(newest);
         }
-        let state = newest.ok_or_else(damaged)?;
-        Ok(Self { file, path, state })
+        match newest.filter(|_| file.len() >= FILE_BYTES) {
+            Some(state) => Ok(Some(Self { file, path, state })),
+            None => Err(Self::unreadable(dir)),
+        }
     }
 
+    /// The error of a log whose hard state is gone.
+    pub(crate) fn unreadable(dir: &Path) -> OpenError {
+        let (file, kind) = (dir.join("meta"), CorruptionKind::Meta);
+        OpenError::Damaged(Corruption { file, position: 0, kind })
+    }
+
+    /// Makes the hard state of a fresh log.
     /// A crash in between leaves `meta.new`, which the next try replaces.
-    fn create(disk: &dyn Disk, dir: &Path, path: PathBuf) -> Result<Self, OpenError> {
-        let fresh = dir.join("meta.new");
-        let names = disk.list(dir).map_err(OpenError::device(dir))?;
-        if names.iter().any(|name| name == "meta.new") {
-            disk.remove(&fresh).map_err(OpenError::device(&fresh))?;
-        }
+    pub(crate) fn create(disk: &dyn Disk, dir: &Path) -> Result<Self, OpenError> {
+        let (fresh, path) = (dir.join("meta.new"), dir.join("meta"));
+        remove_if_there(disk, &fresh).map_err(OpenError::device(&fresh))?;
         let file = disk.create(&fresh, FILE_BYTES).map_err(OpenError::device(&fresh))?;
         let mut meta = Self { file, path, state: State::default() };
-        meta.store(Index(1), &[]).map_err(OpenError::device(&fresh))?;
+        meta.store(|state| state.first_index = Index(1)).map_err(OpenError::device(&fresh))?;
         disk.rename(&fresh, &meta.path).map_err(OpenError::device(&fresh))?;
         disk.sync_dir(dir).map_err(OpenError::device(dir))?;
         Ok(meta)
     }
 
-    pub(crate) fn blob(&self) -> &[u8] {
-        &self.state.blob
-    }
-
-    pub(crate) fn first_index(&self) -> Index {
-        self.state.first_index
+    /// What is kept now.
+    pub(crate) fn state(&self) -> &State {
+        &self.state
     }
 
     /// Makes a new state durable: both copies of the older generation, one flush.
-    pub(crate) fn store(&mut self, first_index: Index, blob: &[u8]) -> io::Result<()> {
-        assert!(blob.len() <= META_BLOB_BYTES_MAX, "the owner keeps its hard state short");
-        let sequence = self.state.sequence + 1;
-        let state = State { sequence, first_index, blob: blob.to_vec() };
+    pub(crate) fn store(&mut self, change: impl FnOnce(&mut State)) -> io::Result<()> {
+        let mut state = self.state.clone();
+        change(&mut state);
+        assert!(state.blob.len() <= META_BLOB_BYTES_MAX, "the owner keeps its hard state short");
+        state.sequence += 1;
         self.write(&state)?;
         self.state = state;
         Ok(())
@@ -125,6 +130,8 @@ fn encode(state: &State) -> Vec<u8> {
     bytes[16..24].copy_from_slice(&state.sequence.to_le_bytes());
     bytes[24..32].copy_from_slice(&state.first_index.to_le_bytes());
     bytes[32..36].copy_from_slice(&(state.blob.len() as u32).to_le_bytes());
+    bytes[36..44].copy_from_slice(&state.first_offset.to_le_bytes());
+    bytes[44..52].copy_from_slice(&state.last_segment.to_le_bytes());
     bytes[BLOB_AT..BLOB_AT + state.blob.len()].copy_from_slice(&state.blob);
     let crc = crc32fast::hash(&bytes[12..]);
     bytes[8..12].copy_from_slice(&crc.to_le_bytes());
@@ -143,7 +150,16 @@ fn decode(bytes: &[u8], path: &Path) -> Result<Option<State>, OpenError> {
     if found > VERSION {
         return Err(OpenError::Newer { file: path.to_owned(), found, known: VERSION });
     }
-    let blob_len = u32_at(32) as usize;
-    let blob = bytes.get(BLOB_AT..BLOB_AT + blob_len).map(<[u8]>::to_vec);
-    Ok(blob.map(|blob| State { sequence: u64_at(16), first_index: Index(u64_at(24)), blob }))
+    let (blob_at, first_offset, last_segment) = match found {
+        1 => (BLOB_AT_V1, 0, 0),
+        _ => (BLOB_AT, u64_at(36), u64_at(44)),
+    };
+    let blob = bytes.get(blob_at..blob_at + u32_at(32) as usize).map(<[u8]>::to_vec);
+    Ok(blob.map(|blob| State {
+        sequence: u64_at(16),
+        first_index: Index(u64_at(24)),
+        first_offset: Offset(first_offset),
+        last_segment,
+        blob,
+    }))
 }

@@ -75,7 +75,7 @@ impl OsDisk {
         Ok(Self { backend })
     }
 
-    fn file(&self, file: File) -> io::Result<Arc<dyn DiskFile>> {
+    fn file(&self, file: File, filled_here: bool) -> io::Result<Arc<dyn DiskFile>> {
         let metadata = file.metadata()?;
         let len = metadata.len();
         let shares_flushes = SHARES_FLUSHES.contains(&(rustix::fs::fstatfs(&file)?.f_type as i64));
@@ -84,7 +84,7 @@ impl OsDisk {
             Backend::Map if len > 0 => Some(Mapping::new(&file)?),
             _ => None,
         };
-        Ok(Arc::new(OsFile { file, len, map, device }))
+        Ok(Arc::new(OsFile { file, len, map, device, filled_here }))
     }
 }
 
@@ -95,7 +95,7 @@ impl Disk for OsDisk {
 
     fn create(&self, path: &Path, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
         let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
-        let made = fill(&mut file, bytes).and_then(|()| self.file(file));
+        let made = fill(&mut file, bytes).and_then(|()| self.file(file, true));
         if made.is_err() {
             // The first error is the one to report; a leftover is removed at the next start.
             let _ = fs::remove_file(path);
@@ -104,7 +104,7 @@ impl Disk for OsDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        self.file(OpenOptions::new().read(true).write(true).open(path)?)
+        self.file(OpenOptions::new().read(true).write(true).open(path)?, false)
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
@@ -188,6 +188,9 @@ struct OsFile {
     file: File,
     len: u64,
     map: Option<Arc<Mapping>>,
+    /// The cache holds its pages as [`fill`] made them. A file that was read in may lie in larger
+    /// folios, and a store through the map would make all of one dirty.
+    filled_here: bool,
     /// The device, where its flush covers what other files handed over.
     device: Option<DeviceId>,
 }
@@ -210,7 +213,9 @@ impl DiskFile for OsFile {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         match &self.map {
-            Some(map) if bytes.len() < PWRITE_BODY_BYTES => map.store(position, bytes),
+            Some(map) if self.filled_here && bytes.len() < PWRITE_BODY_BYTES => {
+                map.store(position, bytes)
+            }
             _ => self.file.write_all_at(bytes, position),
         }
     }

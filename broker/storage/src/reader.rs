@@ -1,24 +1,25 @@
 //! Reads a log while it is appended to.
 //!
-//! Owns: the shared view of a log: its segments, its ends, its newest headers.
+//! Owns: what a reader may ask for, and which read is sure not to wait.
 //! Never: shows a byte behind the published end; takes a lock over I/O.
-//! Invariants: a slice handed out is never stored to again; cold bytes are verified before they
-//! are handed out.
+//! Invariants: a slice handed out is never stored to again; bytes are verified before they are
+//! handed out; what is damaged is refused by its exact range, and what lies beside it is served.
 
+mod shared;
+mod walk;
+
+pub(crate) use shared::{Ends, RECENT_MAX, Shared};
+pub use walk::ColdRead;
+pub(crate) use walk::{Found, Walk};
+
+use crate::damage::DamagedRange;
 use crate::error::ReadError;
 use crate::executor::{Executor, Lane};
-use crate::flush::LogFlush;
-use crate::limits::{HOT_BYTES, SEGMENT_HEADER_BYTES};
 use crate::segment::Segment;
 use bytes::Bytes;
-use std::collections::VecDeque;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 use weir_protocol::batch::{BatchHeader, BatchType};
-use weir_protocol::limits::BATCH_HEADER_BYTES;
-use weir_protocol::types::{Index, Offset};
-
-/// Headers of the newest batches that are kept in memory.
-const RECENT_MAX: usize = 1_024;
+use weir_protocol::types::{Index, Offset, Term};
 
 /// Where a log begins and ends. Ends of offsets are exclusive, indexes inclusive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,93 +77,23 @@ pub enum Read {
     Cold(ColdRead),
 }
 
-/// A read that may wait for the device.
-#[derive(Debug)]
-pub struct ColdRead {
-    segment: Arc<Segment>,
-    position: u64,
-    plan: Plan,
-}
-
-/// What a read takes.
+/// Where a read begins.
 #[derive(Debug, Clone, Copy)]
-struct Plan {
-    from: From,
-    bytes_max: usize,
-    /// Verify bodies: cold bytes may have rotted.
-    verify: bool,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum From {
+pub(crate) enum From {
     Index(Index),
     Offset(Offset),
+    Time(u64),
 }
 
-pub(crate) struct Ends {
-    pub(crate) segments: VecDeque<Arc<Segment>>,
-    pub(crate) recent: VecDeque<(BatchHeader, Arc<Segment>, u64)>,
-    pub(crate) first_index: Index,
-    pub(crate) log_end: Offset,
-    pub(crate) last: Option<BatchHeader>,
-    /// Bytes that data may still take without a new file.
-    pub(crate) room: u64,
-    /// The next segment was asked for and is not there yet.
-    pub(crate) growing: bool,
-}
-
-/// What the writer shares with its readers.
-pub(crate) struct Shared {
-    ends: RwLock<Ends>,
-    pub(crate) flush: Arc<LogFlush>,
-}
-
-impl Shared {
-    pub(crate) fn new(ends: Ends, flush: Arc<LogFlush>) -> Arc<Self> {
-        Arc::new(Self { ends: RwLock::new(ends), flush })
-    }
-
-    pub(crate) fn ends(&self) -> RwLockReadGuard<'_, Ends> {
-        self.ends.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn ends_mut(&self) -> RwLockWriteGuard<'_, Ends> {
-        self.ends.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Ends {
-    pub(crate) fn last_index(&self) -> Index {
-        self.last.map_or(Index(self.first_index.0 - 1), |last| last.index)
-    }
-
-    pub(crate) fn remember(&mut self, header: BatchHeader, segment: &Arc<Segment>, position: u64) {
-        if self.recent.len() == RECENT_MAX {
-            self.recent.pop_front();
+impl From {
+    /// Whether everything that is wanted lies behind a range.
+    fn is_behind(&self, range: &DamagedRange) -> bool {
+        match *self {
+            Self::Index(index) => range.last_index < index,
+            Self::Offset(offset) => range.end_offset <= offset,
+            // Nobody knows the time of what is lost: the next batch that is there is served.
+            Self::Time(_) => true,
         }
-        self.recent.push_back((header, segment.clone(), position));
-    }
-
-    fn log_start(&self) -> Offset {
-        self.segments.front().map_or(self.log_end, |segment| segment.header.base_offset)
-    }
-
-    /// The segment that holds `index`, if it is held.
-    fn segment_of_index(&self, index: Index) -> Option<&Arc<Segment>> {
-        let count = self.segments.partition_point(|segment| segment.header.base_index <= index);
-        self.segments.get(count.checked_sub(1)?)
-    }
-
-    fn segment_of_offset(&self, offset: Offset) -> Option<&Arc<Segment>> {
-        let count = self.segments.partition_point(|segment| segment.header.base_offset <= offset);
-        self.segments.get(count.checked_sub(1)?)
-    }
-
-    /// Whether `position` of `segment` is so near to the log end that it is surely in memory.
-    fn is_hot(&self, segment: &Arc<Segment>, position: u64) -> bool {
-        let behind = self.segments.iter().rev().take_while(|other| !Arc::ptr_eq(other, segment));
-        let bytes: u64 = behind.map(|other| other.published()).sum();
-        bytes + segment.published().saturating_sub(position) <= HOT_BYTES
     }
 }
 
@@ -183,10 +114,10 @@ impl LogReader {
         let ends = self.shared.ends();
         LogBounds {
             first_index: ends.first_index,
-            last_index: ends.last_index(),
-            log_start: ends.log_start(),
+            last_index: ends.last_index,
+            log_start: ends.first_offset,
             log_end: ends.log_end,
-            flushed_index: flushed_index.min(ends.last_index()),
+            flushed_index: flushed_index.min(ends.last_index),
             bytes: ends.segments.iter().map(|segment| segment.file.len()).sum(),
             last: ends.last,
         }
@@ -220,41 +151,93 @@ impl LogReader {
             .collect()
     }
 
+    /// What is known to be damaged, by index.
+    pub fn damaged_ranges(&self) -> Vec<DamagedRange> {
+        self.shared.damage.all()
+    }
+
+    /// First index of each term that the log holds, ascending.
+    pub fn terms(&self) -> Vec<(Index, Term)> {
+        let mut terms: Vec<(Index, Term)> = Vec::new();
+        for segment in &self.shared.ends().segments {
+            for (first, term) in &segment.marks().terms {
+                if terms.last().is_none_or(|(_, last)| last != term) {
+                    terms.push((*first, *term));
+                }
+            }
+        }
+        terms
+    }
+
+    /// Indexes of the memberships that the log holds, ascending.
+    pub fn config_indexes(&self) -> Vec<Index> {
+        let ends = self.shared.ends();
+        let of = |segment: &Arc<Segment>| segment.marks().configs.clone();
+        ends.segments.iter().flat_map(of).collect()
+    }
+
     /// The header of the first batch of `index`.
     pub fn header_at(&self, index: Index) -> Option<BatchHeader> {
         self.headers(index, 1).ok()?.into_iter().next().filter(|header| header.index == index)
     }
 
-    /// Headers of up to `count_max` batches from the first of `index` on, local ones left out.
+    /// Headers of up to `count_max` batches from the first of `index` on, local ones left out, and
+    /// those whose loss was accepted.
     pub fn headers(&self, index: Index, count_max: usize) -> Result<Vec<BatchHeader>, ReadError> {
         if let Some(found) = self.recent_headers(index, count_max) {
             return Ok(found);
         }
-        let Some((mut segment, mut position)) = self.place_of(From::Index(index))? else {
-            return Ok(Vec::new());
-        };
-        let mut found = Vec::new();
-        while found.len() < count_max {
-            if position >= segment.published() {
-                match self.next_segment(&segment) {
-                    Some(next) => (segment, position) = (next, SEGMENT_HEADER_BYTES),
-                    None => break,
+        let from = From::Index(self.index_behind_loss(index)?);
+        let mut segment = self.segment_of(from)?;
+        let mut found: Vec<BatchHeader> = Vec::new();
+        while let Some(here) = segment {
+            let device = |source| ReadError::Device { file: here.path.clone(), source };
+            self.shared.load_index(&here).map_err(device)?;
+            let mut walk = Walk::towards(&self.shared, &here, from);
+            while found.len() < count_max
+                && let Some(step) = walk.next().map_err(device)?
+            {
+                match step {
+                    Found::Batch(_, header) => {
+                        if header.index >= index && !header.batch_type.is_local() {
+                            found.push(header);
+                        }
+                    }
+                    Found::Lost(range) if range.accepted || from.is_behind(&range) => {}
+                    Found::Lost(range) if found.is_empty() => {
+                        return Err(ReadError::Damaged(range));
+                    }
+                    Found::Lost(_) => return Ok(found),
                 }
-                continue;
             }
-            let header = segment.header_at(position)?;
-            position += header.stored_len() as u64;
-            if header.index >= index && !header.batch_type.is_local() {
-                found.push(header);
+            let next = self.shared.ends().next_segment(&here);
+            segment = next.filter(|_| found.len() < count_max);
+            if let Some(next) = &segment
+                && self.index_behind_loss(Index(next.header.base_index.0 - 1)).is_err()
+            {
+                // A segment in between is lost.
+                return Ok(found);
             }
         }
         Ok(found)
     }
 
+    /// The index itself, or the one behind an accepted loss that holds it.
+    fn index_behind_loss(&self, index: Index) -> Result<Index, ReadError> {
+        match self.shared.damage.at_index(index) {
+            Some(range) if range.accepted => Ok(Index(range.last_index.0 + 1)),
+            Some(range) => Err(ReadError::Damaged(range)),
+            None => Ok(index),
+        }
+    }
+
     fn recent_headers(&self, index: Index, count_max: usize) -> Option<Vec<BatchHeader>> {
         let ends = self.shared.ends();
         // The first kept header may be in the middle of its index.
-        ends.recent.front().filter(|(oldest, ..)| oldest.index < index)?;
+        let (oldest, ..) = ends.recent.front().filter(|(oldest, ..)| oldest.index < index)?;
+        if self.shared.damage.reaches_behind(oldest.index) {
+            return None;
+        }
         let from = ends.recent.partition_point(|(header, ..)| header.index < index);
         Some(ends.recent.iter().skip(from).take(count_max).map(|(header, ..)| *header).collect())
     }
@@ -262,85 +245,80 @@ impl LogReader {
     /// Batches from the first of `index` on: at least one, then until `bytes_max`, all of one
     /// segment. Empty behind the last index.
     pub fn read_from_index(&self, index: Index, bytes_max: usize) -> Result<Read, ReadError> {
-        self.read(From::Index(index), bytes_max)
+        self.read(From::Index(self.index_behind_loss(index)?), bytes_max)
     }
 
     /// Batches from the one that holds `offset` on: at least one, then until `bytes_max`, all of
     /// one segment. Empty at and behind the log end.
     pub fn read_from_offset(&self, offset: Offset, bytes_max: usize) -> Result<Read, ReadError> {
+        let offset = match self.shared.damage.at_offset(offset) {
+            Some(range) if range.accepted => range.end_offset,
+            Some(range) => return Err(ReadError::Damaged(range)),
+            None => offset,
+        };
         self.read(From::Offset(offset), bytes_max)
     }
 
     fn read(&self, from: From, bytes_max: usize) -> Result<Read, ReadError> {
-        let Some((segment, position)) = self.place_of(from)? else {
+        let Some(segment) = self.segment_of(from)? else {
             return Ok(Read::Hot(Vec::new()));
         };
-        let hot = self.shared.ends().is_hot(&segment, position);
-        let plan = Plan { from, bytes_max, verify: !hot };
-        let read = ColdRead { segment, position, plan };
+        let loaded = segment.rows().is_some();
+        let position = Walk::towards(&self.shared, &segment, from).position();
+        let hot = loaded && self.shared.ends().is_hot(&segment, position);
+        let read = ColdRead { shared: self.shared.clone(), segment, from, bytes_max, hot };
         if hot { read.run().map(Read::Hot) } else { Ok(Read::Cold(read)) }
     }
 
-    /// A segment and a position in it at or before what `from` names; none behind the log end.
-    fn place_of(&self, from: From) -> Result<Option<(Arc<Segment>, u64)>, ReadError> {
+    /// The segment that holds what `from` names; none behind the log end.
+    fn segment_of(&self, from: From) -> Result<Option<Arc<Segment>>, ReadError> {
         let ends = self.shared.ends();
-        let (found, at_end, range) = match from {
+        let (found, at_end, first, end) = match from {
             From::Index(index) => (
-                ends.segment_of_index(index),
-                index > ends.last_index(),
-                (ends.first_index.0, ends.last_index().0 + 1),
+                ends.segment_of_index(index).filter(|_| index >= ends.first_index),
+                index > ends.last_index,
+                ends.first_index.0,
+                ends.last_index.0 + 1,
             ),
             From::Offset(offset) => (
-                ends.segment_of_offset(offset),
+                ends.segment_of_offset(offset).filter(|_| offset >= ends.first_offset),
                 offset >= ends.log_end,
-                (ends.log_start().0, ends.log_end.0),
+                ends.first_offset.0,
+                ends.log_end.0,
             ),
+            From::Time(time_ms) => {
+                let newer = ends.segments.partition_point(|s| s.header.created_ms < time_ms);
+                return Ok(ends.segments.get(newer.saturating_sub(1)).cloned());
+            }
         };
         if at_end {
             return Ok(None);
         }
-        let (first, end) = range;
-        let segment = found.ok_or(ReadError::OutOfRange { first, end })?.clone();
-        let row = match from {
-            From::Index(index) => segment.index().before_index(index),
-            From::Offset(offset) => segment.index().before_offset(offset),
-        };
-        let position = row.map_or(SEGMENT_HEADER_BYTES, |row| row.position);
-        Ok(Some((segment, position)))
-    }
-
-    fn next_segment(&self, segment: &Arc<Segment>) -> Option<Arc<Segment>> {
-        next_in(&self.shared.ends(), segment)
+        found.cloned().map(Some).ok_or(ReadError::OutOfRange { first, end })
     }
 
     /// The offset of the first batch whose log time is at or after `log_time_ms`; the log end
     /// when there is none.
     pub fn offset_for_time(&self, log_time_ms: u64) -> Result<Offset, ReadError> {
-        let (mut segment, log_end) = {
-            let ends = self.shared.ends();
-            let newer = ends.segments.partition_point(|s| s.header.created_ms < log_time_ms);
-            let segment = ends.segments.get(newer.saturating_sub(1)).cloned();
-            (segment, ends.log_end)
-        };
-        while let Some(current) = segment {
-            let row = current.index().before_time(log_time_ms);
-            let mut position = row.map_or(SEGMENT_HEADER_BYTES, |row| row.position);
-            while position < current.published() {
-                let header = current.header_at(position)?;
-                position += header.stored_len() as u64;
-                if header.batch_type == BatchType::Data && header.log_time_ms >= log_time_ms {
+        let log_end = self.shared.ends().log_end;
+        let from = From::Time(log_time_ms);
+        let mut segment = self.segment_of(from)?;
+        while let Some(here) = segment {
+            let device = |source| ReadError::Device { file: here.path.clone(), source };
+            self.shared.load_index(&here).map_err(device)?;
+            let mut walk = Walk::towards(&self.shared, &here, from);
+            while let Some(step) = walk.next().map_err(device)? {
+                if let Found::Batch(_, header) = step
+                    && header.batch_type == BatchType::Data
+                    && header.log_time_ms >= log_time_ms
+                {
                     return Ok(header.base_offset);
                 }
             }
-            segment = self.next_segment(&current);
+            segment = self.shared.ends().next_segment(&here);
         }
         Ok(log_end)
     }
-}
-
-fn next_in(ends: &Ends, segment: &Arc<Segment>) -> Option<Arc<Segment>> {
-    let next = ends.segments.iter().find(|s| s.header.sequence > segment.header.sequence);
-    next.cloned()
 }
 
 impl ColdRead {
@@ -351,55 +329,5 @@ impl ColdRead {
         done: impl FnOnce(Result<Vec<BatchSlice>, ReadError>) + Send + 'static,
     ) {
         executor.submit(Lane::Read, Box::new(move || done(self.run())));
-    }
-
-    /// Reads here; may wait for the device.
-    pub fn run(self) -> Result<Vec<BatchSlice>, ReadError> {
-        let (mut position, mut taken, mut found) = (self.position, 0, Vec::new());
-        let end = self.segment.published();
-        if self.plan.verify {
-            let ahead =
-                (position + self.plan.bytes_max as u64 + BATCH_HEADER_BYTES as u64).min(end);
-            self.prepare(position, ahead)?;
-        }
-        while position < end && (found.is_empty() || taken < self.plan.bytes_max) {
-            let header = self.segment.header_at(position)?;
-            let at = position;
-            position += header.stored_len() as u64;
-            let wanted = match self.plan.from {
-                From::Index(index) => header.index >= index,
-                From::Offset(offset) => header.end_offset() > offset,
-            };
-            if !wanted || header.batch_type.is_local() {
-                continue;
-            }
-            if !found.is_empty() && taken + header.stored_len() > self.plan.bytes_max {
-                break;
-            }
-            taken += header.stored_len();
-            found.push(self.slice(header, at)?);
-        }
-        Ok(found)
-    }
-
-    fn prepare(&self, start: u64, end: u64) -> Result<(), ReadError> {
-        let failed = |source| ReadError::Device { file: self.segment.path.clone(), source };
-        self.segment.file.prepare(start..end).map_err(failed)
-    }
-
-    fn slice(&self, header: BatchHeader, position: u64) -> Result<BatchSlice, ReadError> {
-        let end = position + header.stored_len() as u64;
-        if self.plan.verify {
-            self.prepare(position, end)?;
-        }
-        let failed = |source| ReadError::Device { file: self.segment.path.clone(), source };
-        let bytes = self.segment.file.bytes(position..end).map_err(failed)?;
-        if self.plan.verify {
-            let body = &bytes[BATCH_HEADER_BYTES..header.wire_len()];
-            header
-                .check_body(body)
-                .map_err(|error| ReadError::damaged(&self.segment.path, position, error))?;
-        }
-        Ok(BatchSlice { header, bytes, salt: self.segment.header.salt })
     }
 }

@@ -1,52 +1,63 @@
 //! Finds a log again after a stop of any kind.
 //!
-//! Owns: the decision what is the end of a log, what is a torn tail, and what is damage.
-//! Never: truncates damage; serves a byte that was not verified.
-//! Invariants: what was flushed is there or the log does not open; recovery run twice finds the
-//! same; a crash within recovery loses nothing.
+//! Owns: what is done about what [`examine`] found: nothing is served before it is proven durable.
+//! Never: truncates damage; serves a byte that was not verified; changes anything before all of the
+//! log was examined.
+//! Invariants: what was flushed is there, or its range is refused, or the log does not open;
+//! recovery run twice finds the same; a crash within recovery loses nothing.
 //!
-//! At the first batch that cannot be accepted, position P, with W = the largest flushed position
-//! that any valid header of the segment testifies to:
+//! At the first batch that cannot be accepted, position P, with W = the largest position that any
+//! valid header of the segment proves to be flushed: it says so, or stands further behind than may
+//! be unflushed at a time. [`decision`] holds the table:
 //!
 //! | evidence | decision |
 //! |---|---|
 //! | a later segment cuts this one at P | the end of this segment |
-//! | P < W | damage: the log does not open |
-//! | P >= W, checksums right but chain or index wrong | damage |
-//! | P >= W, only zeros behind | clean end |
+//! | P < W, or a later segment begins behind P | damage: the range up to the next whole batch |
+//! | P >= W, checksums right but chain, index or offset wrong | damage, in the same way |
+//! | the file is shorter than it was made | damage, in the same way |
+//! | damage, and nothing tells where it ends | the log does not open |
+//! | P >= W, only zeros behind, or bytes of the file's earlier life | clean end |
 //! | P >= W, anything else | torn tail: cut by rolling to a fresh segment, whole indexes only |
 
+mod decision;
+mod examine;
+mod files;
+
+pub(crate) use examine::{
+    Behind, Examined, ExaminedSegment, examine, lost_range, next_that_follows,
+};
+pub(crate) use files::segment_name;
+
+use crate::damage::{self, DamageBook};
 use crate::device::Device;
-use crate::disk::remove_if_there;
-use crate::error::{Corruption, CorruptionKind, OpenError};
-use crate::index::SparseIndex;
-use crate::limits::{SEGMENT_HEADER_BYTES, UNFLUSHED_BYTES_MAX};
+use crate::disk::{Disk, DiskFile, remove_if_there};
+use crate::error::OpenError;
+use crate::executor::Lane;
+use crate::index::{self, StoredIndex};
+use crate::limits::SEGMENT_HEADER_BYTES;
 use crate::log::{LogOptions, Recovered};
 use crate::meta::Meta;
 use crate::reader::Ends;
-use crate::segment::{SEGMENT_VERSION, Segment, SegmentHeader, SegmentHeaderError};
-use std::collections::{BTreeMap, VecDeque};
-use std::io;
+use crate::scan::Cursor;
+use crate::segment::Segment;
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use weir_protocol::batch::{BATCH_MAGIC, BatchHeader, BatchType};
-use weir_protocol::limits::{BATCH_ALIGN_BYTES, BATCH_HEADER_BYTES};
-use weir_protocol::types::{Index, Offset, Term};
 
+/// A log that may be served.
 pub(crate) struct Found {
     pub(crate) ends: Ends,
     pub(crate) meta: Meta,
-    pub(crate) tail: (Term, u32),
+    pub(crate) cursor: Cursor,
+    /// Where the last segment ends.
     pub(crate) position: u64,
+    /// Sequence of the newest segment that ever was.
     pub(crate) sequence: u64,
-    /// What was found; torn bytes are counted here and cut by the caller, by rolling.
+    pub(crate) damage: DamageBook,
+    /// What was found; bytes to cut are counted here and cut by the caller, by rolling.
     pub(crate) recovered: Recovered,
-}
-
-struct File {
-    header: SegmentHeader,
-    path: PathBuf,
-    file: Arc<dyn crate::disk::DiskFile>,
 }
 
 pub(crate) fn recover(
@@ -59,107 +70,49 @@ pub(crate) fn recover(
     if let Some(parent) = dir.parent() {
         disk.sync_dir(parent).map_err(OpenError::device(parent))?;
     }
-    let mut files = open_files(device, dir, options)?;
-    let meta = Meta::open(disk, dir, files.is_empty())?;
-    let sequence = files.keys().next_back().copied().unwrap_or(0);
-    let linked = linked_files(&mut files, dir)?;
-    let (trimmed, linked): (Linked, Linked) =
-        linked.into_iter().partition(|(file, cut)| is_trimmed(file, *cut, &meta));
-    check_start(&linked, dir, &meta)?;
-    let mut scan = Scan::behind(meta.first_index());
-    let count = linked.len();
-    for (number, (file, cut)) in linked.into_iter().enumerate() {
-        let cut = if number + 1 == count { None } else { cut };
-        scan.read_segment(file, cut)?;
+    let mut examined = examine(disk, dir, options.uuid, false)?;
+    if let Some(what) = examined.lost_tail.take().filter(|_| !options.accept_loss) {
+        return Err(what.into());
     }
-    // Only now, when nothing that is kept turned out to be damaged. Names and hard state of a
-    // process that failed may be visible without being durable.
+    let meta = match examined.meta.take() {
+        Some(meta) => meta,
+        None => Meta::create(disk, dir)?,
+    };
+    let bytes_rewritten = rewrite_unproven(&examined)?;
+    // Names and hard state of a process that failed may be visible without being durable.
     disk.sync_dir(dir).map_err(OpenError::device(dir))?;
     meta.settle().map_err(OpenError::device(&meta.path))?;
-    remove_dead(device, dir, files.into_values().chain(trimmed.into_iter().map(|(file, _)| file)))?;
-    Ok(scan.finish(meta, sequence))
-}
-
-/// Every segment file by sequence. The newest may lack a header when it was never linked.
-fn open_files(
-    device: &Device,
-    dir: &Path,
-    options: &LogOptions,
-) -> Result<BTreeMap<u64, File>, OpenError> {
-    let disk = &**device.disk();
-    let mut files = BTreeMap::new();
-    for name in disk.list(dir).map_err(OpenError::device(dir))? {
-        if !name.ends_with(".seg") {
-            continue;
-        }
-        let path = dir.join(&name);
-        let file = match disk.open(&path) {
-            Ok(file) => file,
-            // An earlier life of this log in this process still removes what it trimmed.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(OpenError::device(&path)(error)),
-        };
-        let loaded = SegmentHeader::load(&*file).map_err(OpenError::device(&path))?;
-        let damaged = |kind| Corruption { file: path.clone(), position: 0, kind };
-        let header = match loaded {
-            Ok(header) => header,
-            Err(SegmentHeaderError::Newer(found)) => {
-                return Err(OpenError::Newer { file: path, found, known: SEGMENT_VERSION });
-            }
-            Err(SegmentHeaderError::Damaged) => {
-                return Err(damaged(CorruptionKind::SegmentHeader).into());
-            }
-        };
-        if header.partition_uuid != options.uuid {
-            return Err(damaged(CorruptionKind::OutOfPlace).into());
-        }
-        if file.len() < header.capacity {
-            return Err(damaged(CorruptionKind::Hole).into());
-        }
-        files.insert(header.sequence, File { header, path, file });
+    remove_dead(disk, dir, &examined)?;
+    if options.accept_loss {
+        let ranges = examined.damage.iter_mut().filter(|range| !range.accepted);
+        examined.damage_changed |= ranges.map(|range| range.accepted = true).count() > 0;
     }
-    Ok(files)
-}
-
-type Linked = Vec<(File, Option<u64>)>;
-
-/// Follows the links from the newest segment back. With each, where its successor cuts it.
-fn linked_files(files: &mut BTreeMap<u64, File>, dir: &Path) -> Result<Linked, OpenError> {
-    let mut linked = VecDeque::new();
-    let (mut wanted, mut cut) = (files.keys().next_back().copied().unwrap_or(0), None);
-    while wanted != 0 {
-        let Some(file) = files.remove(&wanted) else {
-            // Everything older was trimmed, or it is missing: the first index tells.
-            break;
-        };
-        if cut.is_some_and(|cut| cut > file.file.len() || cut < SEGMENT_HEADER_BYTES) {
-            let kind = CorruptionKind::Hole;
-            return Err(Corruption { file: dir.to_owned(), position: 0, kind }.into());
-        }
-        wanted = file.header.prev_sequence;
-        let next_cut = Some(file.header.prev_cut_pos);
-        linked.push_front((file, cut));
-        cut = next_cut;
+    if examined.damage_changed {
+        damage::store(disk, dir, &examined.damage).map_err(OpenError::device(dir))?;
     }
-    Ok(linked.into())
+    let recovered = Recovered {
+        batches_read: examined.batches_read,
+        bytes_cut: examined.torn_bytes,
+        bytes_rewritten,
+        damaged: examined.damage.clone(),
+    };
+    Ok(found(device, dir, meta, examined, recovered))
 }
 
-/// A segment is trimmed when its successor begins at or below the first index; the successor is
-/// known to exist because only the last has no cut.
-fn is_trimmed(file: &File, cut: Option<u64>, meta: &Meta) -> bool {
-    cut.is_some() && file.header.base_index < meta.first_index()
-}
-
-/// Removes segments that a truncation or a trim had given up when the process ended.
-fn remove_dead(
-    device: &Device,
-    dir: &Path,
-    dead: impl Iterator<Item = File>,
-) -> Result<(), OpenError> {
-    let disk = &**device.disk();
+/// Removes what a truncation or a trim had given up when the process ended, the indexes of such
+/// segments, and files that were being written.
+fn remove_dead(disk: &dyn Disk, dir: &Path, examined: &Examined) -> Result<(), OpenError> {
+    let kept: Vec<PathBuf> =
+        examined.segments.iter().map(|segment| index::path_of(&segment.path)).collect();
+    let names = disk.list(dir).map_err(OpenError::device(dir))?;
+    let is_left_over = |path: &PathBuf| {
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        extension == Some("new") || (extension == Some("idx") && !kept.contains(path))
+    };
+    let left_over = names.iter().map(|name| dir.join(name)).filter(is_left_over);
     let mut removed = false;
-    for file in dead {
-        remove_if_there(disk, &file.path).map_err(OpenError::device(&file.path))?;
+    for path in examined.dead.iter().cloned().chain(left_over) {
+        remove_if_there(disk, &path).map_err(OpenError::device(&path))?;
         removed = true;
     }
     if removed {
@@ -168,290 +121,98 @@ fn remove_dead(
     Ok(())
 }
 
-/// A trim never takes the last segment: without any, a log that was trimmed has lost them.
-fn check_start(linked: &Linked, dir: &Path, meta: &Meta) -> Result<(), OpenError> {
-    let (file, is_hole) = match linked.first() {
-        Some((file, _)) => (file.path.clone(), file.header.base_index > meta.first_index()),
-        None => (dir.to_owned(), meta.first_index() > Index(1)),
+/// Nothing proves that these bytes reached the disk: after a failed flush the cache may show what
+/// the disk does not hold. Writing them again and flushing makes them count.
+fn rewrite_unproven(examined: &Examined) -> Result<u64, OpenError> {
+    let (Some(segment), range) = (examined.segments.last(), examined.unproven.clone()) else {
+        return Ok(0);
     };
-    let kind = CorruptionKind::Hole;
-    if is_hole { Err(Corruption { file, position: 0, kind }.into()) } else { Ok(()) }
+    rewrite(&*segment.file, range.clone()).map_err(OpenError::device(&segment.path))?;
+    Ok(range.end - range.start)
 }
 
-/// Reads segments in order and carries what must hold from one batch to the next.
-struct Scan {
-    segments: VecDeque<Arc<Segment>>,
-    recent: VecDeque<(BatchHeader, Arc<Segment>, u64)>,
-    first_index: Index,
-    last: Option<BatchHeader>,
-    log_end: Offset,
-    tail: (Term, u32),
-    position: u64,
+fn rewrite(file: &dyn DiskFile, range: Range<u64>) -> std::io::Result<()> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    let mut bytes = vec![0; 256 << 10];
+    let mut position = range.start;
+    while position < range.end {
+        let step = (range.end - position).min(bytes.len() as u64) as usize;
+        file.read_at(position, &mut bytes[..step])?;
+        file.write_at(position, &bytes[..step])?;
+        position += step as u64;
+    }
+    file.flush(range)
+}
+
+fn found(
+    device: &Device,
+    dir: &Path,
+    meta: Meta,
+    examined: Examined,
     recovered: Recovered,
-}
-
-impl Scan {
-    fn behind(first_index: Index) -> Self {
-        Self {
-            segments: VecDeque::new(),
-            recent: VecDeque::new(),
-            first_index,
-            last: None,
-            log_end: Offset(0),
-            tail: (Term(0), 0),
-            position: 0,
-            recovered: Recovered::default(),
+) -> Found {
+    let mut ends = Ends {
+        segments: VecDeque::new(),
+        recent: VecDeque::new(),
+        first_index: examined.first_index,
+        first_offset: examined.first_offset,
+        last_index: examined.cursor.last_index,
+        log_end: examined.cursor.log_end,
+        last: examined.last,
+        room: 0,
+        growing: false,
+    };
+    let position = examined.segments.last().map_or(0, |segment| segment.end);
+    let count = examined.segments.len();
+    for (number, segment) in examined.segments.into_iter().enumerate() {
+        let is_last = number + 1 == count;
+        if segment.rows.is_some() && !is_last {
+            store_index(device, &segment);
         }
-    }
-
-    fn finish(self, meta: Meta, sequence: u64) -> Found {
-        let mut ends = Ends {
-            segments: self.segments,
-            recent: VecDeque::new(),
-            first_index: self.first_index,
-            log_end: self.log_end,
-            last: self.last,
-            room: 0,
-            growing: false,
-        };
-        for (header, segment, position) in self.recent {
-            ends.remember(header, &segment, position);
-        }
-        Found {
-            ends,
-            meta,
-            tail: self.tail,
-            position: self.position,
-            sequence,
-            recovered: self.recovered,
-        }
-    }
-
-    /// Reads one segment up to `cut`, or to its end where it is the last.
-    fn read_segment(&mut self, file: File, cut: Option<u64>) -> Result<(), OpenError> {
-        let File { header, path, file } = file;
-        if self.segments.is_empty() {
-            self.first_index = header.base_index;
-            self.log_end = header.base_offset;
-            self.tail = (header.prev_term, header.prev_chain);
-        } else if header.prev_chain != self.tail.1 || header.base_offset != self.log_end {
-            let kind = CorruptionKind::OutOfPlace;
-            return Err(Corruption { file: path, position: 0, kind }.into());
-        }
-        let mut index = SparseIndex::default();
-        let mut read = SegmentScan {
-            file: &*file,
-            path: &path,
-            salt: header.salt,
-            position: SEGMENT_HEADER_BYTES,
-            flushed: SEGMENT_HEADER_BYTES,
-            sealed: false,
-        };
-        let mut accepted = Vec::new();
-        let limit = cut.unwrap_or(file.len());
-        let stop = loop {
-            if read.position >= limit || read.sealed {
-                break None;
-            }
-            let position = read.position;
-            match read.next(self)? {
-                Ok(batch) => {
-                    index.note(position, &batch);
-                    if !batch.batch_type.is_local() {
-                        accepted.push((batch, position));
-                    }
-                }
-                Err(kind) => break Some(kind),
-            }
-        };
-        let (end, mut flushed, sealed) = (read.position, read.flushed, read.sealed);
-        self.recovered.batches_read += accepted.len() as u64;
-        match (cut, stop) {
-            (Some(cut), _) if end == cut => {}
-            (Some(_), stop) => {
-                let kind = stop.unwrap_or(CorruptionKind::OutOfPlace);
-                return Err(Corruption { file: path, position: end, kind }.into());
-            }
-            (None, Some(kind)) => {
-                flushed = flushed.max(later_evidence(&*file, &path, header.salt, end)?);
-                let out_of_place = kind == CorruptionKind::OutOfPlace;
-                if end < flushed || out_of_place {
-                    return Err(Corruption { file: path, position: end, kind }.into());
-                }
-                self.recovered.bytes_cut = torn_bytes(&*file, &path, end)?;
-            }
-            (None, None) => {}
-        }
-        if cut.is_none() {
-            self.rewrite(&*file, &path, flushed.min(end)..end)?;
-        }
-        let segment = Segment::new(header, path, file, (end, index));
-        if sealed || cut.is_some() {
+        let ExaminedSegment { header, path, file, end, sealed, rows, marks, recent, .. } = segment;
+        let segment =
+            Segment::new(header, path, file, (end.max(SEGMENT_HEADER_BYTES), rows, marks));
+        if sealed {
             segment.seal();
         }
-        self.position = end;
-        self.remember(accepted, &segment);
-        self.segments.push_back(segment);
-        Ok(())
+        if is_last {
+            recent.into_iter().for_each(|(batch, at)| ends.remember(batch, &segment, at));
+        }
+        ends.segments.push_back(segment);
     }
-
-    /// Nothing proves that these bytes reached the disk: after a failed flush the cache may show
-    /// what the disk does not hold. Writing them again and flushing makes them count.
-    fn rewrite(
-        &mut self,
-        file: &dyn crate::disk::DiskFile,
-        path: &Path,
-        range: std::ops::Range<u64>,
-    ) -> Result<(), OpenError> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        let mut bytes = vec![0; 256 << 10];
-        let mut position = range.start;
-        while position < range.end {
-            let step = (range.end - position).min(bytes.len() as u64) as usize;
-            file.read_at(position, &mut bytes[..step]).map_err(OpenError::device(path))?;
-            file.write_at(position, &bytes[..step]).map_err(OpenError::device(path))?;
-            position += step as u64;
-        }
-        self.recovered.bytes_rewritten += range.end - range.start;
-        file.flush(range).map_err(OpenError::device(path))
-    }
-
-    fn remember(&mut self, accepted: Vec<(BatchHeader, u64)>, segment: &Arc<Segment>) {
-        self.recent.clear();
-        for (header, position) in accepted {
-            self.last = Some(header);
-            self.recent.push_back((header, segment.clone(), position));
-        }
+    Found {
+        ends,
+        meta,
+        cursor: examined.cursor,
+        position,
+        sequence: examined.sequence,
+        damage: DamageBook::new(device.disk().clone(), dir.to_owned(), examined.damage),
+        recovered,
     }
 }
 
-struct SegmentScan<'a> {
-    file: &'a dyn crate::disk::DiskFile,
-    path: &'a Path,
-    salt: u64,
-    position: u64,
-    /// The largest flushed position that a header testifies to.
-    flushed: u64,
-    sealed: bool,
+/// Keeps the index of a sealed segment, so that the next start need not read it.
+fn store_index(device: &Device, segment: &ExaminedSegment) {
+    let stored = StoredIndex {
+        salt: segment.header.salt,
+        end: segment.end,
+        last_position: segment.recent.back().map(|(_, position)| *position),
+        cursor: segment.cursor,
+        marks: segment.marks.clone(),
+        rows: segment.rows.clone().unwrap_or_default(),
+    };
+    submit_index(device, segment.path.clone(), stored);
 }
 
-impl SegmentScan<'_> {
-    /// Reads and checks the batch at the position and moves behind it.
-    fn next(&mut self, scan: &mut Scan) -> Result<Result<BatchHeader, CorruptionKind>, OpenError> {
-        let Some(header) = read_header(self.file, self.path, self.salt, self.position)? else {
-            return Ok(Err(CorruptionKind::Batch(weir_protocol::batch::HeaderError::Crc)));
-        };
-        if self.position + header.stored_len() as u64 > self.file.len() {
-            return Ok(Err(CorruptionKind::Batch(weir_protocol::batch::HeaderError::Lengths)));
+/// Writes a segment's index elsewhere; one that cannot be written is built anew by the next start.
+pub(crate) fn submit_index(device: &Device, path: PathBuf, stored: StoredIndex) {
+    let disk: Arc<dyn Disk> = device.disk().clone();
+    let store = move || {
+        if let Err(error) = index::store(&*disk, &path, &stored) {
+            tracing::warn!(segment = %path.display(), %error, "its index was not stored");
         }
-        let mut body = vec![0; header.body_len as usize];
-        let at = self.position + BATCH_HEADER_BYTES as u64;
-        self.file.read_at(at, &mut body).map_err(OpenError::device(self.path))?;
-        let control_crc = match header.check_body(&body) {
-            Ok(control_crc) => control_crc,
-            Err(error) => return Ok(Err(CorruptionKind::Batch(error))),
-        };
-        if !follows(scan, &header, control_crc) {
-            return Ok(Err(CorruptionKind::OutOfPlace));
-        }
-        self.flushed = self.flushed.max(header.durable_pos);
-        self.position += header.stored_len() as u64;
-        if header.batch_type.is_local() {
-            self.sealed = header.batch_type == BatchType::Seal;
-        } else {
-            scan.tail = (header.term, header.chain);
-            scan.log_end = header.end_offset();
-            scan.last = Some(header);
-        }
-        Ok(Ok(header))
-    }
-}
-
-/// Whether a batch may stand behind the last one.
-fn follows(scan: &Scan, header: &BatchHeader, control_crc: Option<u32>) -> bool {
-    let last_index = scan.last.map_or(Index(scan.first_index.0 - 1), |last| last.index);
-    if header.batch_type.is_local() {
-        return header.index == last_index && header.chain == scan.tail.1;
-    }
-    let same_index = scan.last.is_some_and(|last| !last.is_last_of_index());
-    let expected = if same_index { last_index } else { Index(last_index.0 + 1) };
-    header.index == expected
-        && header.base_offset == scan.log_end
-        && header.chain == header.expected_chain(scan.tail.1, control_crc)
-}
-
-/// The valid header at `position`, if one is there.
-fn read_header(
-    file: &dyn crate::disk::DiskFile,
-    path: &Path,
-    salt: u64,
-    position: u64,
-) -> Result<Option<BatchHeader>, OpenError> {
-    if position + BATCH_HEADER_BYTES as u64 > file.len() {
-        return Ok(None);
-    }
-    let mut bytes = [0u8; BATCH_HEADER_BYTES];
-    file.read_at(position, &mut bytes).map_err(OpenError::device(path))?;
-    Ok(BatchHeader::decode(&bytes, salt).ok())
-}
-
-/// Searches behind `from` for valid headers and returns the largest flushed position they
-/// testify to.
-fn later_evidence(
-    file: &dyn crate::disk::DiskFile,
-    path: &Path,
-    salt: u64,
-    from: u64,
-) -> Result<u64, OpenError> {
-    let mut flushed = 0;
-    for_each_block(file, path, from, |position, block| {
-        let stride = BATCH_ALIGN_BYTES;
-        for at in (0..block.len().saturating_sub(BATCH_HEADER_BYTES - 1)).step_by(stride) {
-            let candidate = block[at..].first_chunk::<BATCH_HEADER_BYTES>();
-            let Some(bytes) = candidate.filter(|bytes| bytes[..4] == BATCH_MAGIC) else { continue };
-            if let Ok(header) = BatchHeader::decode(bytes, salt) {
-                flushed = flushed.max(header.durable_pos.min(position + at as u64));
-            }
-        }
-    })?;
-    Ok(flushed)
-}
-
-/// How many bytes behind `from` a torn write left; zeros are a clean end.
-fn torn_bytes(file: &dyn crate::disk::DiskFile, path: &Path, from: u64) -> Result<u64, OpenError> {
-    let mut torn = 0;
-    for_each_block(file, path, from, |position, block| {
-        // Nearly always all zeros: compared by pages, which is as quick as memory.
-        let pages = block.chunks(ZEROS.len()).enumerate();
-        let is_dirty = |(_, page): &(usize, &[u8])| **page != ZEROS[..page.len()];
-        let Some((number, page)) = pages.rev().find(is_dirty) else { return };
-        let last = page.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
-        torn = position + (number * ZEROS.len() + last) as u64 - from;
-    })?;
-    Ok(torn)
-}
-
-const ZEROS: [u8; 4096] = [0; 4096];
-
-/// Calls `look` with overlapping blocks of the window in which unflushed bytes may lie.
-fn for_each_block(
-    file: &dyn crate::disk::DiskFile,
-    path: &Path,
-    from: u64,
-    mut look: impl FnMut(u64, &[u8]),
-) -> Result<(), OpenError> {
-    const BLOCK_BYTES: u64 = 1 << 20;
-    let end = file.len().min(from + 2 * UNFLUSHED_BYTES_MAX);
-    let mut position = from;
-    while position < end {
-        // A header that begins in this block is seen whole.
-        let len = (end - position).min(BLOCK_BYTES + BATCH_HEADER_BYTES as u64);
-        let mut block = vec![0; len as usize];
-        file.read_at(position, &mut block).map_err(OpenError::device(path))?;
-        look(position, &block);
-        position += BLOCK_BYTES;
-    }
-    Ok(())
+    };
+    device.executor().submit(Lane::Prepare, Box::new(store));
 }

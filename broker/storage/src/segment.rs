@@ -7,17 +7,17 @@
 //! ```text
 //! two copies of 512 bytes, at 0 and at 2048; batches begin at 4096
 //!   0 magic8 "WEIRSEG\x01"    8 crc4 of [12..512)   12 version2   14 min_reader2
-//!  16 flags4 (0)             20 batch_align4 (32)   24 partition_uuid16
+//!  16 flags4 (1 = recycled)  20 batch_align4 (32)   24 partition_uuid16
 //!  40 segment_seq8           48 salt8               56 base_index8   64 base_offset8
-//!  72 prev_term8             80 prev_chain4         84 reserved4
+//!  72 prev_term8             80 prev_chain4         84 unflushed_max4
 //!  88 prev_segment_seq8      96 prev_cut_pos8      104 capacity8    112 created_ms8
 //! 120 zeros
 //! ```
 
 use crate::disk::DiskFile;
-use crate::error::ReadError;
-use crate::index::SparseIndex;
+use crate::index::{Marks, SparseIndex};
 use crate::limits::SEGMENT_HEADER_BYTES;
+use crate::scan::Batches;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,6 +29,10 @@ use weir_protocol::types::{Index, Offset, Term};
 const MAGIC: [u8; 8] = *b"WEIRSEG\x01";
 /// The version of this build's segments.
 pub(crate) const SEGMENT_VERSION: u16 = 1;
+/// Flag: the file had an earlier life, whose bytes lie behind the batches.
+const FLAG_RECYCLED: u32 = 1;
+/// What may have been unflushed at a time in segments that do not say it.
+const UNFLUSHED_MAX_UNSAID: u32 = 32 << 20;
 const COPY_BYTES: usize = 512;
 const COPY_POSITIONS: [u64; 2] = [0, 2048];
 
@@ -51,6 +55,10 @@ pub(crate) struct SegmentHeader {
     pub(crate) prev_cut_pos: u64,
     pub(crate) capacity: u64,
     pub(crate) created_ms: u64,
+    /// Bytes behind the batches are those of an earlier life of the file.
+    pub(crate) recycled: bool,
+    /// At no time were more bytes of the segment unflushed.
+    pub(crate) unflushed_max: u32,
 }
 
 /// Why a segment header cannot be used.
@@ -69,6 +77,7 @@ impl SegmentHeader {
         put(0, &MAGIC);
         put(12, &SEGMENT_VERSION.to_le_bytes());
         put(14, &SEGMENT_VERSION.to_le_bytes());
+        put(16, &(if self.recycled { FLAG_RECYCLED } else { 0 }).to_le_bytes());
         put(20, &(BATCH_ALIGN_BYTES as u32).to_le_bytes());
         put(24, &self.partition_uuid.to_le_bytes());
         put(40, &self.sequence.to_le_bytes());
@@ -77,6 +86,7 @@ impl SegmentHeader {
         put(64, &self.base_offset.to_le_bytes());
         put(72, &self.prev_term.to_le_bytes());
         put(80, &self.prev_chain.to_le_bytes());
+        put(84, &self.unflushed_max.to_le_bytes());
         put(88, &self.prev_sequence.to_le_bytes());
         put(96, &self.prev_cut_pos.to_le_bytes());
         put(104, &self.capacity.to_le_bytes());
@@ -110,6 +120,11 @@ impl SegmentHeader {
             prev_cut_pos: u64_at(96),
             capacity: u64_at(104),
             created_ms: u64_at(112),
+            recycled: u32_at(16) & FLAG_RECYCLED != 0,
+            unflushed_max: match u32_at(84) {
+                0 => UNFLUSHED_MAX_UNSAID,
+                said => said,
+            },
         })
     }
 
@@ -154,7 +169,9 @@ pub(crate) struct Segment {
     cut: AtomicU64,
     /// No batch is appended any more.
     sealed: AtomicBool,
-    index: Mutex<SparseIndex>,
+    /// None while it is only in its file.
+    rows: Mutex<Option<SparseIndex>>,
+    marks: Mutex<Marks>,
 }
 
 impl Segment {
@@ -162,9 +179,9 @@ impl Segment {
         header: SegmentHeader,
         path: PathBuf,
         file: Arc<dyn DiskFile>,
-        (published, index): (u64, SparseIndex),
+        (published, rows, marks): (u64, Option<SparseIndex>, Marks),
     ) -> Arc<Self> {
-        assert!(published >= SEGMENT_HEADER_BYTES && published <= file.len());
+        assert!(published >= SEGMENT_HEADER_BYTES, "batches begin behind the header");
         Arc::new(Self {
             header,
             path,
@@ -173,7 +190,8 @@ impl Segment {
             flushed: AtomicU64::new(published),
             cut: AtomicU64::new(u64::MAX),
             sealed: AtomicBool::new(false),
-            index: Mutex::new(index),
+            rows: Mutex::new(rows),
+            marks: Mutex::new(marks),
         })
     }
 
@@ -210,21 +228,41 @@ impl Segment {
         self.sealed.load(Ordering::Acquire)
     }
 
-    pub(crate) fn index(&self) -> MutexGuard<'_, SparseIndex> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Takes a batch at `position` into the index.
+    pub(crate) fn note(&self, position: u64, header: &BatchHeader) {
+        self.marks().note(header);
+        if let Some(rows) = &mut *self.rows() {
+            rows.note(position, header);
+        }
+    }
+
+    pub(crate) fn marks(&self) -> MutexGuard<'_, Marks> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn rows(&self) -> MutexGuard<'_, Option<SparseIndex>> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The header at `position`, which must lie below the published end.
-    pub(crate) fn header_at(&self, position: u64) -> Result<BatchHeader, ReadError> {
+    pub(crate) fn header_at(
+        &self,
+        position: u64,
+    ) -> std::io::Result<Result<BatchHeader, HeaderError>> {
         let mut bytes = [0u8; BATCH_HEADER_BYTES];
-        let damaged = |error| ReadError::damaged(&self.path, position, error);
         if position + BATCH_HEADER_BYTES as u64 > self.published() {
-            return Err(damaged(HeaderError::Lengths));
+            return Ok(Err(HeaderError::Lengths));
         }
-        self.file
-            .read_at(position, &mut bytes)
-            .map_err(|source| ReadError::Device { file: self.path.clone(), source })?;
-        BatchHeader::decode(&bytes, self.header.salt).map_err(damaged)
+        self.file.read_at(position, &mut bytes)?;
+        let header = BatchHeader::decode(&bytes, self.header.salt);
+        let end = self.published();
+        let fits = |header: &BatchHeader| position + header.stored_len() as u64 <= end;
+        Ok(header.and_then(|header| fits(&header).then_some(header).ok_or(HeaderError::Lengths)))
+    }
+
+    /// Its batches, read without trust.
+    pub(crate) fn batches(&self) -> Batches<'_> {
+        Batches { file: &*self.file, salt: self.header.salt, end: self.published() }
     }
 }
 
@@ -246,6 +284,8 @@ mod tests {
             prev_cut_pos: 4096,
             capacity: 1 << 20,
             created_ms: 10,
+            recycled: true,
+            unflushed_max: 1 << 20,
         };
         let bytes = header.encode();
         assert_eq!(SegmentHeader::decode(&bytes), Ok(header));

@@ -9,7 +9,7 @@ use common::{contents, data, device_in, flush, last_of, log_of, open, reopen, se
 use weir_protocol::batch::ATTR_LAST_OF_INDEX;
 use weir_protocol::types::{Index, Offset};
 use weir_sim::disk::SimDisk;
-use weir_storage::{Disk, Log, OpenError};
+use weir_storage::{DamagedRange, Disk, Log, OpenError, Read, ReadError};
 
 #[test]
 fn a_torn_tail_of_every_length_is_cut_to_the_last_whole_batch() {
@@ -151,21 +151,19 @@ fn a_flipped_bit_below_what_was_flushed_is_damage_and_nothing_is_changed() {
     // Its header testifies to the flush of the three before it.
     log.append(vec![data(4, 1, 40)]).unwrap();
     drop(log);
-    let whole = disk.bytes_of(&path);
-    for position in 4096..flushed {
+    let (whole, intact) = (disk.bytes_of(&path), disk.copy());
+    for position in (4096..flushed).step_by(7) {
         let mut damaged = whole.clone();
         damaged[position] ^= 1 << (position % 8);
         let disk = disk.copy();
         disk.put(&path, &damaged);
-        match open(&device_in(&disk)) {
-            Err(OpenError::Damaged(found)) => {
-                assert_eq!(found.file, path);
-                assert!(found.position <= position as u64, "{found}");
-            }
-            // Padding carries nothing.
-            Ok((log, _)) => assert_eq!(last_of(&log), 4, "a bit at {position} went unnoticed"),
-            Err(other) => panic!("a bit at {position}: {other}"),
-        }
+        let (log, recovered) = reopen(&disk);
+        let found: Vec<_> = recovered.damaged.iter().map(|range| range.positions.clone()).collect();
+        let is_padding = found.is_empty() && contents(&log) == contents(&reopen(&intact.copy()).0);
+        let is_found = found.len() == 1 && found[0].contains(&(position as u64));
+        assert!(is_found || is_padding, "a bit at {position}: {recovered:?}");
+        assert_eq!((last_of(&log), recovered.bytes_cut), (4, 0), "a bit at {position}");
+        serves_all_but(&log, &recovered.damaged);
         assert!(disk.bytes_of(&path) == damaged, "a bit at {position}");
     }
 }
@@ -188,7 +186,60 @@ fn damage_in_a_segment_that_another_follows_is_never_cut() {
         let mut damaged = whole.clone();
         damaged[position] ^= 0x10;
         disk.put(&paths[0], &damaged);
-        assert!(matches!(open(&device_in(&disk)), Err(OpenError::Damaged(_))), "{position}");
+        // Its index is believed at a start: then a reader finds what a start without it does.
+        let believed = disk.copy();
+        let (log, recovered) = reopen(&believed);
+        assert!(recovered.damaged.is_empty());
+        let noted = damage_met(&log);
+        serves_all_but(&log, &noted);
+        drop(log);
+        disk.paths(".idx").iter().for_each(|index| disk.remove(index).unwrap());
+        for (disk, how) in [(disk, "read"), (believed, "noted before")] {
+            if how == "noted before" && noted.is_empty() {
+                continue;
+            }
+            let (log, recovered) = reopen(&disk);
+            let [range] = &recovered.damaged[..] else {
+                panic!("{position}, {how}: {recovered:?}")
+            };
+            assert!(range.positions.contains(&(position as u64)), "{position}, {how}: {range}");
+            assert_eq!((last_of(&log), recovered.bytes_cut), (9, 0));
+            let seen = noted == std::slice::from_ref(range);
+            assert!(seen || range.is_empty(), "{position}, {how}: {range} {noted:?}");
+            serves_all_but(&log, &recovered.damaged);
+        }
+    }
+}
+
+/// What a reader of the whole log meets.
+fn damage_met(log: &Log) -> Vec<DamagedRange> {
+    let bounds = log.reader().bounds();
+    for index in bounds.first_index.0..=bounds.last_index.0 {
+        if let Ok(Read::Cold(read)) = log.reader().read_from_index(Index(index), 1) {
+            drop(read.run());
+        }
+    }
+    log.reader().damaged_ranges()
+}
+
+/// Every index outside the ranges is read, and every one inside is refused by its range.
+fn serves_all_but(log: &Log, damaged: &[DamagedRange]) {
+    let reader = log.reader();
+    let bounds = reader.bounds();
+    for index in bounds.first_index.0..=bounds.last_index.0 {
+        let read = match reader.read_from_index(Index(index), 1) {
+            Ok(Read::Hot(slices)) => Ok(slices),
+            Ok(Read::Cold(read)) => read.run(),
+            Err(error) => Err(error),
+        };
+        let inside = damaged.iter().find(|range| {
+            !range.accepted && range.first_index.0 <= index && index <= range.last_index.0
+        });
+        match (inside, read) {
+            (None, Ok(slices)) => assert_eq!(slices[0].header.index.0, index),
+            (Some(range), Err(ReadError::Damaged(refused))) => assert_eq!(&refused, range),
+            (inside, read) => panic!("index {index} of {inside:?}: {read:?}"),
+        }
     }
 }
 
@@ -208,9 +259,15 @@ fn a_missing_segment_is_damage_and_the_others_stay() {
         let disk = disk.copy();
         disk.remove(missing).unwrap();
         let before = segments_of(&disk);
-        assert!(matches!(open(&device_in(&disk)), Err(OpenError::Damaged(_))));
-        assert_eq!(segments_of(&disk), before, "nothing is changed");
+        let (log, recovered) = reopen(&disk);
+        assert_eq!(recovered.damaged.len(), 1, "{recovered:?}");
+        assert_eq!(segments_of(&disk), before, "the others stay");
+        assert_eq!(last_of(&log), 60);
+        serves_all_but(&log, &recovered.damaged);
     }
+    let newest = disk.copy();
+    newest.remove(&paths[paths.len() - 1]).unwrap();
+    assert!(matches!(open(&device_in(&newest)), Err(OpenError::Damaged(_))), "the end is lost");
     // A log that was trimmed once held segments: without any it is not a fresh one.
     let (mut log, _) = reopen(&disk);
     log.trim(sealed[0].last_index).unwrap();

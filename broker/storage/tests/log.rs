@@ -123,6 +123,7 @@ fn a_torn_tail_is_cut_at_every_byte_and_damage_below_is_not() {
     };
     let path = segment_files(folder.path()).remove(0);
     let whole = std::fs::read(&path).unwrap();
+    let meta = std::fs::read(folder.path().join("p/meta")).unwrap();
     for cut in (end_flushed..end).step_by(13) {
         let mut torn = whole.clone();
         torn[cut as usize..].fill(0xa5);
@@ -132,17 +133,19 @@ fn a_torn_tail_is_cut_at_every_byte_and_damage_below_is_not() {
         assert_eq!(contents(&log), batches[..2], "cut at {cut}");
         assert!(recovered.bytes_rewritten > 0 || recovered.batches_read == 2);
         drop(log);
-        reset(folder.path(), &path, &whole);
+        reset(folder.path(), &path, (&whole, &meta));
     }
     // The third batch testifies that everything before it was flushed.
     for position in (4096..end_flushed).step_by(17) {
         write_at(&path, position, &[whole[position as usize] ^ 1]).unwrap();
         let device = device(folder.path());
-        match open(&device) {
-            Err(OpenError::Damaged(corruption)) => assert!(corruption.position <= position),
-            other => panic!("damage at {position} was not noticed: {:?}", other.map(|_| ())),
-        }
+        let (log, recovered) = open(&device).unwrap();
+        let [damaged] = &recovered.damaged[..] else { panic!("{position}: {recovered:?}") };
+        assert!(damaged.positions.contains(&position), "{position}: {damaged}");
+        assert_eq!((recovered.bytes_cut, log.reader().bounds().last_index), (0, Index(3)));
+        drop(log);
         drop(device);
+        std::fs::remove_file(folder.path().join("p/damage")).unwrap();
         std::fs::write(&path, &whole).unwrap();
     }
 }
@@ -152,13 +155,14 @@ fn stored(records: usize, bytes: usize) -> u64 {
 }
 
 /// Puts the one segment back and removes what a recovery linked behind it.
-fn reset(root: &std::path::Path, path: &std::path::Path, whole: &[u8]) {
+fn reset(root: &std::path::Path, path: &std::path::Path, (whole, meta): (&[u8], &[u8])) {
     for other in segment_files(root) {
         if other != path {
             std::fs::remove_file(other).unwrap();
         }
     }
     std::fs::write(path, whole).unwrap();
+    std::fs::write(root.join("p/meta"), meta).unwrap();
 }
 
 #[test]

@@ -5,8 +5,12 @@
 //! Invariant: a failure behind the point of no return fences the log.
 
 use super::Log;
-use crate::disk::{Disk, remove_if_there};
+use crate::device::Device;
+use crate::disk::remove_if_there;
+use crate::index;
 use crate::limits::{CONTROL_RESERVE_BYTES, SEGMENT_HEADER_BYTES};
+use crate::reader::{Found, From, Walk};
+use crate::scan::Cursor;
 use crate::segment::Segment;
 use std::collections::VecDeque;
 use std::io;
@@ -19,7 +23,7 @@ impl Log {
     /// that segment nothing is changed; any other failure fences the log.
     pub fn truncate_after(&mut self, index: Index) -> io::Result<()> {
         self.check_fence()?;
-        if index >= self.shared.ends().last_index() {
+        if index >= self.shared.ends().last_index {
             return Ok(());
         }
         self.cut_after(index)
@@ -46,26 +50,30 @@ impl Log {
             let dead = ends.segments.drain(count..).collect();
             if let Some((segment, position)) = &place {
                 segment.cut_at(*position);
+                segment.marks().truncate_after(index);
             }
             if let Some(header) = kept {
-                ends.log_end = header.end_offset();
-                self.tail = (header.term, header.chain);
+                self.cursor.pass(&header);
             } else if let Some((segment, _)) = &place {
-                ends.log_end = segment.header.base_offset;
-                self.tail = (segment.header.prev_term, segment.header.prev_chain);
+                self.cursor = Cursor::before(&segment.header);
             }
+            (ends.last_index, ends.log_end) = (self.cursor.last_index, self.cursor.log_end);
             dead
         };
+        self.shared.forget_loaded(&dead);
         self.shared.flush.truncate(index);
         let (sequence, position) =
             place.map_or((0, 0), |(segment, position)| (segment.header.sequence, position));
         let linked = self.link(spare, sequence, position).and_then(|_| self.remove(&dead));
+        let first_index = self.shared.ends().first_index;
+        let linked = linked.and_then(|()| self.shared.damage.keep_within(first_index, index));
         self.fence_unless(linked)
     }
 
     fn remove(&self, dead: &[Arc<Segment>]) -> io::Result<()> {
         for segment in dead {
             self.device.disk().remove(&segment.path)?;
+            remove_if_there(&**self.device.disk(), &index::path_of(&segment.path))?;
         }
         self.device.disk().sync_dir(&self.dir)
     }
@@ -78,16 +86,15 @@ impl Log {
             if segment.header.base_index > index && place.is_some() {
                 break;
             }
-            let mut position = SEGMENT_HEADER_BYTES;
-            if let Some(row) = segment.index().before_index(index) {
-                position = row.position;
-            }
-            while position < segment.published() {
-                let header = segment.header_at(position).map_err(io::Error::other)?;
-                if header.index > index {
-                    break;
+            self.shared.load_index(&segment)?;
+            let mut walk = Walk::towards(&self.shared, &segment, From::Index(index));
+            let mut position = walk.position();
+            while let Some(step) = walk.next()? {
+                match step {
+                    Found::Batch(_, header) if header.index > index => break,
+                    Found::Lost(range) if range.last_index > index => break,
+                    _ => position = walk.position(),
                 }
-                position += header.stored_len() as u64;
             }
             place = Some((segment, position));
         }
@@ -109,23 +116,28 @@ impl Log {
             let count = nexts.take_while(|next| next.header.base_index.0 <= upto.0 + 1).count();
             ends.segments.iter().take(count).cloned().collect()
         };
-        let disk = self.device.disk().clone();
-        let Some(last) = dead.last() else {
-            return Ok(Trimmed { disk, dir: self.dir.clone(), dead: VecDeque::new() });
-        };
-        let first_index = {
+        let mut trimmed =
+            Trimmed { device: self.device.clone(), dir: self.dir.clone(), dead: VecDeque::new() };
+        let Some(last) = dead.last() else { return Ok(trimmed) };
+        let (first_index, first_offset) = {
             let mut ends = self.shared.ends_mut();
             ends.segments.retain(|s| s.header.sequence > last.header.sequence);
-            let first = ends.segments.front().map(|segment| segment.header.base_index);
-            ends.first_index = first.unwrap_or(ends.first_index);
+            if let Some(first) = ends.segments.front().map(|segment| segment.header.clone()) {
+                (ends.first_index, ends.first_offset) = (first.base_index, first.base_offset);
+            }
             let first_index = ends.first_index;
             ends.recent.retain(|(header, ..)| header.index >= first_index);
-            first_index
+            (first_index, ends.first_offset)
         };
-        let blob = self.meta.blob().to_vec();
-        let stored = self.meta.store(first_index, &blob);
-        self.fence_unless(stored)?;
-        Ok(Trimmed { disk, dir: self.dir.clone(), dead: dead.into() })
+        self.shared.forget_loaded(&dead);
+        let stored = self.meta.store(|state| {
+            (state.first_index, state.first_offset) = (first_index, first_offset);
+        });
+        let kept =
+            stored.and_then(|()| self.shared.damage.keep_within(first_index, Index(u64::MAX)));
+        self.fence_unless(kept)?;
+        trimmed.dead = dead.into();
+        Ok(trimmed)
     }
 }
 
@@ -133,7 +145,7 @@ impl Log {
 /// log removes them.
 #[must_use = "the segments stay on the disk until the trim is finished"]
 pub struct Trimmed {
-    disk: Arc<dyn Disk>,
+    device: Arc<Device>,
     dir: PathBuf,
     dead: VecDeque<Arc<Segment>>,
 }
@@ -145,12 +157,17 @@ impl Trimmed {
         Ok(())
     }
 
-    /// Removes one segment; returns whether there are more.
+    /// Gives up one segment, to the pool if nobody reads it; returns whether there are more.
     pub fn remove_one(&mut self) -> io::Result<bool> {
         let Some(segment) = self.dead.pop_front() else { return Ok(false) };
-        remove_if_there(&*self.disk, &segment.path)?;
+        let disk = &**self.device.disk();
+        remove_if_there(disk, &index::path_of(&segment.path))?;
+        match Arc::try_unwrap(segment) {
+            Ok(segment) => self.device.pool.recycle(&segment.path, segment.file)?,
+            Err(read) => remove_if_there(disk, &read.path)?,
+        }
         if self.dead.is_empty() {
-            self.disk.sync_dir(&self.dir)?;
+            disk.sync_dir(&self.dir)?;
         }
         Ok(!self.dead.is_empty())
     }

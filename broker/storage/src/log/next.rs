@@ -1,13 +1,14 @@
 //! The segment behind the active one, made before it is needed.
 //!
-//! Owns: the spare that one log will roll into, and the job that makes it.
+//! Owns: the spare that one log took out of the pool to roll into, and the jobs that make it.
 //! Never: makes a spare twice: who needs one that is being made waits for it.
 //! Invariant: `state` is locked for moments only, `making` as long as a spare takes; whoever wants
 //! both locks `making` first.
 
-use crate::device::{Device, Spare};
+use crate::device::Device;
 use crate::executor::Lane;
 use crate::limits::{CONTROL_RESERVE_BYTES, SEGMENT_HEADER_BYTES};
+use crate::pool::Spare;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -29,7 +30,18 @@ impl NextSegment {
         Arc::new(Self { device, state: Mutex::new(State::None), making: Mutex::new(()) })
     }
 
-    /// Has a spare of `bytes` made elsewhere, unless one is there or on its way. If it is asked for,
+    /// Has the pool get a spare of `bytes`, for whoever needs it first.
+    pub(super) fn announce(&self, bytes: u64) {
+        let device = self.device.clone();
+        let provide = move || {
+            if let Err(error) = device.pool.provide(bytes) {
+                tracing::warn!(%error, "a spare segment could not be made");
+            }
+        };
+        self.device.executor().submit(Lane::Prepare, Box::new(provide));
+    }
+
+    /// Has a spare of `bytes` taken or made elsewhere, unless one is there or on its way. If it is asked for,
     /// `begun` is called, and `ended` later: with the bytes of batches that the spare takes, if it
     /// was made.
     pub(super) fn ask(
@@ -56,7 +68,7 @@ impl NextSegment {
         if !matches!(*self.state(), State::Asked) {
             return ended(None);
         }
-        let made = self.device.make_spare(bytes).unwrap_or_else(|error| {
+        let made = self.device.pool.take(bytes).unwrap_or_else(|error| {
             tracing::warn!(%error, "a spare segment could not be made");
             None
         });
@@ -68,7 +80,7 @@ impl NextSegment {
             }
             (State::Asked, None) => *state = State::None,
             // The log has gone meanwhile.
-            (_, Some(spare)) => drop(self.device.disk().remove(&spare.path)),
+            (_, Some(spare)) => drop(self.device.pool.put_back(spare)),
             (_, None) => {}
         }
     }
@@ -79,10 +91,10 @@ impl NextSegment {
         let _made = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         match std::mem::replace(&mut *self.state(), State::None) {
             State::Ready(spare) if spare.file.len() >= needed => return Ok(Some(spare)),
-            State::Ready(spare) => self.device.disk().remove(&spare.path)?,
+            State::Ready(spare) => self.device.pool.put_back(spare)?,
             State::Asked | State::None => {}
         }
-        self.device.make_spare(bytes)
+        self.device.pool.take(bytes)
     }
 
     /// Tells `note` how many bytes of batches the spare takes; 0 while there is none. Nothing
@@ -95,11 +107,11 @@ impl NextSegment {
         });
     }
 
-    /// Gives the spare up: of a log that is gone it would stay on the disk until the process ends.
+    /// Gives the spare back, when the log is gone.
     pub(super) fn drop_spare(&self) {
         if let State::Ready(spare) = std::mem::replace(&mut *self.state(), State::None) {
             // A leftover is removed at the next start.
-            let _ = self.device.disk().remove(&spare.path);
+            let _ = self.device.pool.put_back(spare);
         }
     }
 

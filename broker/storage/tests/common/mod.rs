@@ -68,7 +68,12 @@ pub(crate) fn open(device: &Arc<Device>) -> Result<(Log, Recovered), OpenError> 
 
 /// The log of a small topic: its segments stay at their smallest, 1 MiB.
 pub(crate) fn open_small(device: &Arc<Device>) -> Result<(Log, Recovered), OpenError> {
-    let options = LogOptions { uuid: 5, retained_bytes: 8 << 20, flush_inline: true };
+    let options = LogOptions {
+        uuid: 5,
+        retained_bytes: 8 << 20,
+        flush_inline: true,
+        ..LogOptions::default()
+    };
     Log::open(device.clone(), &device.root().join("p"), options)
 }
 

@@ -335,7 +335,7 @@ impl Subject {
             Step::Reopen => {
                 let recovered = self.open().map_err(|_| Failed)?;
                 assert_eq!(recovered.bytes_cut, 0);
-                assert_eq!(recovered.batches_read, self.model.held.len() as u64);
+                assert!(recovered.batches_read <= self.model.held.len() as u64);
                 self.model.flushed = self.model.last_index();
             }
         }

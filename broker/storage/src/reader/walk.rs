@@ -1,0 +1,201 @@
+//! Walks over the batches of a segment, and reads them.
+//!
+//! Owns: the step from one batch to the next, past what is damaged.
+//! Never: hands out bytes that were not verified.
+
+use super::shared::Shared;
+use super::{BatchSlice, From};
+use crate::damage::DamagedRange;
+use crate::error::ReadError;
+use crate::limits::SEGMENT_HEADER_BYTES;
+use crate::scan::Cursor;
+use crate::segment::Segment;
+use std::io;
+use std::sync::Arc;
+use weir_protocol::batch::BatchHeader;
+use weir_protocol::limits::BATCH_HEADER_BYTES;
+use weir_protocol::types::Index;
+
+/// What a step finds.
+pub(crate) enum Found {
+    Batch(u64, BatchHeader),
+    Lost(DamagedRange),
+}
+
+/// A walk over one segment, up to its published end.
+pub(crate) struct Walk<'a> {
+    shared: &'a Shared,
+    segment: &'a Arc<Segment>,
+    position: u64,
+    /// What holds in front of the position, but for the chain.
+    cursor: Cursor,
+}
+
+impl<'a> Walk<'a> {
+    /// From the first batch of a segment.
+    pub(crate) fn from_start(shared: &'a Shared, segment: &'a Arc<Segment>) -> Self {
+        let cursor = Cursor::before(&segment.header);
+        Self { shared, segment, position: SEGMENT_HEADER_BYTES, cursor }
+    }
+
+    /// From a batch that is surely not behind what is wanted. The segment's index is in memory.
+    pub(crate) fn towards(shared: &'a Shared, segment: &'a Arc<Segment>, from: From) -> Self {
+        let mut walk = Self::from_start(shared, segment);
+        let rows = segment.rows();
+        let row = rows.as_ref().and_then(|rows| match from {
+            From::Index(index) => rows.before_index(index),
+            From::Offset(offset) => rows.before_offset(offset),
+            From::Time(time_ms) => rows.before_time(time_ms),
+        });
+        if let Some(row) = row {
+            walk.position = row.position;
+            walk.cursor.last_index = Index(row.index.0 - 1);
+            walk.cursor.log_end = row.offset;
+        }
+        drop(rows);
+        walk
+    }
+
+    /// Where the next step is taken.
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// The next batch, or what is lost of them; none at the end.
+    pub(crate) fn next(&mut self) -> io::Result<Option<Found>> {
+        let position = self.position;
+        let known = self.shared.damage.at_position(self.segment.header.sequence, position);
+        if let Some(range) = known.filter(|range| self.lies_ahead(range)) {
+            self.pass_lost(&range);
+            return Ok(Some(Found::Lost(range)));
+        }
+        if position >= self.segment.published() {
+            return Ok(None);
+        }
+        match self.segment.header_at(position)? {
+            Ok(header) => {
+                self.position += header.stored_len() as u64;
+                self.cursor.pass(&header);
+                Ok(Some(Found::Batch(position, header)))
+            }
+            Err(_) => {
+                let range = self.shared.discover(self.segment, position, &self.cursor)?;
+                if let Some(range) = &range {
+                    self.pass_lost(range);
+                }
+                Ok(range.map(Found::Lost))
+            }
+        }
+    }
+
+    /// A range without bytes is met at the position of the batch behind it: once.
+    fn lies_ahead(&self, range: &DamagedRange) -> bool {
+        range.positions.end > self.position || range.last_index >= self.cursor.next_index()
+    }
+
+    fn pass_lost(&mut self, range: &DamagedRange) {
+        self.position = range.positions.end;
+        self.cursor.last_index = self.cursor.last_index.max(range.last_index);
+        self.cursor.open_index = false;
+        self.cursor.log_end = range.end_offset;
+    }
+}
+
+/// A read that may wait for the device.
+pub struct ColdRead {
+    pub(super) shared: Arc<Shared>,
+    pub(super) segment: Arc<Segment>,
+    pub(super) from: From,
+    pub(super) bytes_max: usize,
+    /// The bytes are in memory for sure.
+    pub(super) hot: bool,
+}
+
+impl ColdRead {
+    /// Reads here; may wait for the device.
+    pub fn run(self) -> Result<Vec<BatchSlice>, ReadError> {
+        let device = |source| ReadError::Device { file: self.segment.path.clone(), source };
+        self.shared.load_index(&self.segment).map_err(device)?;
+        let mut walk = Walk::towards(&self.shared, &self.segment, self.from);
+        if !self.hot {
+            let position = walk.position();
+            let ahead = position + self.bytes_max as u64 + BATCH_HEADER_BYTES as u64;
+            self.prepare(position, ahead.min(self.segment.published())).map_err(device)?;
+        }
+        let (mut taken, mut found) = (0, Vec::new());
+        while found.is_empty() || taken < self.bytes_max {
+            let (position, header) = match walk.next().map_err(device)? {
+                None => break,
+                Some(Found::Lost(range)) if range.accepted || self.from.is_behind(&range) => {
+                    continue;
+                }
+                Some(Found::Lost(range)) if found.is_empty() => {
+                    return Err(ReadError::Damaged(range));
+                }
+                Some(Found::Lost(_)) => break,
+                Some(Found::Batch(position, header)) => (position, header),
+            };
+            let wanted = match self.from {
+                From::Index(index) => header.index >= index,
+                From::Offset(offset) => header.end_offset() > offset,
+                From::Time(time_ms) => header.log_time_ms >= time_ms,
+            };
+            if !wanted || header.batch_type.is_local() {
+                continue;
+            }
+            if !found.is_empty() && taken + header.stored_len() > self.bytes_max {
+                break;
+            }
+            match self.slice(header, position).map_err(device)? {
+                Ok(slice) => {
+                    taken += header.stored_len();
+                    found.push(slice);
+                }
+                Err(range) if range.accepted => {}
+                Err(range) if found.is_empty() => return Err(ReadError::Damaged(range)),
+                Err(_) => break,
+            }
+        }
+        Ok(found)
+    }
+
+    fn prepare(&self, start: u64, end: u64) -> io::Result<()> {
+        self.segment.file.prepare(start..end.max(start))
+    }
+
+    /// The bytes of a batch, verified; or the range that it turned out to be damaged in.
+    fn slice(
+        &self,
+        header: BatchHeader,
+        position: u64,
+    ) -> io::Result<Result<BatchSlice, DamagedRange>> {
+        let end = position + header.stored_len() as u64;
+        if !self.hot {
+            self.prepare(position, end)?;
+        }
+        let bytes = self.segment.file.bytes(position..end)?;
+        if header.check_body(&bytes[BATCH_HEADER_BYTES..header.wire_len()]).is_ok() {
+            return Ok(Ok(BatchSlice { header, bytes, salt: self.segment.header.salt }));
+        }
+        let range = DamagedRange {
+            sequence: self.segment.header.sequence,
+            positions: position..end,
+            first_index: header.index,
+            last_index: header.index,
+            first_offset: header.base_offset,
+            end_offset: header.end_offset(),
+            accepted: false,
+        };
+        self.shared.damage.record(range.clone());
+        Ok(Err(range))
+    }
+}
+
+impl std::fmt::Debug for ColdRead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ColdRead")
+            .field("segment", &self.segment.path)
+            .field("from", &self.from)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,518 @@
+//! Reads a whole log without changing it.
+//!
+//! Owns: what its segments hold, where they are damaged, and what recovery would do about it.
+//! Never: writes.
+//! Invariant: examining twice finds the same.
+
+use super::decision::{Decision, Rest, Stop, decide};
+use super::files::{File, Files, Link, is_cut_within};
+use crate::damage::{self, DamagedRange};
+use crate::disk::{Disk, DiskFile};
+use crate::error::{Corruption, CorruptionKind, OpenError};
+use crate::index::{self, Marks, SparseIndex, StoredIndex};
+use crate::limits::SEGMENT_HEADER_BYTES;
+use crate::meta::Meta;
+use crate::scan::{Batches, Cursor, flushed_below, is_touched, last_byte_in};
+use crate::segment::SegmentHeader;
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use weir_protocol::batch::{BatchHeader, BatchType};
+use weir_protocol::limits::BATCH_HEADER_BYTES;
+use weir_protocol::types::{Index, Offset};
+
+/// Headers of the last segment that are kept for the readers.
+pub(crate) use crate::reader::RECENT_MAX;
+
+/// What a log holds.
+pub(crate) struct Examined {
+    /// None where the log is fresh.
+    pub(crate) meta: Option<Meta>,
+    pub(crate) segments: Vec<ExaminedSegment>,
+    /// Files that a trim or a truncation had given up.
+    pub(crate) dead: Vec<PathBuf>,
+    pub(crate) damage: Vec<DamagedRange>,
+    /// Whether the file of damaged ranges says something else.
+    pub(crate) damage_changed: bool,
+    /// What holds behind the last batch.
+    pub(crate) cursor: Cursor,
+    /// The last batch that is not local and can be read.
+    pub(crate) last: Option<BatchHeader>,
+    pub(crate) first_index: Index,
+    pub(crate) first_offset: Offset,
+    /// The newest segment's sequence, also when it is lost.
+    pub(crate) sequence: u64,
+    /// Bytes behind the end that are to be cut off: never acknowledged, unless the tail is lost.
+    pub(crate) torn_bytes: u64,
+    /// Accepted bytes of the last segment that nothing proves to be flushed.
+    pub(crate) unproven: Range<u64>,
+    /// The end of the log is damaged, and nothing tells how much is lost.
+    pub(crate) lost_tail: Option<Corruption>,
+    pub(crate) batches_read: u64,
+}
+
+/// What one segment holds.
+pub(crate) struct ExaminedSegment {
+    pub(crate) header: SegmentHeader,
+    pub(crate) path: PathBuf,
+    pub(crate) file: Arc<dyn DiskFile>,
+    /// Where its batches end.
+    pub(crate) end: u64,
+    pub(crate) sealed: bool,
+    /// None where the file beside it was believed.
+    pub(crate) rows: Option<SparseIndex>,
+    pub(crate) marks: Marks,
+    /// What holds behind its last batch.
+    pub(crate) cursor: Cursor,
+    /// Its newest batches that are not local, with their positions.
+    pub(crate) recent: VecDeque<(BatchHeader, u64)>,
+}
+
+/// Examines the log `uuid` in `dir`. Deep: every batch of every segment is read, also of those whose
+/// index could be believed.
+pub(crate) fn examine(
+    disk: &dyn Disk,
+    dir: &Path,
+    uuid: u128,
+    deep: bool,
+) -> Result<Examined, OpenError> {
+    let mut files = Files::open(disk, dir, uuid)?;
+    let meta = Meta::load(disk, dir)?;
+    if meta.is_none() && !files.is_empty() {
+        return Err(Meta::unreadable(dir));
+    }
+    let state = meta.as_ref().map(Meta::state).cloned().unwrap_or_default();
+    let first = state.first_index.max(Index(1));
+    let links = files.linked(dir, first, state.last_segment);
+    let known = damage::load(disk, dir).map_err(OpenError::device(dir))?;
+    let mut reading = Reading {
+        disk,
+        dir,
+        // Where it cannot be read what is damaged, all is read.
+        deep: deep || known.is_none(),
+        known: known.clone().unwrap_or_default(),
+        examined: Examined {
+            first_index: first,
+            first_offset: state.first_offset,
+            sequence: state.last_segment,
+            ..Examined::empty(first, state.first_offset)
+        },
+    };
+    reading.all(links)?;
+    let mut examined = reading.examined;
+    examined.damage.sort_by_key(|range| (range.first_index, range.positions.start));
+    examined.damage_changed = known.as_ref() != Some(&examined.damage);
+    examined.dead = files.unlinked().collect();
+    examined.meta = meta;
+    Ok(examined)
+}
+
+impl Examined {
+    fn empty(first_index: Index, first_offset: Offset) -> Self {
+        let cursor = Cursor { last_index: Index(first_index.0 - 1), ..Cursor::default() };
+        Self {
+            meta: None,
+            segments: Vec::new(),
+            dead: Vec::new(),
+            damage: Vec::new(),
+            damage_changed: false,
+            cursor: Cursor { log_end: first_offset, ..cursor },
+            last: None,
+            first_index,
+            first_offset,
+            sequence: 0,
+            torn_bytes: 0,
+            unproven: 0..0,
+            lost_tail: None,
+            batches_read: 0,
+        }
+    }
+}
+
+/// The reading of one log, oldest segment first.
+struct Reading<'a> {
+    disk: &'a dyn Disk,
+    dir: &'a Path,
+    deep: bool,
+    /// What was known to be damaged before.
+    known: Vec<DamagedRange>,
+    examined: Examined,
+}
+
+impl Reading<'_> {
+    fn all(&mut self, links: VecDeque<Link>) -> Result<(), OpenError> {
+        let mut links = links.into_iter().peekable();
+        // A segment that is lost, as long as nothing behind it tells what it held.
+        let mut lost: Option<(u64, Corruption)> = None;
+        let mut is_first = true;
+        while let Some(link) = links.next() {
+            let (file, cut) = match link {
+                Link::Lost { sequence, what } => {
+                    self.examined.sequence = self.examined.sequence.max(sequence);
+                    lost = Some((sequence, what));
+                    continue;
+                }
+                Link::Segment(file, cut) => (file, cut),
+            };
+            if !is_cut_within(&file, cut) {
+                let kind = CorruptionKind::OutOfPlace;
+                return Err(Corruption { file: file.path, position: 0, kind }.into());
+            }
+            let missing = lost.take().map_or(file.header.prev_sequence, |(sequence, _)| sequence);
+            self.begin_segment(&file, missing, is_first)?;
+            is_first = false;
+            let next = match links.peek() {
+                None => Next::Nothing,
+                Some(Link::Lost { .. }) => Next::Lost,
+                Some(Link::Segment(next, _)) => Next::Segment(next.header.clone()),
+            };
+            self.segment(file, cut, &next)?;
+        }
+        if let Some((_, what)) = lost {
+            self.examined.lost_tail = Some(what);
+            self.examined.torn_bytes = self.examined.torn_bytes.max(1);
+        }
+        let none_left = self.examined.segments.is_empty() && self.examined.first_index > Index(1);
+        if none_left && self.examined.lost_tail.is_none() {
+            // A trim never takes the last segment.
+            let (file, kind) = (self.dir.to_owned(), CorruptionKind::Hole);
+            self.examined.lost_tail = Some(Corruption { file, position: 0, kind });
+            self.examined.torn_bytes = 1;
+        }
+        Ok(())
+    }
+
+    /// Checks that a segment continues the log, and notes what is lost in between.
+    fn begin_segment(&mut self, file: &File, missing: u64, first: bool) -> Result<(), OpenError> {
+        let header = &file.header;
+        let begins = Cursor::before(header);
+        let cursor = self.examined.cursor;
+        self.examined.sequence = self.examined.sequence.max(header.sequence);
+        let lost = header.base_index.0 > cursor.next_index().0 || begins.log_end > cursor.log_end;
+        let follows =
+            header.base_index == cursor.next_index() && header.base_offset == cursor.log_end;
+        if first && header.base_index <= self.examined.first_index {
+            // A trim may have been noted and not be carried out: the log begins with its segment.
+            (self.examined.first_index, self.examined.first_offset) =
+                (header.base_index, header.base_offset);
+        } else if lost {
+            let behind = Behind::edge(header.base_index, header.base_offset);
+            self.lose(missing, self.end_of(missing), behind);
+        } else if !follows || header.prev_chain != cursor.chain {
+            let kind = CorruptionKind::OutOfPlace;
+            return Err(Corruption { file: file.path.clone(), position: 0, kind }.into());
+        }
+        self.examined.cursor = begins;
+        Ok(())
+    }
+
+    /// The empty range at the end of a segment that was read, or of one that is missing.
+    fn end_of(&self, sequence: u64) -> Range<u64> {
+        let known = self.examined.segments.iter().find(|s| s.header.sequence == sequence);
+        known.map_or(0..0, |segment| segment.end..segment.end)
+    }
+
+    /// Notes that everything between the cursor and what stands behind is lost.
+    fn lose(&mut self, sequence: u64, positions: Range<u64>, behind: Behind) {
+        let range = lost_range(&self.examined.cursor, sequence, positions, behind);
+        let accepted = |known: &&DamagedRange| {
+            (known.sequence, known.positions.start) == (range.sequence, range.positions.start)
+        };
+        let accepted = self.known.iter().find(accepted).is_some_and(|known| known.accepted);
+        damage::insert(&mut self.examined.damage, DamagedRange { accepted, ..range });
+    }
+
+    fn segment(&mut self, file: File, cut: Option<u64>, next: &Next) -> Result<(), OpenError> {
+        if let (Some(cut), Next::Segment(next)) = (cut, next)
+            && let Some(stored) = self.stored_index(&file, cut, next)?
+        {
+            return self.believe(file, stored);
+        }
+        let path = file.path.clone();
+        let device = OpenError::device(&path);
+        let read = self.read(file, cut, next).map_err(device)?;
+        self.examined.batches_read += read.count;
+        self.examined.segments.push(read.segment);
+        Ok(())
+    }
+
+    /// The stored index of a sealed segment, where it may be believed.
+    fn stored_index(
+        &self,
+        file: &File,
+        cut: u64,
+        next: &SegmentHeader,
+    ) -> Result<Option<StoredIndex>, OpenError> {
+        let sequence = file.header.sequence;
+        let damaged = |range: &DamagedRange| range.sequence == sequence && !range.accepted;
+        if self.deep || file.is_shortened() || self.known.iter().any(damaged) {
+            return Ok(None);
+        }
+        let stored = index::load(self.disk, &file.path).map_err(OpenError::device(&file.path))?;
+        let fits = |stored: &StoredIndex| {
+            (stored.salt, stored.end) == (file.header.salt, cut)
+                && stored.cursor == Cursor::before(next)
+        };
+        Ok(stored.filter(fits))
+    }
+
+    fn believe(&mut self, file: File, stored: StoredIndex) -> Result<(), OpenError> {
+        let File { header, path, file } = file;
+        let mut last = None;
+        if let Some(position) = stored.last_position {
+            let batches = Batches { file: &*file, salt: header.salt, end: stored.end };
+            let found = batches.whole_at(position).map_err(OpenError::device(&path))?;
+            last = found.ok().map(|whole| whole.header);
+        }
+        self.examined.last = last.or(self.examined.last);
+        let accepted = |known: &&DamagedRange| known.sequence == header.sequence;
+        let accepted: Vec<DamagedRange> = self.known.iter().filter(accepted).cloned().collect();
+        for range in accepted {
+            damage::insert(&mut self.examined.damage, range);
+        }
+        self.examined.cursor = stored.cursor;
+        self.examined.segments.push(ExaminedSegment {
+            header,
+            path,
+            file,
+            end: stored.end,
+            sealed: true,
+            rows: None,
+            marks: stored.marks,
+            cursor: stored.cursor,
+            recent: VecDeque::new(),
+        });
+        Ok(())
+    }
+
+    /// Reads every batch of a segment.
+    fn read(&mut self, file: File, cut: Option<u64>, next: &Next) -> io::Result<Read> {
+        let File { header, path, file } = file;
+        let mut segment = ExaminedSegment {
+            end: SEGMENT_HEADER_BYTES,
+            sealed: false,
+            rows: Some(SparseIndex::default()),
+            marks: Marks::default(),
+            cursor: Cursor::before(&header),
+            recent: VecDeque::new(),
+            header,
+            path,
+            file: file.clone(),
+        };
+        let limit = cut.unwrap_or(u64::MAX).min(file.len());
+        let batches = Batches { file: &*file, salt: segment.header.salt, end: limit };
+        let (mut flushed, mut count) = (SEGMENT_HEADER_BYTES, 0);
+        while segment.end < limit && !(segment.sealed && cut.is_none()) {
+            let position = segment.end;
+            match batches.at(position, &self.examined.cursor)? {
+                Ok(batch) => {
+                    let unflushed_max = u64::from(segment.header.unflushed_max);
+                    flushed = flushed.max(flushed_below(&batch, position, unflushed_max));
+                    count += u64::from(!batch.batch_type.is_local());
+                    self.accept(&mut segment, &batch);
+                }
+                Err(kind) => {
+                    if !self.stopped(&mut segment, &batches, (cut, next, kind), flushed)? {
+                        break;
+                    }
+                }
+            }
+        }
+        if cut.is_some_and(|cut| cut > segment.end) {
+            // The file ends before its successor says so.
+            self.lose_rest(&mut segment, cut, next);
+        }
+        if matches!(next, Next::Nothing) {
+            self.examined.unproven = flushed.min(segment.end)..segment.end;
+        }
+        segment.sealed |= !matches!(next, Next::Nothing);
+        segment.cursor = self.examined.cursor;
+        Ok(Read { segment, count })
+    }
+
+    fn accept(&mut self, segment: &mut ExaminedSegment, batch: &BatchHeader) {
+        let position = segment.end;
+        segment.end += batch.stored_len() as u64;
+        segment.sealed = batch.batch_type == BatchType::Seal;
+        self.examined.cursor.pass(batch);
+        if batch.batch_type.is_local() {
+            return;
+        }
+        segment.marks.note(batch);
+        if let Some(rows) = &mut segment.rows {
+            rows.note(position, batch);
+        }
+        if segment.recent.len() == RECENT_MAX {
+            segment.recent.pop_front();
+        }
+        segment.recent.push_back((*batch, position));
+        self.examined.last = Some(*batch);
+    }
+
+    /// Decides what it means that no batch can be accepted at the segment's end. Returns whether
+    /// reading goes on behind what is lost.
+    fn stopped(
+        &mut self,
+        segment: &mut ExaminedSegment,
+        batches: &Batches<'_>,
+        (cut, next, kind): (Option<u64>, &Next, CorruptionKind),
+        flushed: u64,
+    ) -> io::Result<bool> {
+        let position = segment.end;
+        let cursor = self.examined.cursor;
+        let is_last = matches!(next, Next::Nothing);
+        let (rest, torn_bytes, proven) = match is_last {
+            true => rest_of(segment, batches, position)?,
+            false => (Rest::Written, 0, 0),
+        };
+        let shortened = segment.file.len() < segment.header.capacity;
+        let resumes = match rest {
+            Rest::Zeros | Rest::Stale => None,
+            Rest::Written => next_that_follows(batches, position, &cursor)?,
+        };
+        let stop = Stop {
+            position,
+            ends_at: cut.or((!is_last).then_some(u64::MAX)),
+            flushed: flushed.max(proven),
+            out_of_place: kind == CorruptionKind::OutOfPlace,
+            shortened,
+            resumes: resumes.is_some(),
+            rest,
+        };
+        match (decide(&stop), resumes) {
+            (Decision::End, _) => Ok(false),
+            (Decision::Torn, _) => {
+                self.examined.torn_bytes = torn_bytes;
+                Ok(false)
+            }
+            (Decision::Damaged, Some((found, batch))) => {
+                self.lose(segment.header.sequence, position..found, Behind::batch(&batch));
+                self.examined.cursor.jump_to(&batch);
+                segment.end = found;
+                self.accept(segment, &batch);
+                Ok(true)
+            }
+            (Decision::Damaged, None) => {
+                self.lose_rest(segment, cut, next);
+                Ok(false)
+            }
+            (Decision::DamagedTail, _) => {
+                let file = segment.path.clone();
+                let kind = if shortened { CorruptionKind::Shortened } else { kind };
+                self.examined.lost_tail = Some(Corruption { file, position, kind });
+                self.examined.torn_bytes = torn_bytes.max(1);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Everything from here to the end of the segment is lost; its successor tells what follows.
+    fn lose_rest(&mut self, segment: &mut ExaminedSegment, cut: Option<u64>, next: &Next) {
+        let end = cut.unwrap_or(segment.end).min(segment.file.len()).max(segment.end);
+        if let Next::Segment(next) = next {
+            let behind = Behind::edge(next.base_index, next.base_offset);
+            self.lose(segment.header.sequence, segment.end..end, behind);
+            self.examined.cursor = Cursor::before(next);
+        }
+        segment.end = end;
+    }
+}
+
+/// What stands behind a segment.
+enum Next {
+    Nothing,
+    Lost,
+    Segment(SegmentHeader),
+}
+
+struct Read {
+    segment: ExaminedSegment,
+    count: u64,
+}
+
+/// What stands behind something that is lost.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Behind {
+    index: Index,
+    offset: Offset,
+    /// Other batches of the same index may stand before it.
+    inside: bool,
+}
+
+impl Behind {
+    /// A batch of the same segment.
+    pub(crate) fn batch(batch: &BatchHeader) -> Self {
+        let local = batch.batch_type.is_local();
+        let index = if local { Index(batch.index.0 + 1) } else { batch.index };
+        Self { index, offset: batch.base_offset, inside: !local }
+    }
+
+    /// The beginning of a segment, or the end of the log: no index reaches over it.
+    pub(crate) fn edge(index: Index, offset: Offset) -> Self {
+        Self { index, offset, inside: false }
+    }
+}
+
+/// What lies between a cursor and what stands behind. Where only local batches are lost, no index
+/// is: the range ends before it begins.
+pub(crate) fn lost_range(
+    cursor: &Cursor,
+    sequence: u64,
+    positions: Range<u64>,
+    behind: Behind,
+) -> DamagedRange {
+    let first_index = cursor.next_index();
+    // Every batch that shares an index with others has a body; local ones have none.
+    let is_local = positions.end - positions.start == BATCH_HEADER_BYTES as u64;
+    let partial = cursor.open_index || (behind.inside && !is_local);
+    let last_index = Index(behind.index.0 - 1);
+    DamagedRange {
+        sequence,
+        positions,
+        first_index,
+        // Where a part of an index is lost, the index is.
+        last_index: if partial { last_index.max(first_index) } else { last_index },
+        first_offset: cursor.log_end,
+        end_offset: behind.offset.max(cursor.log_end),
+        accepted: false,
+    }
+}
+
+/// The next whole batch behind what cannot be accepted at `position`. One that stands there and
+/// differs in its chain alone is itself what is damaged.
+pub(crate) fn next_that_follows(
+    batches: &Batches<'_>,
+    position: u64,
+    cursor: &Cursor,
+) -> io::Result<Option<(u64, BatchHeader)>> {
+    match batches.next_whole(position, cursor)? {
+        Some((found, batch)) if found == position && cursor.is_at(&batch) => {
+            batches.next_whole(position + 1, cursor)
+        }
+        found => Ok(found),
+    }
+}
+
+/// What lies behind `position` of the last segment, how many bytes of it are written, and what it
+/// proves to be flushed.
+fn rest_of(
+    segment: &ExaminedSegment,
+    batches: &Batches<'_>,
+    position: u64,
+) -> io::Result<(Rest, u64, u64)> {
+    let SegmentHeader { unflushed_max, recycled, .. } = segment.header;
+    let window = batches.end.min(position + 2 * u64::from(unflushed_max));
+    // Beyond the window nothing can be, unless the file was damaged: looked at here and there.
+    let all = recycled || is_touched(batches.file, window..batches.end)?;
+    let end = if all { batches.end } else { window };
+    let near = Batches { end, ..*batches };
+    let evidence = near.evidence_behind(position, u64::from(unflushed_max))?;
+    let written = match last_byte_in(batches.file, position..end)? {
+        None => return Ok((Rest::Zeros, 0, evidence.flushed)),
+        Some(_) if recycled && !evidence.headers => return Ok((Rest::Stale, 0, evidence.flushed)),
+        Some(last) => last - position,
+    };
+    Ok((Rest::Written, written, evidence.flushed))
+}
