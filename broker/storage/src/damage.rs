@@ -20,6 +20,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use weir_protocol::batch::BatchHeader;
 use weir_protocol::types::{Index, Offset};
 
 const MAGIC: [u8; 8] = *b"WEIRDMG\x01";
@@ -47,6 +48,20 @@ pub struct DamagedRange {
 }
 
 impl DamagedRange {
+    /// One batch.
+    pub(crate) fn of_batch(sequence: u64, position: u64, header: &BatchHeader) -> Self {
+        let local = header.batch_type.is_local();
+        Self {
+            sequence,
+            positions: position..position + header.stored_len() as u64,
+            first_index: if local { Index(header.index.0 + 1) } else { header.index },
+            last_index: header.index,
+            first_offset: header.base_offset,
+            end_offset: header.end_offset(),
+            accepted: false,
+        }
+    }
+
     /// Whether nothing that anybody reads is in it: only marks that the log left for itself.
     pub fn is_empty(&self) -> bool {
         self.first_index > self.last_index && self.first_offset == self.end_offset

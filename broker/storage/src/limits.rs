@@ -37,6 +37,8 @@ pub const INDEX_STRIDE_BYTES: u64 = 64 << 10;
 pub const UNFLUSHED_BYTES_MAX: u64 = 16 << 20;
 /// Unflushed bytes of all logs of a device, beyond which an append waits for a flush of its log.
 pub const DEVICE_UNFLUSHED_BYTES_MAX: u64 = 64 << 20;
+/// A scrub reads so much of a segment at a time, and one batch at least.
+pub const SCRUB_PIECE_BYTES: u64 = 1 << 20;
 /// Damaged ranges of a log that are remembered.
 pub const DAMAGED_RANGES_MAX: usize = 4_096;
 /// Sealed segments of one log whose sparse index stays in memory (about 64 KiB for the largest).

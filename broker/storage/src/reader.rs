@@ -108,6 +108,10 @@ impl LogReader {
         Self { shared }
     }
 
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// Where the log begins and ends now.
     pub fn bounds(&self) -> LogBounds {
         let flushed_index = self.shared.flush.flushed_index();

@@ -95,6 +95,7 @@ pub(crate) struct Batches<'a> {
 /// A batch that is whole in itself.
 pub(crate) struct Whole {
     pub(crate) header: BatchHeader,
+    pub(crate) body: Vec<u8>,
     control_crc: Option<u32>,
 }
 
@@ -107,7 +108,7 @@ impl Batches<'_> {
     ) -> io::Result<Result<BatchHeader, CorruptionKind>> {
         Ok(match self.whole_at(position)? {
             Err(error) => Err(CorruptionKind::Batch(error)),
-            Ok(Whole { header, control_crc }) => {
+            Ok(Whole { header, control_crc, .. }) => {
                 match cursor.is_followed_by(&header, control_crc) {
                     true => Ok(header),
                     false => Err(CorruptionKind::OutOfPlace),
@@ -124,7 +125,7 @@ impl Batches<'_> {
         };
         let mut body = vec![0; header.body_len as usize];
         self.file.read_at(position + BATCH_HEADER_BYTES as u64, &mut body)?;
-        Ok(header.check_body(&body).map(|control_crc| Whole { header, control_crc }))
+        Ok(header.check_body(&body).map(|control_crc| Whole { header, body, control_crc }))
     }
 
     fn header_at(&self, position: u64) -> io::Result<Result<BatchHeader, HeaderError>> {
@@ -144,10 +145,23 @@ impl Batches<'_> {
         from: u64,
         cursor: &Cursor,
     ) -> io::Result<Option<(u64, BatchHeader)>> {
-        let mut position = from;
+        self.next_where(from, |header| cursor.may_precede(header))
+    }
+
+    /// Where the next whole batch stands at or behind `from`, whatever it is.
+    pub(crate) fn next_whole_anywhere(&self, from: u64) -> io::Result<Option<u64>> {
+        Ok(self.next_where(from, |_| true)?.map(|(position, _)| position))
+    }
+
+    fn next_where(
+        &self,
+        from: u64,
+        fits: impl Fn(&BatchHeader) -> bool,
+    ) -> io::Result<Option<(u64, BatchHeader)>> {
+        let mut position = from.next_multiple_of(BATCH_ALIGN_BYTES as u64);
         while let Some(found) = self.next_header(position)? {
             if let Ok(Whole { header, .. }) = self.whole_at(found)?
-                && cursor.may_precede(&header)
+                && fits(&header)
             {
                 return Ok(Some((found, header)));
             }

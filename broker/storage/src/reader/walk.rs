@@ -38,6 +38,16 @@ impl<'a> Walk<'a> {
         Self { shared, segment, position: SEGMENT_HEADER_BYTES, cursor }
     }
 
+    /// From a place that another walk reached.
+    pub(crate) fn at(
+        shared: &'a Shared,
+        segment: &'a Arc<Segment>,
+        position: u64,
+        cursor: Cursor,
+    ) -> Self {
+        Self { shared, segment, position, cursor }
+    }
+
     /// From a batch that is surely not behind what is wanted. The segment's index is in memory.
     pub(crate) fn towards(shared: &'a Shared, segment: &'a Arc<Segment>, from: From) -> Self {
         let mut walk = Self::from_start(shared, segment);
@@ -59,6 +69,11 @@ impl<'a> Walk<'a> {
     /// Where the next step is taken.
     pub(crate) fn position(&self) -> u64 {
         self.position
+    }
+
+    /// What holds in front of the next step.
+    pub(crate) fn cursor(&self) -> Cursor {
+        self.cursor
     }
 
     /// The next batch, or what is lost of them; none at the end.
@@ -177,15 +192,7 @@ impl ColdRead {
         if header.check_body(&bytes[BATCH_HEADER_BYTES..header.wire_len()]).is_ok() {
             return Ok(Ok(BatchSlice { header, bytes, salt: self.segment.header.salt }));
         }
-        let range = DamagedRange {
-            sequence: self.segment.header.sequence,
-            positions: position..end,
-            first_index: header.index,
-            last_index: header.index,
-            first_offset: header.base_offset,
-            end_offset: header.end_offset(),
-            accepted: false,
-        };
+        let range = DamagedRange::of_batch(self.segment.header.sequence, position, &header);
         self.shared.damage.record(range.clone());
         Ok(Err(range))
     }
