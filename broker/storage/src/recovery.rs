@@ -124,10 +124,15 @@ fn remove_dead(disk: &dyn Disk, dir: &Path, examined: &Examined) -> Result<(), O
 /// Nothing proves that these bytes reached the disk: after a failed flush the cache may show what
 /// the disk does not hold. Writing them again and flushing makes them count.
 fn rewrite_unproven(examined: &Examined) -> Result<u64, OpenError> {
-    let (Some(segment), range) = (examined.segments.last(), examined.unproven.clone()) else {
-        return Ok(0);
-    };
-    rewrite(&*segment.file, range.clone()).map_err(OpenError::device(&segment.path))?;
+    let Some(segment) = examined.segments.last() else { return Ok(0) };
+    let mut range = examined.unproven.clone();
+    let device = |source| OpenError::device(&segment.path)(source);
+    for padding in &examined.unclean_padding {
+        let zeros = vec![0; (padding.end - padding.start) as usize];
+        segment.file.write_at(padding.start, &zeros).map_err(device)?;
+        range.start = range.start.min(padding.start);
+    }
+    rewrite(&*segment.file, range.clone()).map_err(device)?;
     Ok(range.end - range.start)
 }
 

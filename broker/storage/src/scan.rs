@@ -96,6 +96,8 @@ pub(crate) struct Batches<'a> {
 pub(crate) struct Whole {
     pub(crate) header: BatchHeader,
     pub(crate) body: Vec<u8>,
+    /// Nothing but zeros stands behind its body.
+    pub(crate) zero_padded: bool,
     control_crc: Option<u32>,
 }
 
@@ -105,15 +107,11 @@ impl Batches<'_> {
         &self,
         position: u64,
         cursor: &Cursor,
-    ) -> io::Result<Result<BatchHeader, CorruptionKind>> {
+    ) -> io::Result<Result<Whole, CorruptionKind>> {
         Ok(match self.whole_at(position)? {
             Err(error) => Err(CorruptionKind::Batch(error)),
-            Ok(Whole { header, control_crc, .. }) => {
-                match cursor.is_followed_by(&header, control_crc) {
-                    true => Ok(header),
-                    false => Err(CorruptionKind::OutOfPlace),
-                }
-            }
+            Ok(whole) if cursor.is_followed_by(&whole.header, whole.control_crc) => Ok(whole),
+            Ok(_) => Err(CorruptionKind::OutOfPlace),
         })
     }
 
@@ -123,9 +121,12 @@ impl Batches<'_> {
             Ok(header) => header,
             Err(error) => return Ok(Err(error)),
         };
-        let mut body = vec![0; header.body_len as usize];
+        let mut body = vec![0; header.stored_len() - BATCH_HEADER_BYTES];
         self.file.read_at(position + BATCH_HEADER_BYTES as u64, &mut body)?;
-        Ok(header.check_body(&body).map(|control_crc| Whole { header, body, control_crc }))
+        let zero_padded = body[header.body_len as usize..].iter().all(|byte| *byte == 0);
+        body.truncate(header.body_len as usize);
+        let checked = header.check_body(&body);
+        Ok(checked.map(|control_crc| Whole { header, body, zero_padded, control_crc }))
     }
 
     fn header_at(&self, position: u64) -> io::Result<Result<BatchHeader, HeaderError>> {

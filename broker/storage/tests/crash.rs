@@ -5,7 +5,8 @@
 
 mod common;
 
-use common::model::{Shape, Step, Subject, steps};
+use common::model::{Shape, Step, step, steps};
+use common::subject::Subject;
 use proptest::prelude::*;
 use std::io;
 use std::path::PathBuf;
@@ -36,7 +37,7 @@ fn run(steps: &[Step], lives: &[Life]) {
                 Err(error) => assert!(disk.is_stopped(), "the log does not open: {error}"),
             }
         }
-        adopt(&mut subject);
+        subject.adopt();
     }
     let held = subject.model.held.clone();
     assert!(subject.contents() == held);
@@ -48,22 +49,16 @@ fn begin(disk: &SimDisk, lives: &mut std::slice::Iter<'_, Life>) -> Cut {
     *end
 }
 
-fn adopt(subject: &mut Subject) {
-    let found = subject.contents();
-    let log = subject.log.as_ref().unwrap();
-    let bounds = log.reader().bounds();
-    let start = (bounds.first_index.0, bounds.log_start.0);
-    subject.model.adopt(start, found, log.meta());
-    subject.check_bounds();
-    let found = subject.checkpoints();
-    subject.model.adopt_checkpoints(found);
-}
-
 fn cut() -> impl Strategy<Value = Cut> {
     prop_oneof![
         1 => Just(Cut::LosesAll),
         1 => Just(Cut::KeepsAll),
-        4 => any::<u64>().prop_map(Cut::KeepsSome),
+        1 => Just(Cut::KeepsNewest),
+        1 => Just(Cut::KeepsOldest),
+        1 => Just(Cut::KeepsHeads),
+        1 => (0usize..8).prop_map(Cut::KeepsFirst),
+        1 => any::<u64>().prop_map(Cut::Keeps),
+        6 => any::<u64>().prop_map(Cut::KeepsSome),
     ]
 }
 
@@ -80,6 +75,57 @@ proptest! {
     }
 }
 
+/// What a log sees between its first start and its last.
+#[derive(Debug, Clone)]
+enum Turn {
+    Does(Step),
+    /// The power goes, and the log starts again.
+    Crashes(Cut),
+}
+
+fn turns(count_max: usize) -> impl Strategy<Value = Vec<Turn>> {
+    let turn = prop_oneof![
+        6 => step().prop_map(Turn::Does),
+        1 => cut().prop_map(Turn::Crashes),
+    ];
+    proptest::collection::vec(turn, 1..count_max)
+}
+
+fn take_turns(turns: &[Turn]) {
+    let mut disk = SimDisk::new();
+    let mut subject = Subject::new(Arc::new(disk.clone()), PathBuf::from("/data"));
+    subject.open().unwrap();
+    for turn in turns {
+        match turn {
+            Turn::Does(step) => subject.step(step).unwrap(),
+            Turn::Crashes(cut) => {
+                // The process has no time to put anything away.
+                disk = disk.fork();
+                disk.cut_power(*cut);
+                let before = subject;
+                subject = before.later(Arc::new(disk.clone()), before.model.clone());
+                before.check_shared();
+                subject.open().unwrap();
+                subject.adopt();
+            }
+        }
+    }
+    let held = subject.model.held.clone();
+    assert!(subject.contents() == held);
+    subject.check_shared();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 48, failure_persistence: None, ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn any_log_does_what_a_list_does_between_any_crashes(turns in turns(80)) {
+        take_turns(&turns);
+    }
+}
+
 /// Does the steps on a disk that fails once here and there. The log is opened again in the same
 /// process, which sees all that it wrote; when at the end the power goes, that must be there.
 fn run_with_faults(steps: &[Step], faults: &[(Op, io::ErrorKind, usize)]) {
@@ -93,13 +139,13 @@ fn run_with_faults(steps: &[Step], faults: &[(Op, io::ErrorKind, usize)]) {
         if subject.step(step).is_err() {
             let opened = (0..=faults.len()).any(|_| subject.open().is_ok());
             assert!(opened, "a log that failed opens again");
-            adopt(&mut subject);
+            subject.adopt();
         }
     }
     subject.log = None;
     disk.cut_power(Cut::LosesAll);
     subject.open().unwrap();
-    adopt(&mut subject);
+    subject.adopt();
 }
 
 fn fault() -> impl Strategy<Value = (Op, io::ErrorKind, usize)> {

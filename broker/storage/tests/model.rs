@@ -4,7 +4,8 @@
 
 mod common;
 
-use common::model::{Step, Subject, steps};
+use common::model::{Step, steps};
+use common::subject::Subject;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;

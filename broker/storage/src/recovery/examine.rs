@@ -12,7 +12,7 @@ use crate::error::{Corruption, CorruptionKind, OpenError};
 use crate::index::{self, Marks, SparseIndex, StoredIndex};
 use crate::limits::SEGMENT_HEADER_BYTES;
 use crate::meta::Meta;
-use crate::scan::{Batches, Cursor, flushed_below, is_touched, last_byte_in};
+use crate::scan::{Batches, Cursor, Whole, flushed_below, is_touched, last_byte_in};
 use crate::segment::SegmentHeader;
 use std::collections::VecDeque;
 use std::io;
@@ -48,6 +48,8 @@ pub(crate) struct Examined {
     pub(crate) torn_bytes: u64,
     /// Accepted bytes of the last segment that nothing proves to be flushed.
     pub(crate) unproven: Range<u64>,
+    /// Padding of the last segment's batches that is not zeros: torn off, over an earlier life.
+    pub(crate) unclean_padding: Vec<Range<u64>>,
     /// The end of the log is damaged, and nothing tells how much is lost.
     pub(crate) lost_tail: Option<Corruption>,
     pub(crate) batches_read: u64,
@@ -125,6 +127,7 @@ impl Examined {
             sequence: 0,
             torn_bytes: 0,
             unproven: 0..0,
+            unclean_padding: Vec::new(),
             lost_tail: None,
             batches_read: 0,
         }
@@ -304,11 +307,17 @@ impl Reading<'_> {
         let limit = cut.unwrap_or(u64::MAX).min(file.len());
         let batches = Batches { file: &*file, salt: segment.header.salt, end: limit };
         let (mut flushed, mut count) = (SEGMENT_HEADER_BYTES, 0);
+        let is_last = matches!(next, Next::Nothing);
         while segment.end < limit && !(segment.sealed && cut.is_none()) {
             let position = segment.end;
             match batches.at(position, &self.examined.cursor)? {
-                Ok(batch) => {
+                Ok(Whole { header: batch, zero_padded, .. }) => {
                     let unflushed_max = u64::from(segment.header.unflushed_max);
+                    if !zero_padded && is_last {
+                        let body_end = position + batch.wire_len() as u64;
+                        let end = position + batch.stored_len() as u64;
+                        self.examined.unclean_padding.push(body_end..end);
+                    }
                     flushed = flushed.max(flushed_below(&batch, position, unflushed_max));
                     count += u64::from(!batch.batch_type.is_local());
                     self.accept(&mut segment, &batch);
@@ -324,7 +333,7 @@ impl Reading<'_> {
             // The file ends before its successor says so.
             self.lose_rest(&mut segment, cut, next);
         }
-        if matches!(next, Next::Nothing) {
+        if is_last {
             self.examined.unproven = flushed.min(segment.end)..segment.end;
         }
         segment.sealed |= !matches!(next, Next::Nothing);

@@ -7,6 +7,7 @@
 )]
 
 pub(crate) mod model;
+pub(crate) mod subject;
 
 use bytes::Bytes;
 use std::io;
