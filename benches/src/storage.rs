@@ -80,6 +80,7 @@ pub struct StorageReport {
 /// Measures in a scratch folder below `dir`, which is removed afterwards. An error of the kind
 /// `Unsupported` if nothing counts what the disk below it does.
 pub fn measure(dir: &Path, plan: &Plan) -> io::Result<StorageReport> {
+    std::fs::metadata(dir)?;
     let device = BlockDevice::below(dir).ok_or_else(|| {
         let reason = "the filesystem here has no block device whose counters can be read, as tmpfs, \
                       overlay and btrfs have none; give a folder on ext4 or XFS";
@@ -158,5 +159,38 @@ impl Samples {
             written_bytes_median: median(&self.written_bytes),
             written_bytes_mean: mean(&self.written_bytes),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_asked_for_is_measured_and_nothing_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = Plan { rounds: 1, partitions: 2, sealed: 1, parts: vec![Part::Partitions] };
+        let report = match measure(dir.path(), &plan) {
+            // The folder for temporary files may lie in memory.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => return,
+            measured => measured.unwrap(),
+        };
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        let json = serde_json::to_value(&report).unwrap();
+        assert!(json["groups"].is_null() && json["cpu"].is_null() && json["recovery"].is_null());
+        let figure = &json["partitions"];
+        assert_eq!(figure["partitions"], 2);
+        assert!(figure["many"]["p50_us"].as_f64().unwrap() > 0.0);
+        assert!(figure["many"]["device"]["written_bytes_median"].as_f64().unwrap() > 0.0);
+    }
+
+    #[test]
+    fn a_disk_that_does_not_count_is_refused() {
+        let plan = Plan { rounds: 1, partitions: 1, sealed: 1, parts: Vec::new() };
+        let refused = measure(Path::new("/proc"), &plan).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::Unsupported);
+        assert!(refused.to_string().contains("no block device"));
+        let missing = measure(Path::new("/proc/nowhere"), &plan).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
     }
 }

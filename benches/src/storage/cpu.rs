@@ -155,11 +155,11 @@ fn check_crc(batch: &NewBatch) -> io::Result<()> {
 /// Names of the columns of [`CpuFigure::row`].
 pub const HEADINGS: [&str; 7] = [
     "group",
-    "CPU s per GiB",
+    "append and flush",
     "of it making segments",
     "without",
     "CRC check",
-    "pwrite+fdatasync",
+    "pwrite and fdatasync",
     "log MB/s",
 ];
 

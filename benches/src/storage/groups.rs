@@ -22,7 +22,7 @@ pub struct GroupFigure {
     pub stored_bytes: usize,
     /// Median of pwrite and fdatasync of a group over written blocks, microseconds.
     pub device_p50_us: f64,
-    /// Median of append and flush of a group, microseconds.
+    /// Median of append and flush of a group on one thread, microseconds.
     pub storage_p50_us: f64,
     /// Rate of the log over that of the device, of the medians.
     pub ratio: f64,
@@ -93,9 +93,9 @@ pub const HEADINGS: [&str; 10] = [
     "log p50 us",
     "ratio",
     "flushes",
-    "mean",
+    "flushes, mean",
     "written KiB",
-    "mean",
+    "written KiB, mean",
     "over stored",
     "left out",
 ];

@@ -108,8 +108,15 @@ fn append_all(logs: &mut [LogWriter], batch: &NewBatch) -> io::Result<()> {
 }
 
 /// Names of the columns of [`PartitionsFigure::rows`].
-pub const HEADINGS: [&str; 7] =
-    ["flush of", "p50 us", "many over it", "flushes", "mean", "written KiB", "mean"];
+pub const HEADINGS: [&str; 7] = [
+    "flush of",
+    "p50 us",
+    "many over it",
+    "flushes",
+    "flushes, mean",
+    "written KiB",
+    "written KiB, mean",
+];
 
 impl PartitionsFigure {
     /// For people.

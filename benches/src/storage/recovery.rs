@@ -205,7 +205,7 @@ impl Cold {
 
 /// Names of the columns of [`RecoveryFigure::rows`].
 pub const HEADINGS: [&str; 7] =
-    ["", "seconds", "file MB/s", "read MB", "reads", "written KiB", "s per GiB"];
+    ["cold", "seconds", "file MB/s", "read MB", "reads", "written KiB", "s per GiB"];
 
 impl RecoveryFigure {
     /// For people: opening, then the plain read.
@@ -233,5 +233,20 @@ impl RecoveryFigure {
             row(what, opened.0, opened.1, opened.2, written),
             row("read the same files".to_owned(), plain.0, plain.1, plain.2, "-".to_owned()),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_opened_has_the_sealed_segments_and_one_that_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = Made::sealed(dir.path(), 3).unwrap();
+        let segments = made.files.iter().filter(|path| path.extension().is_some());
+        assert_eq!(segments.count(), 4);
+        let [log] = made.open().unwrap().try_into().ok().unwrap();
+        assert_eq!(log.reader().sealed_segments().len(), 3);
     }
 }

@@ -29,8 +29,8 @@ Flushes, reads and bytes are what the kernel counts of the block device below DI
 counts that too: trust medians there, or give DIR on a disk of its own. CPU is that of the process:
 what kernel threads do, those of a loop device too, is not in it.
 
-Up to 4 GiB below DIR are taken and given back; RECOVERY makes the system forget what it has cached,
-as far as it is allowed to.";
+Up to 2 GiB below DIR are taken and given back, more with more sealed segments. Recovery has the
+system forget what it has cached: as root everything, else only the files in question.";
 
 /// Measure.
 #[derive(Debug, Args)]
@@ -123,7 +123,7 @@ struct StorageArguments {
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
     only: Vec<PartArgument>,
     /// Logs that flush at once
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=256))]
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=64))]
     partitions: u32,
     /// Sealed segments of 1 MiB in the log that is opened
     #[arg(long, default_value_t = 1_000, value_name = "N")]
@@ -334,16 +334,21 @@ fn measure_storage(arguments: &StorageArguments) -> Result<(), Failure> {
 }
 
 fn print_storage(report: &StorageReport) -> io::Result<()> {
+    println!("medians of {} rounds, over single groups where there are some", report.rounds);
     if let Some(figures) = &report.groups {
+        println!("\nappend and flush of one log beside pwrite and fdatasync over written blocks");
         print_table(storage::groups::HEADINGS, figures.iter().map(|figure| figure.row()))?;
     }
     if let Some(figure) = &report.partitions {
+        println!("\nlogs of one device that flush at once");
         print_table(storage::partitions::HEADINGS, figure.rows())?;
     }
     if let Some(figures) = &report.cpu {
+        println!("\nCPU of append and flush, seconds per GiB");
         print_table(storage::cpu::HEADINGS, figures.iter().map(|figure| figure.row()))?;
     }
     if let Some(figures) = &report.recovery {
+        println!("\nopening logs that are not in memory");
         let rows = figures.iter().flat_map(|figure| figure.rows());
         print_table(storage::recovery::HEADINGS, rows)?;
     }
