@@ -1,7 +1,7 @@
 //! CPU of append and flush, of the whole process.
 //!
 //! Owns: the turns of the group sizes on a log that gives up as much as it takes.
-//! Never: counts the making of batches, or what kernel threads do on behalf of nobody.
+//! Never: counts the making of batches, or what kernel threads do.
 
 use crate::clock;
 use crate::device::{GroupWriter, zeroed_file};

@@ -16,9 +16,9 @@ use weir_storage::{LogOptions, ThreadExecutor};
 /// One group size.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct GroupFigure {
-    /// Bytes of a group without Weir, and the most that a group of the log holds with its headers.
+    /// Bytes of a group of pwrite; a group of the log is a batch that comes near it.
     pub group_bytes: usize,
-    /// Bytes that the log stores for a group: one batch of 1 KiB messages with its header.
+    /// Bytes of a group of the log: one batch of 1 KiB messages with its header.
     pub stored_bytes: usize,
     /// Median of pwrite and fdatasync of a group over written blocks, microseconds.
     pub device_p50_us: f64,
