@@ -37,8 +37,10 @@ pub struct CpuFigure {
     pub crc_cpu_s_per_gib: f64,
     /// pwrite and fdatasync of the same groups over written blocks, seconds per GiB.
     pub device_cpu_s_per_gib: f64,
-    /// Append and flush with segments made beside it, MB/s.
+    /// A GiB of append and flush with segments made and given up beside it, MB/s.
     pub storage_mb_s: f64,
+    /// A GiB of pwrite and fdatasync, MB/s.
+    pub device_mb_s: f64,
 }
 
 /// Adds up the CPU of the lane that makes segments.
@@ -73,13 +75,14 @@ struct Size {
     crc: Vec<f64>,
     device: Vec<f64>,
     mb_s: Vec<f64>,
+    device_mb_s: Vec<f64>,
 }
 
 impl Size {
     fn new(group_bytes: usize) -> io::Result<Self> {
         let batch = batch_of(group_bytes)?;
-        let (all, making, crc, device, mb_s) = Default::default();
-        Ok(Self { group_bytes, batch, all, making, crc, device, mb_s })
+        let (all, making, crc, device, mb_s, device_mb_s) = Default::default();
+        Ok(Self { group_bytes, batch, all, making, crc, device, mb_s, device_mb_s })
     }
 
     fn figure(&self) -> CpuFigure {
@@ -92,6 +95,7 @@ impl Size {
             crc_cpu_s_per_gib: median(&self.crc),
             device_cpu_s_per_gib: median(&self.device),
             storage_mb_s: median(&self.mb_s),
+            device_mb_s: median(&self.device_mb_s),
         }
     }
 }
@@ -115,36 +119,40 @@ pub(super) fn measure(dir: &Path, rounds: u32) -> io::Result<Vec<CpuFigure>> {
     for _ in 0..rounds {
         for size in &mut sizes {
             log.settle();
-            let (making_before, started) = (making(), clock::now());
-            let mut mb_s = 0.0;
-            size.all.push(cpu_of(|| {
-                turn(size.batch.header.stored_len(), || log.append(&size.batch))?;
-                mb_s = TURN_BYTES as f64 / started.elapsed().as_micros() as f64;
+            let making_before = making();
+            let (all, mb_s) = cpu_of(|| {
+                let mb_s = turn(size.batch.header.stored_len(), || log.append(&size.batch));
                 // What the last segment costs belongs to this turn.
                 log.settle();
-                Ok(())
-            })?);
+                mb_s
+            })?;
+            size.all.push(all);
             size.making.push(making() - making_before);
             size.mb_s.push(mb_s);
             let wire_bytes = size.batch.header.wire_len();
-            size.crc.push(cpu_of(|| turn(wire_bytes, || check_crc(&size.batch)))?);
+            let (crc, _) = cpu_of(|| turn(wire_bytes, || check_crc(&size.batch)))?;
+            size.crc.push(crc);
             let mut writer = GroupWriter::new(&file, size.group_bytes);
-            size.device.push(cpu_of(|| turn(size.group_bytes, || writer.write()))?);
+            let (device, mb_s) = cpu_of(|| turn(size.group_bytes, || writer.write()))?;
+            size.device.push(device);
+            size.device_mb_s.push(mb_s);
         }
     }
     Ok(sizes.iter().map(Size::figure).collect())
 }
 
-/// CPU of the process during `work`, seconds.
-fn cpu_of(work: impl FnOnce() -> io::Result<()>) -> io::Result<f64> {
+/// CPU of the process during `work`, seconds, and what the work returns.
+fn cpu_of<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<(f64, T)> {
     let before = clock::process_cpu();
-    work()?;
-    Ok(clock::process_cpu().saturating_sub(before).as_secs_f64())
+    let done = work()?;
+    Ok((clock::process_cpu().saturating_sub(before).as_secs_f64(), done))
 }
 
-/// Does something with `bytes` as often as makes a GiB.
-fn turn(bytes: usize, mut work: impl FnMut() -> io::Result<()>) -> io::Result<()> {
-    (0..TURN_BYTES / bytes).try_for_each(|_| work())
+/// Does something with `bytes` as often as makes a GiB; returns MB/s.
+fn turn(bytes: usize, mut work: impl FnMut() -> io::Result<()>) -> io::Result<f64> {
+    let started = clock::now();
+    (0..TURN_BYTES / bytes).try_for_each(|_| work())?;
+    Ok(TURN_BYTES as f64 / started.elapsed().as_micros() as f64)
 }
 
 fn check_crc(batch: &NewBatch) -> io::Result<()> {
@@ -153,7 +161,7 @@ fn check_crc(batch: &NewBatch) -> io::Result<()> {
 }
 
 /// Names of the columns of [`CpuFigure::row`].
-pub const HEADINGS: [&str; 7] = [
+pub const HEADINGS: [&str; 8] = [
     "group",
     "append and flush",
     "of it making segments",
@@ -161,11 +169,12 @@ pub const HEADINGS: [&str; 7] = [
     "CRC check",
     "pwrite and fdatasync",
     "log MB/s",
+    "device MB/s",
 ];
 
 impl CpuFigure {
     /// For people.
-    pub fn row(&self) -> [String; 7] {
+    pub fn row(&self) -> [String; 8] {
         [
             format!("{} KiB", self.group_bytes >> 10),
             format!("{:.3}", self.cpu_s_per_gib),
@@ -174,6 +183,7 @@ impl CpuFigure {
             format!("{:.3}", self.crc_cpu_s_per_gib),
             format!("{:.3}", self.device_cpu_s_per_gib),
             format!("{:.0}", self.storage_mb_s),
+            format!("{:.0}", self.device_mb_s),
         ]
     }
 }
