@@ -1,5 +1,6 @@
-//! The clock of the harness: the one module that asks the operating system for the time.
+//! The clocks of the harness: the one module that asks the operating system for the time.
 
+use rustix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};
 
 /// A moment.
@@ -32,4 +33,18 @@ impl Moment {
     pub fn to_tokio(self) -> tokio::time::Instant {
         tokio::time::Instant::from_std(self.0)
     }
+}
+
+/// CPU that all threads of this process, those that ended too, have used so far, user and system.
+pub fn process_cpu() -> Duration {
+    cpu(ClockId::ProcessCPUTime)
+}
+
+/// CPU that this thread has used so far, user and system.
+pub fn thread_cpu() -> Duration {
+    cpu(ClockId::ThreadCPUTime)
+}
+
+fn cpu(clock: ClockId) -> Duration {
+    Duration::try_from(clock_gettime(clock)).expect("what was used is not negative")
 }

@@ -4,7 +4,8 @@
 //! Never: puts figures of different runs side by side: a disk has good and bad minutes, and a
 //! turn of everything sees the same one.
 
-use crate::floor::{GROUP_BYTES_MAX, StorageFloor, time_groups, zeroed_file};
+use crate::device::{time_groups, zeroed_file};
+use crate::floor::{GROUP_BYTES_MAX, StorageFloor};
 use crate::measure::median;
 use crate::net_floor::{NetLoad, NetServer};
 use crate::report::LoadReport;

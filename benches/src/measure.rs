@@ -1,9 +1,7 @@
-//! What is measured besides time: latency histograms that merge, the cost of a process, and what
-//! reached a device.
+//! What is made of measurements: latency histograms that merge, the cost of a process, medians.
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
-use std::path::Path;
 use std::time::Duration;
 
 /// Latencies from 1 µs to an hour, to three digits.
@@ -82,41 +80,16 @@ pub fn process_cost(pid: u32) -> Option<ProcessCost> {
     Some(ProcessCost { cpu_seconds: (user + system) / ticks, anonymous_bytes })
 }
 
-/// What a block device has done so far, for whomever.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct DeviceCounters {
-    /// Bytes written.
-    pub written_bytes: u64,
-    /// Cache flushes.
-    pub flushes: u64,
-}
-
-impl DeviceCounters {
-    /// What happened since `before`.
-    pub fn since(self, before: Self) -> Self {
-        Self {
-            written_bytes: self.written_bytes - before.written_bytes,
-            flushes: self.flushes - before.flushes,
-        }
-    }
-}
-
-/// Reads the counters of the device below `path` from /sys; none where the filesystem has no one
-/// device, or the kernel counts no flushes for it.
-pub fn device_counters(path: &Path) -> Option<DeviceCounters> {
-    let device = rustix::fs::stat(path).ok()?.st_dev;
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    let stat = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")).ok()?;
-    // Documentation/block/stat.rst: sectors are 512 bytes whatever the device says.
-    let fields: Vec<u64> = stat.split_whitespace().flat_map(str::parse).collect();
-    Some(DeviceCounters { written_bytes: fields.get(6)? * 512, flushes: *fields.get(15)? })
-}
-
 /// The middle of an odd number of values, or the lower middle.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(0.0)
+}
+
+/// The sum over the number of values; 0 without any.
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 
 use crate::arguments::{EndpointArguments, Output, OutputArguments};
 use crate::failure::Failure;
-use crate::output::print_json;
+use crate::output::{print_json, print_table};
 use crate::values::parse_duration;
 use clap::{Args, Subcommand, ValueEnum};
 use std::io::{self, Write};
@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use weir_bench::load;
 use weir_bench::schedule::Arrivals;
+use weir_bench::scratch::in_scratch_folder;
+use weir_bench::storage::{self, Part, Plan, StorageReport};
 use weir_bench::workload::Workload;
 use weir_bench::{compare, floor, idle, net_floor};
 
@@ -20,6 +22,15 @@ const BENCH_HELP: &str = "\
 Loads are open loop where they have a rate: latency counts from the moment a message was due.
 Give --server-pid to account the broker's CPU and memory. Compare figures of one run only, on the
 same disk: `weir bench floor` says what the machine can do.";
+
+const STORAGE_HELP: &str = "\
+Flushes, reads and bytes are what the kernel counts of the block device below DIR
+(/sys/dev/block/MAJ:MIN/stat), of a loop device its own. The disk of a machine that does other work
+counts that too: trust medians there, or give DIR on a disk of its own. CPU is that of the process:
+what kernel threads do, those of a loop device too, is not in it.
+
+Up to 2 GiB below DIR are taken and given back, more with more sealed segments. Recovery has the
+system forget what it has cached: as root everything, else only the files in question.";
 
 /// Measure.
 #[derive(Debug, Args)]
@@ -78,6 +89,9 @@ enum BenchCommand {
         #[command(flatten)]
         common: Common,
     },
+    /// What storage alone reaches, by the counters of the disk
+    #[command(after_help = STORAGE_HELP)]
+    Storage(StorageArguments),
     /// What this disk and machine can do without a broker
     Floor {
         /// A folder on the disk in question
@@ -95,6 +109,40 @@ enum BenchCommand {
         #[command(flatten)]
         output: OutputArguments,
     },
+}
+
+#[derive(Debug, Args)]
+struct StorageArguments {
+    /// A folder on the disk in question
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    dir: PathBuf,
+    /// Turns of everything
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Measure only these; may be repeated [default: all]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
+    only: Vec<PartArgument>,
+    /// Logs that flush at once
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=64))]
+    partitions: u32,
+    /// Sealed segments of 1 MiB in the log that is opened
+    #[arg(long, default_value_t = 1_000, value_name = "N")]
+    sealed: usize,
+    #[command(flatten)]
+    output: OutputArguments,
+}
+
+/// A part of the figures of storage.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PartArgument {
+    /// Groups of one log: flushes, bytes written, time, beside pwrite and fdatasync
+    Groups,
+    /// Many logs that flush at once, against one
+    Partitions,
+    /// CPU of append and flush per GiB
+    Cpu,
+    /// Opening logs that are not in memory, beside a plain read of their files
+    Recovery,
 }
 
 #[derive(Debug, Args)]
@@ -192,10 +240,11 @@ pub(crate) fn run(arguments: BenchArguments) -> Result<(), Failure> {
         BenchCommand::Compare { files, dir, rounds, common } => {
             compare_with_floors(&files, &dir, rounds, &common)
         }
+        BenchCommand::Storage(arguments) => measure_storage(&arguments),
         BenchCommand::Floor { serve_net: Some(path), .. } => serve_net(&path),
         BenchCommand::Floor { dir, rounds, seconds, output, .. } => {
-            let report = floor::measure(&dir, rounds, seconds.as_secs_f64())
-                .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", dir.display())))?;
+            let measured = floor::measure(&dir, rounds, seconds.as_secs_f64());
+            let report = measured.map_err(|error| with_dir(&dir, &error))?;
             match output.output {
                 Output::Json => print_json(&report)?,
                 Output::Table => print!("{}", report.table()),
@@ -245,7 +294,7 @@ fn compare_with_floors(
 ) -> Result<(), Failure> {
     let workloads: Result<Vec<_>, _> = files.iter().map(|file| Workload::read(file)).collect();
     let workloads = workloads.map_err(|e| Failure::Usage(e.to_string()))?;
-    let comparisons = floor::in_scratch_folder(dir, |scratch| {
+    let comparisons = in_scratch_folder(dir, |scratch| {
         compare::measure(scratch, workloads, rounds, |workload| {
             block_on(load::run(&common.endpoint.endpoint, workload, common.server_pid))?
                 .map_err(io::Error::other)
@@ -254,6 +303,54 @@ fn compare_with_floors(
     match common.output.output {
         Output::Json => print_json(&comparisons)?,
         Output::Table => print!("{}", compare::table(&comparisons)),
+    }
+    Ok(())
+}
+
+fn with_dir(dir: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", dir.display()))
+}
+
+fn measure_storage(arguments: &StorageArguments) -> Result<(), Failure> {
+    let parts = arguments.only.iter().map(|part| match part {
+        PartArgument::Groups => Part::Groups,
+        PartArgument::Partitions => Part::Partitions,
+        PartArgument::Cpu => Part::Cpu,
+        PartArgument::Recovery => Part::Recovery,
+    });
+    let plan = Plan {
+        rounds: arguments.rounds,
+        partitions: arguments.partitions,
+        sealed: arguments.sealed,
+        parts: parts.collect(),
+    };
+    let measured = storage::measure(&arguments.dir, &plan);
+    let report = measured.map_err(|error| with_dir(&arguments.dir, &error))?;
+    match arguments.output.output {
+        Output::Json => print_json(&report)?,
+        Output::Table => print_storage(&report)?,
+    }
+    Ok(())
+}
+
+fn print_storage(report: &StorageReport) -> io::Result<()> {
+    println!("medians of {} rounds, over single groups where there are some", report.rounds);
+    if let Some(figures) = &report.groups {
+        println!("\nappend and flush of one log beside pwrite and fdatasync over written blocks");
+        print_table(storage::groups::HEADINGS, figures.iter().map(|figure| figure.row()))?;
+    }
+    if let Some(figure) = &report.partitions {
+        println!("\nlogs of one device that flush at once");
+        print_table(storage::partitions::HEADINGS, figure.rows())?;
+    }
+    if let Some(figures) = &report.cpu {
+        println!("\nCPU of append and flush, seconds per GiB");
+        print_table(storage::cpu::HEADINGS, figures.iter().map(|figure| figure.row()))?;
+    }
+    if let Some(figures) = &report.recovery {
+        println!("\nopening logs that are not in memory");
+        let rows = figures.iter().flat_map(|figure| figure.rows());
+        print_table(storage::recovery::HEADINGS, rows)?;
     }
     Ok(())
 }
