@@ -21,14 +21,15 @@ use pages::PutBack;
 use std::fmt::Display;
 use std::fs;
 use std::path::Path;
-use std::process;
 use std::time::Duration;
 
 /// After so many cuts a new filesystem is made: everything is read back after every cut, so the
 /// topics have to stay short.
-const CUTS_PER_ERA: u32 = 10;
+const CUTS_PER_ERA: u32 = 6;
 /// The longest time from the start of the producers to the end of the broker.
-const LOAD_MS_MAX: u64 = 300;
+const LOAD_MS_MAX: u64 = 200;
+/// The longest time that a broker has for whatever it does without a device.
+const NOTICE_MS_MAX: u64 = 20;
 /// So often the publisher of lines is given some more of them.
 const FEED_MS: u64 = 10;
 const LINES_PER_FEED: u64 = 50;
@@ -53,8 +54,8 @@ pub(crate) fn check(
     let scratch = std::env::temp_dir().join(format!("weir-powercut-{}", std::process::id()));
     let began = crate::now();
     let mut tally = Tally::default();
-    let mut places = Vec::new();
     let mut random = Rng::with_seed(seed);
+    let mut places = Vec::new();
     let kinds = filesystems.len() as u32;
     for (number, filesystem) in (0..).zip(filesystems) {
         let share = cuts / kinds + u32::from(number < cuts % kinds);
@@ -62,13 +63,16 @@ pub(crate) fn check(
         for done in (0..share).step_by(CUTS_PER_ERA as usize) {
             let times = CUTS_PER_ERA.min(share - done);
             let era = Era { weir: &weir, times, random: &mut random, tally: &mut tally };
-            let outcome = era.run(Machine::new(*filesystem, &scratch)?);
+            let outcome = Machine::new(*filesystem, &scratch).and_then(|machine| era.run(machine));
+            let _ = fs::remove_dir_all(&scratch);
             outcome.map_err(|error| {
                 format!("power cut {} ({filesystem}, seed {seed}): {error}", tally.cuts)
             })?;
         }
     }
-    let _ = fs::remove_dir_all(&scratch);
+    if tally.acknowledged == 0 {
+        return Err(format!("seed {seed}: nothing was acknowledged, so nothing is proved"));
+    }
     let Tally { acknowledged, lines, put_back: PutBack { pages, sectors }, .. } = tally;
     Ok(format!(
         "{cuts} power cuts ({}; seed {seed}): {acknowledged} acknowledged messages and {lines} \
@@ -90,13 +94,11 @@ struct Era<'a> {
 impl Era<'_> {
     fn run(mut self, mut machine: Machine) -> Result<(), String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let outcome = runtime.map_err(|e| e.to_string())?.block_on(self.cut_often(&mut machine));
+        let runtime = runtime.map_err(|e| e.to_string())?;
+        let outcome = runtime.block_on(self.cut_often(&mut machine));
         outcome.map_err(|error| {
-            let data = std::env::temp_dir().join(format!("weir-powercut-{}-data", process::id()));
-            match machine.save_data(&data) {
-                Ok(()) => format!("{error}\nthe data as it is now: {}", data.display()),
-                Err(unsaved) => format!("{error}\n{unsaved}"),
-            }
+            let evidence = machine.evidence().unwrap_or_else(|none| none);
+            format!("{error}\n{evidence}")
         })
     }
 
@@ -112,8 +114,18 @@ impl Era<'_> {
                 lines.feed(LINES_PER_FEED)?;
                 tokio::time::sleep(Duration::from_millis(FEED_MS)).await;
             }
+            // In the middle of a flush, or between flushes: a killed process ends its own first.
+            let in_a_flush = self.random.bool();
+            if in_a_flush {
+                machine.pull_plug()?;
+                tokio::time::sleep(Duration::from_millis(self.random.u64(..NOTICE_MS_MAX))).await;
+            }
             broker.kill()?;
-            accounts = load.end().await?;
+            let (ended, refused) = load.end().await?;
+            accounts = ended;
+            if let Some(refusal) = refused.filter(|_| !in_a_flush) {
+                return Err(refusal);
+            }
             self.tally.cuts += 1;
             self.tally.put_back += machine.cut_power(self.random)?;
             broker = machine.start(self.weir, port)?;

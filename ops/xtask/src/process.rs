@@ -3,6 +3,7 @@
 //! Owns: the child, its ready line and its end.
 //! Never: leaves it running: it is killed on drop.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -28,6 +29,16 @@ impl BrokerProcess {
         config: &Path,
     ) -> Result<Self, String> {
         Self::spawn(serve(weir, data_dir, port).arg("--config").arg(config))
+    }
+
+    /// The same, and what it logs goes into a file.
+    pub(crate) fn start_logging(
+        weir: &Path,
+        data_dir: &Path,
+        port: u16,
+        log: File,
+    ) -> Result<Self, String> {
+        Self::spawn(serve(weir, data_dir, port).stderr(log))
     }
 
     fn spawn(command: &mut Command) -> Result<Self, String> {

@@ -130,8 +130,8 @@ impl<'a> Audit<'a> {
 fn payload(producer: u64, number: u64) -> Vec<u8> {
     let mut random = Rng::with_seed(producer << 40 | number);
     let len = match random.u32(..100) {
-        0..75 => random.usize(..300),
-        75..97 => random.usize(300..4_000),
+        0..85 => random.usize(..300),
+        85..99 => random.usize(300..4_000),
         _ => random.usize(16_000..40_000),
     };
     let mut content = format!("{producer} {number} ").into_bytes();

@@ -24,7 +24,7 @@ impl Lines {
             command.env("WEIR_ENDPOINT", endpoint);
             command
         };
-        run(client().args(["topic", "create", TOPIC, "--max-bytes", "64MiB"]))?;
+        run(client().args(["topic", "create", TOPIC, "--max-bytes", "32MiB"]))?;
         let publisher = client()
             .args(["pub", TOPIC, "--producer", "survivor"])
             .stdin(Stdio::piped())

@@ -14,9 +14,9 @@ use weir_client::{Client, Limits, Message, Receipt, Start, Status, TopicConfig};
 const TOPICS: [(&str, u32); 2] = [("orders", 2), ("events", 2)];
 const PRODUCERS_PER_PARTITION: u32 = 2;
 /// Small segments, so that cuts meet new ones; far from full, so that nothing is trimmed.
-const PARTITION_BYTES_MAX: u64 = 64 << 20;
+const PARTITION_BYTES_MAX: u64 = 32 << 20;
 /// Of each producer. Beyond what a flush takes, it would only make the lost part longer.
-const WINDOW: Limits = Limits { messages: 256, bytes: 512 << 10 };
+const WINDOW: Limits = Limits { messages: 64, bytes: 256 << 10 };
 /// Nothing that a broker on two cores does takes this long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -45,7 +45,7 @@ pub(crate) async fn create_topics(client: &Client) -> Result<Vec<Account>, Strin
 pub(crate) struct Load {
     client: Client,
     stop: watch::Sender<bool>,
-    producers: JoinSet<Result<Account, String>>,
+    producers: JoinSet<Result<(Account, Option<String>), String>>,
 }
 
 impl Load {
@@ -59,28 +59,32 @@ impl Load {
     }
 
     /// The broker is dead: takes the acknowledgements that are still on their way, then ends.
-    pub(crate) async fn end(mut self) -> Result<Vec<Account>, String> {
+    /// Returns also the first refusal, if there was one.
+    pub(crate) async fn end(mut self) -> Result<(Vec<Account>, Option<String>), String> {
         let mut status = self.client.status();
         let gone = status.wait_for(|status| matches!(status, Status::Reconnecting { .. }));
         let noticed = tokio::time::timeout(PATIENCE, gone).await;
         noticed.map_err(|_| "a dead broker was not noticed")?.map_err(|e| e.to_string())?;
         self.stop.send_replace(true);
-        let mut accounts = Vec::new();
+        let (mut accounts, mut refused) = (Vec::new(), None);
         while let Some(ended) = self.producers.join_next().await {
-            accounts.push(ended.map_err(|e| e.to_string())??);
+            let (account, refusal) = ended.map_err(|e| e.to_string())??;
+            accounts.push(account);
+            refused = refused.or(refusal);
         }
         // A client that is only dropped goes on sending what is queued.
         self.client.close(Duration::ZERO).await;
         accounts.sort_by_key(|account| account.producer);
-        Ok(accounts)
+        Ok((accounts, refused))
     }
 }
 
+/// Publishes until it is stopped; returns also the first refusal.
 async fn publish(
     client: Client,
     mut account: Account,
     mut stopped: watch::Receiver<bool>,
-) -> Result<Account, String> {
+) -> Result<(Account, Option<String>), String> {
     let mut receipts = Vec::new();
     let first = account.stored();
     let outcome = tokio::select! {
@@ -88,35 +92,53 @@ async fn publish(
         _ = stopped.wait_for(|stopped| *stopped) => Ok(()),
         outcome = publish_all(&client, &mut account, &mut receipts) => outcome,
     };
-    outcome.map_err(|error| format!("{account}: {error}"))?;
+    let mut refused = match outcome {
+        Ok(()) => None,
+        Err(Ended::Refused(error)) => Some(format!("{account}: {error}")),
+        Err(Ended::Elsewhere(next)) => {
+            return Err(format!("{account}: {first} messages are stored, and it opens at {next}"));
+        }
+    };
     for (number, receipt) in (first..).zip(receipts) {
         match receipt.outcome() {
             Some(Ok(stored)) => account.acknowledge(number, stored.offset),
-            Some(Err(error)) => return Err(format!("{account}: message {number}: {error}")),
-            None => {}
+            Some(Err(error)) if refused.is_none() => {
+                refused = Some(format!("{account}: message {number}: {error}"));
+            }
+            Some(Err(_)) | None => {}
         }
     }
-    Ok(account)
+    Ok((account, refused))
 }
 
-/// Ends with an error only.
+/// Why a producer does not go on.
+enum Ended {
+    Refused(weir_client::Error),
+    /// The broker knows of another number of messages than are stored.
+    Elsewhere(u64),
+}
+
+impl From<weir_client::Error> for Ended {
+    fn from(error: weir_client::Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+/// Never ends but with an error.
 async fn publish_all(
     client: &Client,
     account: &mut Account,
     receipts: &mut Vec<Receipt>,
-) -> Result<(), String> {
-    let text = |error: weir_client::Error| error.to_string();
+) -> Result<(), Ended> {
     let builder = client.publisher(account.topic).partition(account.partition).window(WINDOW);
-    let name = format!("producer-{}", account.producer);
-    let publisher = builder.idempotent(name).build().await.map_err(text)?;
-    let next = publisher.next_sequence(account.partition).await.map_err(text)?;
+    let publisher = builder.idempotent(format!("producer-{}", account.producer)).build().await?;
+    let next = publisher.next_sequence(account.partition).await?;
     if next != account.stored() {
-        let stored = account.stored();
-        return Err(format!("{stored} messages are stored, and the broker goes on at {next}"));
+        return Err(Ended::Elsewhere(next));
     }
     for number in next.. {
         let message = Message::new(account.send(number));
-        receipts.push(publisher.send(message).await.map_err(text)?);
+        receipts.push(publisher.send(message).await?);
     }
     Ok(())
 }

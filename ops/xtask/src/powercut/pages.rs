@@ -28,6 +28,7 @@ const TORN_ONE_IN: u32 = 4;
 type Identity = (u64, SystemTime);
 
 /// The files of a folder as the page cache shows them; pages of zeros are left out.
+#[derive(Default)]
 pub(crate) struct VolatileCopy {
     files: HashMap<Identity, Pages>,
 }
