@@ -3,7 +3,7 @@
 //! Owns: the proof that a full disk is a typed refusal, never a crash: reading goes on, and
 //! publishing resumes when there is space.
 
-use crate::mount::{Mount, run};
+use crate::mount::{Filesystem, Mount, run};
 use crate::process::{BrokerProcess, weir_binary};
 use std::fs;
 use std::io::Write;
@@ -17,7 +17,7 @@ const FILLER_MEBIBYTES: usize = 80;
 pub(crate) fn check(root: &Path) -> Result<String, String> {
     let weir = weir_binary(root)?;
     let scratch = std::env::temp_dir().join(format!("weir-diskfull-{}", std::process::id()));
-    let mount = Mount::ext4(&scratch, IMAGE_MEBIBYTES)?;
+    let mount = Mount::new(Filesystem::Ext4, &scratch, IMAGE_MEBIBYTES)?;
     let filler = mount.path().join("filler");
     fs::write(&filler, vec![1u8; FILLER_MEBIBYTES << 20]).map_err(|e| e.to_string())?;
 

@@ -9,15 +9,18 @@ mod advisories;
 mod diskfull;
 mod links;
 mod mount;
+mod powercut;
 mod process;
 mod reference;
 mod stall;
 mod survive;
 mod tidy;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
+use mount::Filesystem;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's chores")]
@@ -36,11 +39,17 @@ enum Chore {
         #[arg(long, env = "ADVISORY_DB")]
         db: PathBuf,
     },
-    /// Publish to a broker on a loop-mounted ext4 and cut its power (needs root)
+    /// Cut the power under a loaded broker on loop-mounted filesystems (needs root)
     Powercut {
         /// How often
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
         cuts: u32,
+        /// Where; half of the cuts each for both
+        #[arg(long, value_enum, default_value = "both")]
+        filesystem: Where,
+        /// Repeats a run, as far as its timing allows [default: a random one]
+        #[arg(long)]
+        seed: Option<u64>,
     },
     /// Publish the lines of a file to a broker that is killed and started again
     Kill {
@@ -69,12 +78,32 @@ enum Chore {
     Diskfull,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Where {
+    Ext4,
+    Xfs,
+    Both,
+}
+
+impl Where {
+    fn filesystems(self) -> &'static [Filesystem] {
+        match self {
+            Self::Ext4 => &[Filesystem::Ext4],
+            Self::Xfs => &[Filesystem::Xfs],
+            Self::Both => &[Filesystem::Ext4, Filesystem::Xfs],
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let root = workspace_root();
     let outcome = match Arguments::parse().chore {
         Chore::Tidy => tidy::check(&root),
         Chore::Advisories { db } => advisories::check(&root.join("Cargo.lock"), &db),
-        Chore::Powercut { cuts } => survive::power_cuts(&root, cuts),
+        Chore::Powercut { cuts, filesystem, seed } => {
+            let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+            powercut::check(&root, cuts, filesystem.filesystems(), seed)
+        }
         Chore::Kill { file, kills } => survive::kills(&root, &file, kills),
         Chore::Stall { connections, seconds } => stall::check(&root, connections, seconds),
         Chore::Reference { check } => reference::run(&root, check),
@@ -95,4 +124,9 @@ fn main() -> ExitCode {
 fn workspace_root() -> PathBuf {
     let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).map(PathBuf::from).expect("xtask lies two folders below the root")
+}
+
+#[expect(clippy::disallowed_methods, reason = "a chore is a program, not a part of the broker")]
+fn now() -> Instant {
+    Instant::now()
 }

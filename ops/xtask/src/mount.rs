@@ -3,9 +3,40 @@
 //! Owns: the image, its mount point and their removal.
 //! Never: touches a filesystem that it did not make.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+/// What an image is formatted as: what Weir's durability is promised on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Filesystem {
+    /// With its journal
+    Ext4,
+    /// Takes images of at least 300 MiB
+    Xfs,
+}
+
+impl Filesystem {
+    fn formatter(self) -> Command {
+        let (program, arguments): (_, &[&str]) = match self {
+            Self::Ext4 => ("mkfs.ext4", &["-q", "-F"]),
+            Self::Xfs => ("mkfs.xfs", &["-q", "-f"]),
+        };
+        let mut command = Command::new(program);
+        command.args(arguments);
+        command
+    }
+}
+
+impl fmt::Display for Filesystem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "XFS",
+        })
+    }
+}
 
 /// A mounted filesystem, unmounted and removed on drop.
 pub(crate) struct Mount {
@@ -14,14 +45,19 @@ pub(crate) struct Mount {
 }
 
 impl Mount {
-    /// An ext4 image of `mebibytes` below `scratch`, mounted.
-    pub(crate) fn ext4(scratch: &Path, mebibytes: u64) -> Result<Self, String> {
+    /// An image of `mebibytes` below `scratch`, formatted and mounted.
+    pub(crate) fn new(
+        filesystem: Filesystem,
+        scratch: &Path,
+        mebibytes: u64,
+    ) -> Result<Self, String> {
         fs::create_dir_all(scratch.join("mnt")).map_err(|e| e.to_string())?;
-        let mount = Self { folder: scratch.to_owned(), mounted: false };
+        let mut mount = Self { folder: scratch.to_owned(), mounted: false };
         let file = fs::File::create(mount.image()).map_err(|e| e.to_string())?;
         file.set_len(mebibytes << 20).map_err(|e| e.to_string())?;
-        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(mount.image()))?;
-        mount.mounted()
+        run(filesystem.formatter().arg(mount.image()))?;
+        mount.mount()?;
+        Ok(mount)
     }
 
     fn image(&self) -> PathBuf {
@@ -33,26 +69,30 @@ impl Mount {
         self.folder.join("mnt")
     }
 
-    fn mounted(mut self) -> Result<Self, String> {
-        run(Command::new("mount").args(["-o", "loop"]).arg(self.image()).arg(self.path()))?;
-        self.mounted = true;
-        Ok(self)
-    }
-
-    /// Cuts the power: what was not flushed is gone. The filesystem is mounted again afterwards.
-    ///
-    /// The ioctl is EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH: the journal is not
-    /// written either. Nobody may have a file open, or unmounting fails.
-    pub(crate) fn cut_power(&mut self) -> Result<(), String> {
-        let script = "open(F, '<', $ARGV[0]) or die $!; \
-                      my $flag = pack('L', 2); \
-                      defined ioctl(F, 0x8004587d, $flag) or die $!;";
-        run(Command::new("perl").args(["-e", script]).arg(self.path()))?;
-        run(Command::new("umount").arg(self.path()))?;
-        self.mounted = false;
+    /// Mounts what [`Mount::unmount`] has unmounted.
+    pub(crate) fn mount(&mut self) -> Result<(), String> {
         run(Command::new("mount").args(["-o", "loop"]).arg(self.image()).arg(self.path()))?;
         self.mounted = true;
         Ok(())
+    }
+
+    /// Nobody may have a file open.
+    pub(crate) fn unmount(&mut self) -> Result<(), String> {
+        run(Command::new("umount").arg(self.path()))?;
+        self.mounted = false;
+        Ok(())
+    }
+
+    /// From now on nothing gets to the image any more: what was not flushed is gone with the page
+    /// cache. Only unmounting is of use afterwards.
+    ///
+    /// The ioctl is EXT4_IOC_SHUTDOWN, which is also XFS_IOC_GOINGDOWN, with the flag NOLOGFLUSH:
+    /// the journal is not written either.
+    pub(crate) fn shut_down(&self) -> Result<(), String> {
+        let script = "open(F, '<', $ARGV[0]) or die $!; \
+                      my $flag = pack('L', 2); \
+                      defined ioctl(F, 0x8004587d, $flag) or die $!;";
+        run(Command::new("perl").args(["-e", script]).arg(self.path())).map(|_| ())
     }
 }
 

@@ -3,9 +3,16 @@
 //! Owns: the child, its ready line and its end.
 //! Never: leaves it running: it is killed on drop.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+/// No start of these chores takes a tenth of it.
+const READY_WITHIN: Duration = Duration::from_secs(30);
 
 /// A running broker.
 pub(crate) struct BrokerProcess {
@@ -30,12 +37,25 @@ impl BrokerProcess {
         Self::spawn(serve(weir, data_dir, port).arg("--config").arg(config))
     }
 
+    /// The same, and what it logs goes into a file.
+    pub(crate) fn start_logging(
+        weir: &Path,
+        data_dir: &Path,
+        port: u16,
+        log: File,
+    ) -> Result<Self, String> {
+        Self::spawn(serve(weir, data_dir, port).stderr(log))
+    }
+
     fn spawn(command: &mut Command) -> Result<Self, String> {
         let mut child =
             command.stdout(Stdio::piped()).spawn().map_err(|e| format!("{command:?}: {e}"))?;
         let stdout = child.stdout.take().ok_or("no stdout")?;
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line).map_err(|e| e.to_string())?;
+        let Some(line) = first_line(stdout) else {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(format!("the broker did not get ready within {READY_WITHIN:?}"));
+        };
         let field = |name: &str| {
             let prefix = format!("{name}=");
             line.split_whitespace().find_map(|word| word.strip_prefix(&prefix)).map(str::to_owned)
@@ -77,6 +97,19 @@ impl Drop for BrokerProcess {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What a process that hangs never prints is not waited for any longer: the reading thread ends
+/// with the process.
+fn first_line(stdout: ChildStdout) -> Option<String> {
+    let (found, line) = mpsc::sync_channel(1);
+    let read = move || {
+        let mut line = String::new();
+        let _ = BufReader::new(stdout).read_line(&mut line);
+        let _ = found.send(line);
+    };
+    thread::Builder::new().spawn(read).ok()?;
+    line.recv_timeout(READY_WITHIN).ok()
 }
 
 fn serve(weir: &Path, data_dir: &Path, port: u16) -> Command {

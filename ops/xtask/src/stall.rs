@@ -4,7 +4,7 @@
 //! everything goes on afterwards with nothing lost.
 //! Never: counts pages of mapped segments: the budget bounds anonymous memory.
 
-use crate::mount::{Mount, run};
+use crate::mount::{Filesystem, Mount, run};
 use crate::process::{BrokerProcess, weir_binary};
 use std::fs;
 use std::path::Path;
@@ -24,7 +24,7 @@ const IMAGE_MEBIBYTES: u64 = 6 << 10;
 pub(crate) fn check(root: &Path, connections: u64, seconds: u64) -> Result<String, String> {
     let weir = weir_binary(root)?;
     let scratch = std::env::temp_dir().join(format!("weir-stall-{}", std::process::id()));
-    let mount = Mount::ext4(&scratch, IMAGE_MEBIBYTES)?;
+    let mount = Mount::new(Filesystem::Ext4, &scratch, IMAGE_MEBIBYTES)?;
     let config = scratch.join("weir.toml");
     let limits =
         format!("[limits]\nmemory = \"{BUDGET_MEBIBYTES}MiB\"\nconnections = {connections}\n");

@@ -1,54 +1,26 @@
-//! Publishes a file while its broker is killed, or loses power, again and again.
+//! Publishes a file while its broker is killed again and again.
 //!
 //! Owns: the proof that what was acknowledged is there afterwards, once, in order, byte for byte.
 //! Never: resends an acknowledged line: `weir pub` does not, so a lost one would be missing.
 
-use crate::mount::{Mount, run};
+use crate::mount::run;
 use crate::process::{BrokerProcess, weir_binary};
-use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
-
-/// Lines that are published before, between and behind the cuts; numbered, of different lengths.
-const LINES_PER_ERA: u64 = 1_500_000;
-/// Room for the lines of an era.
-const ERA_MEBIBYTES: u64 = 384;
-
-/// Publishes numbered lines across `cuts` power cuts on a filesystem of its own.
-pub(crate) fn power_cuts(root: &Path, cuts: u32) -> Result<String, String> {
-    let scratch = scratch_folder("powercut")?;
-    let input = scratch.join("input");
-    let lines = LINES_PER_ERA * (u64::from(cuts) + 1);
-    fs::write(&input, numbered_lines(lines)).map_err(|e| e.to_string())?;
-    let room = ERA_MEBIBYTES * (u64::from(cuts) + 1);
-    let mut mount = Mount::ext4(&scratch.join("disk"), room)?;
-    let run = Run {
-        weir: weir_binary(root)?,
-        data_dir: mount.path().join("data"),
-        input,
-        output: scratch.join("output"),
-    };
-    let outcome = run.publish_across(cuts, || mount.cut_power());
-    drop(mount);
-    let _ = fs::remove_dir_all(&scratch);
-    let took = outcome?;
-    Ok(format!(
-        "{cuts} power cuts: {lines} lines are there once, in order, byte for byte ({took:.1?})"
-    ))
-}
+use std::time::Duration;
 
 /// Publishes the lines of `file` across `kills` kills (SIGKILL) of the broker.
 pub(crate) fn kills(root: &Path, file: &Path, kills: u32) -> Result<String, String> {
-    let scratch = scratch_folder("kills")?;
+    let scratch = std::env::temp_dir().join(format!("weir-kills-{}", std::process::id()));
+    fs::create_dir_all(&scratch).map_err(|e| format!("{}: {e}", scratch.display()))?;
     let run = Run {
         weir: weir_binary(root)?,
         data_dir: scratch.join("data"),
         input: file.to_owned(),
         output: scratch.join("output"),
     };
-    let outcome = run.publish_across(kills, || Ok(()));
+    let outcome = run.publish_across(kills);
     let _ = fs::remove_dir_all(&scratch);
     let took = outcome?;
     let bytes = fs::metadata(file).map_err(|e| e.to_string())?.len();
@@ -56,12 +28,6 @@ pub(crate) fn kills(root: &Path, file: &Path, kills: u32) -> Result<String, Stri
         "{kills} kills: {bytes} bytes of lines are there once, in order, byte for byte \
          ({took:.1?})"
     ))
-}
-
-fn scratch_folder(name: &str) -> Result<PathBuf, String> {
-    let folder = std::env::temp_dir().join(format!("weir-{name}-{}", std::process::id()));
-    fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    Ok(folder)
 }
 
 struct Run {
@@ -72,13 +38,9 @@ struct Run {
 }
 
 impl Run {
-    /// Publishes the input; kills the broker `times` times, does `between` and starts it anew.
-    /// Returns how long publishing took.
-    fn publish_across(
-        &self,
-        times: u32,
-        mut between: impl FnMut() -> Result<(), String>,
-    ) -> Result<Duration, String> {
+    /// Publishes the input; kills the broker `times` times and starts it anew. Returns how long
+    /// publishing took.
+    fn publish_across(&self, times: u32) -> Result<Duration, String> {
         let mut broker = BrokerProcess::start(&self.weir, &self.data_dir, 0)?;
         let (endpoint, port) = (broker.endpoint.clone(), broker.port()?);
         let client = || {
@@ -87,7 +49,7 @@ impl Run {
             command
         };
         run(client().args(["topic", "create", "lines"]))?;
-        let began = now();
+        let began = crate::now();
         let mut publisher = client()
             .args(["pub", "lines", "--producer", "survivor"])
             .arg(&self.input)
@@ -98,10 +60,9 @@ impl Run {
             std::thread::sleep(Duration::from_millis(250 + u64::from(time) * 131 % 400));
             if publisher.try_wait().map_err(|e| e.to_string())?.is_some() {
                 let time = time + 1;
-                return Err(format!("publishing ended before end {time}: the input is too short"));
+                return Err(format!("publishing ended before kill {time}: the input is too short"));
             }
             broker.kill()?;
-            between()?;
             broker = BrokerProcess::start(&self.weir, &self.data_dir, port)?;
         }
         let published = publisher.wait_with_output().map_err(|e| e.to_string())?;
@@ -127,18 +88,4 @@ impl Run {
         let limit = format!("--bytes={input}");
         run(Command::new("cmp").arg(limit).arg(&self.input).arg(&self.output)).map(|_| ())
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a chore is a program, not a part of the broker")]
-fn now() -> Instant {
-    Instant::now()
-}
-
-fn numbered_lines(lines: u64) -> String {
-    let mut text = String::new();
-    for number in 0..lines {
-        let width = (number * 7 % 150) as usize;
-        let _ = writeln!(text, "{number} {:width$}", "");
-    }
-    text
 }
