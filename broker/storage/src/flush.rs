@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use weir_protocol::types::Index;
 
@@ -31,8 +31,9 @@ pub type FlushObserver = Arc<dyn Fn(Duration, u64) + Send + Sync>;
 /// The flush side of one log.
 pub(crate) struct LogFlush {
     pending: Mutex<Pending>,
-    /// Held while a flush is under way, from what it covers to what it proves.
-    flushing: Mutex<()>,
+    /// A flush is under way, from what it covers to what it proves.
+    flushing: Mutex<bool>,
+    not_flushing: Condvar,
     /// Last index whose bytes are durable.
     flushed_index: AtomicU64,
     /// Unflushed bytes of all logs of the device.
@@ -54,6 +55,7 @@ impl LogFlush {
         Arc::new(Self {
             pending: Mutex::new(Pending { index: flushed_index, ..Pending::default() }),
             flushing: Mutex::default(),
+            not_flushing: Condvar::new(),
             flushed_index: AtomicU64::new(flushed_index.0),
             device_unflushed,
             fence: OnceLock::new(),
@@ -64,8 +66,19 @@ impl LogFlush {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn flushing(&self) -> MutexGuard<'_, ()> {
-        self.flushing.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits until no flush of the log is under way, and begins one.
+    fn take_turn(&self) {
+        let flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flushing = self
+            .not_flushing
+            .wait_while(flushing, |flushing| *flushing)
+            .unwrap_or_else(PoisonError::into_inner);
+        *flushing = true;
+    }
+
+    fn end_turn(&self) {
+        *self.flushing.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.not_flushing.notify_one();
     }
 
     pub(crate) fn flushed_index(&self) -> Index {
@@ -102,13 +115,16 @@ impl LogFlush {
     /// The log was cut: bytes behind `index` need no flush, and nobody waits for them. A flush
     /// under way is waited for: it must not vouch for what is appended in their place.
     pub(crate) fn truncate(&self, index: Index) {
-        let _flushing = self.flushing();
-        let mut pending = self.pending();
-        pending.index = pending.index.min(index);
-        for (wanted, _) in &mut pending.waiting {
-            *wanted = index.min(*wanted);
+        self.take_turn();
+        {
+            let mut pending = self.pending();
+            pending.index = pending.index.min(index);
+            for (wanted, _) in &mut pending.waiting {
+                *wanted = index.min(*wanted);
+            }
+            self.flushed_index.fetch_min(index.0, Ordering::AcqRel);
         }
-        self.flushed_index.fetch_min(index.0, Ordering::AcqRel);
+        self.end_turn();
     }
 
     pub(crate) fn unflushed_bytes(&self) -> u64 {
@@ -124,7 +140,7 @@ impl LogFlush {
     }
 
     /// Flushes everything that is dirty now and tells those who waited for it.
-    fn flush_now(&self, observer: Option<&FlushObserver>) {
+    fn flush_now(self: &Arc<Self>, observer: Option<&FlushObserver>) {
         let outcome = self.begin().and_then(|turn| {
             let outcome = turn.flush(observer);
             turn.end(outcome, Self::satisfied)
@@ -134,22 +150,24 @@ impl LogFlush {
 
     /// Makes everything stored so far durable before this returns. Who waits for it is told by
     /// the coordinator's next round.
-    pub(crate) fn settle(&self, observer: Option<&FlushObserver>) -> Result<(), FlushError> {
+    pub(crate) fn settle(
+        self: &Arc<Self>,
+        observer: Option<&FlushObserver>,
+    ) -> Result<(), FlushError> {
         let turn = self.begin()?;
         let outcome = turn.flush(observer);
         turn.end(outcome, |_, _| ())
     }
 
     /// Begins a flush: what is dirty now is what it covers.
-    fn begin(&self) -> Result<Turn<'_>, FlushError> {
-        let flushing = self.flushing();
-        if let Some(error) = self.fence() {
-            return Err(error.clone());
-        }
-        let mut pending = self.pending();
-        let (dirty, index) = (pending.dirty.take(), pending.index);
-        drop(pending);
-        Ok(Turn { log: self, dirty, index, _flushing: flushing })
+    fn begin(self: &Arc<Self>) -> Result<Turn, FlushError> {
+        self.take_turn();
+        let (dirty, index) = {
+            let mut pending = self.pending();
+            (pending.dirty.take(), pending.index)
+        };
+        let turn = Turn { log: self.clone(), dirty, index };
+        self.fence().map_or(Ok(turn), |error| Err(error.clone()))
     }
 
     /// Tells those who waited what became of a flush.
@@ -175,14 +193,23 @@ impl Drop for LogFlush {
 }
 
 /// One flush of one log, from what it covers to what it proves.
-struct Turn<'a> {
-    log: &'a LogFlush,
+struct Turn {
+    log: Arc<LogFlush>,
     dirty: Option<(Arc<Segment>, Range<u64>)>,
     index: Index,
-    _flushing: MutexGuard<'a, ()>,
 }
 
-impl Turn<'_> {
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some((_, range)) = &self.dirty {
+            let bytes = range.end - range.start;
+            self.log.device_unflushed.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        self.log.end_turn();
+    }
+}
+
+impl Turn {
     /// Flushes by itself.
     fn flush(&self, observer: Option<&FlushObserver>) -> io::Result<()> {
         let Some((segment, range)) = &self.dirty else { return Ok(()) };
@@ -197,7 +224,6 @@ impl Turn<'_> {
         satisfied: impl FnOnce(&LogFlush, Index) -> T,
     ) -> Result<T, FlushError> {
         if let Some((segment, range)) = &self.dirty {
-            self.log.device_unflushed.fetch_sub(range.end - range.start, Ordering::Relaxed);
             if let Err(error) = outcome {
                 tracing::error!(file = %segment.path.display(), %error, "the flush failed");
                 let error = FlushError::new(&segment.path, &error);
@@ -206,7 +232,7 @@ impl Turn<'_> {
             segment.flushed(range.end);
         }
         self.log.flushed_index.fetch_max(self.index.0, Ordering::AcqRel);
-        Ok(satisfied(self.log, self.index))
+        Ok(satisfied(&self.log, self.index))
     }
 }
 
@@ -339,8 +365,16 @@ impl FlushCoordinator {
             };
             match &*asked {
                 [log] => log.flush_now(self.observer.get()),
-                logs => together::flush(logs, self.observer.get()),
+                _ => together::flush(asked, |round| self.late(round), self.observer.get()),
             }
         }
+    }
+
+    /// Takes out those who asked while the round's first logs were handed over. A log of the round
+    /// that asks again waits for the next.
+    fn late(&self, round: &[Arc<LogFlush>]) -> Vec<Arc<LogFlush>> {
+        let mut state = self.state();
+        let is_new = |log: &mut Arc<LogFlush>| !round.iter().any(|other| Arc::ptr_eq(other, log));
+        state.asked.extract_if(.., is_new).collect()
     }
 }

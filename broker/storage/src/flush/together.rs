@@ -8,43 +8,73 @@ use super::{FlushObserver, LogFlush, Turn, clock};
 use crate::disk::DeviceId;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
-/// Flushes everything that is dirty now in `logs` and tells those who waited for it.
-pub(super) fn flush(logs: &[Arc<LogFlush>], observer: Option<&FlushObserver>) {
-    let mut turns = Vec::with_capacity(logs.len());
-    for log in logs {
-        match log.begin() {
-            Ok(turn) => turns.push((log, turn)),
-            Err(error) => log.tell(Err(error)),
+/// How often a round takes in who asked while it handed others over: what is gained by one flush
+/// less must not be lost by waiting.
+const JOINS_MAX: usize = 4;
+
+/// A log's flush, and what became of handing its bytes over.
+type Begun = (Turn, io::Result<()>);
+
+/// Flushes everything that is dirty now in `logs`, and in those that `late` names while these are
+/// handed over, and tells those who waited for it.
+pub(super) fn flush(
+    logs: Vec<Arc<LogFlush>>,
+    late: impl Fn(&[Arc<LogFlush>]) -> Vec<Arc<LogFlush>>,
+    observer: Option<&FlushObserver>,
+) {
+    let started = clock();
+    let (mut round, mut next, mut begun) = (Vec::new(), logs, Vec::new());
+    for _ in 0..=JOINS_MAX {
+        begun.extend(next.iter().filter_map(begin));
+        round.append(&mut next);
+        next = late(&round);
+        if next.is_empty() {
+            break;
         }
     }
-    let outcomes = {
-        let turns: Vec<&Turn<'_>> = turns.iter().map(|(_, turn)| turn).collect();
-        flush_turns(&turns, observer)
-    };
-    for ((log, turn), outcome) in turns.into_iter().zip(outcomes) {
-        let outcome = turn.end(outcome, LogFlush::satisfied);
+    begun.extend(next.iter().filter_map(begin));
+    let mut taken: Vec<(Turn, io::Result<Option<DeviceId>>)> = Vec::with_capacity(begun.len());
+    for (turn, begun) in begun {
+        let outcome = begun.and_then(|()| handed_over(&turn, observer));
+        taken.push((turn, outcome));
+    }
+    let flushed = flush_devices(&taken, started, observer);
+    for (turn, taken) in taken {
+        let log = turn.log.clone();
+        let outcome = turn.end(outcome_of(taken, &flushed), LogFlush::satisfied);
         log.tell(outcome);
     }
 }
 
-fn flush_turns(turns: &[&Turn<'_>], observer: Option<&FlushObserver>) -> Vec<io::Result<()>> {
-    let started = clock();
-    let begun: Vec<io::Result<()>> = turns.iter().map(|turn| hand_over(turn)).collect();
-    let taken: Vec<io::Result<Option<DeviceId>>> = turns
-        .iter()
-        .zip(begun)
-        .map(|(turn, begun)| begun.and_then(|()| handed_over(turn, observer)))
-        .collect();
-    let mut devices: Vec<DeviceId> = taken.iter().filter_map(|t| *t.as_ref().ok()?).collect();
+fn begin(log: &Arc<LogFlush>) -> Option<Begun> {
+    match log.begin() {
+        Ok(turn) => {
+            let begun = hand_over(&turn);
+            Some((turn, begun))
+        }
+        Err(error) => {
+            log.tell(Err(error));
+            None
+        }
+    }
+}
+
+/// Flushes each device that took bytes, once.
+fn flush_devices(
+    taken: &[(Turn, io::Result<Option<DeviceId>>)],
+    started: Instant,
+    observer: Option<&FlushObserver>,
+) -> Vec<(DeviceId, io::Result<()>)> {
+    let device_of = |outcome: &io::Result<Option<DeviceId>>| outcome.as_ref().ok().copied()?;
+    let mut devices: Vec<DeviceId> =
+        taken.iter().filter_map(|(_, outcome)| device_of(outcome)).collect();
     devices.sort_unstable();
     devices.dedup();
     let mut flushed = Vec::new();
     for device in devices {
-        let of_device = |taken: &io::Result<Option<DeviceId>>| {
-            taken.as_ref().is_ok_and(|taken| *taken == Some(device))
-        };
-        let members = turns.iter().zip(&taken).filter(|(_, taken)| of_device(taken));
+        let members = taken.iter().filter(|(_, outcome)| device_of(outcome) == Some(device));
         let ranges: Vec<_> = members.filter_map(|(turn, _)| turn.dirty.as_ref()).collect();
         let Some((segment, range)) = ranges.last() else { continue };
         let outcome = segment.file.flush(range.clone());
@@ -54,15 +84,15 @@ fn flush_turns(turns: &[&Turn<'_>], observer: Option<&FlushObserver>) -> Vec<io:
         }
         flushed.push((device, outcome));
     }
-    taken.into_iter().map(|taken| outcome_of(taken, &flushed)).collect()
+    flushed
 }
 
-fn hand_over(turn: &Turn<'_>) -> io::Result<()> {
+fn hand_over(turn: &Turn) -> io::Result<()> {
     turn.dirty.as_ref().map_or(Ok(()), |(segment, range)| segment.file.hand_over(range.clone()))
 }
 
 /// Waits for the device to take a log's bytes; flushes them by themselves where that is not enough.
-fn handed_over(turn: &Turn<'_>, observer: Option<&FlushObserver>) -> io::Result<Option<DeviceId>> {
+fn handed_over(turn: &Turn, observer: Option<&FlushObserver>) -> io::Result<Option<DeviceId>> {
     let Some((segment, range)) = &turn.dirty else { return Ok(None) };
     match segment.file.handed_over(range.clone())? {
         Some(device) => Ok(Some(device)),
