@@ -99,6 +99,12 @@ impl SimDisk {
         Self(Arc::new(Machine { state, faults, recorded: Mutex::default() }))
     }
 
+    /// Goes on counting where another disk is.
+    fn counting_as(self, other: &Self) -> Self {
+        *self.faults() = other.faults().counts();
+        self
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.0.state)
     }
@@ -110,12 +116,13 @@ impl SimDisk {
     /// Another disk in the same state, dirty pages and pending names included. Nobody has anything
     /// open on it, and no fault is planned for it.
     pub fn fork(&self) -> Self {
-        Self::of(self.state().clone())
+        let state = self.state().clone();
+        Self::of(state).counting_as(self)
     }
 
     /// Another disk with what this one shows, all of it durable.
     pub fn copy(&self) -> Self {
-        let copy = Self::new();
+        let copy = Self::new().counting_as(self);
         let state = self.state();
         for (path, id) in state.names.files() {
             copy.put(path, &state.image(id).read_all());
