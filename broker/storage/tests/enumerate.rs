@@ -100,7 +100,7 @@ fn recover(before: &Subject, disk: SimDisk, begun: &Model) {
     let crashed = disk.fork();
     crashed.cut_power(Cut::LosesAll);
     let mut again = found.later(Arc::new(crashed), found.model.clone());
-    again.open().unwrap();
+    assert_eq!(again.open().unwrap().bytes_cut, 0, "a torn tail is cut once");
     again.adopt();
     assert_eq!(again.model.held.len(), found_first.len() + 1);
     assert!(again.model.held[..found_first.len()] == found_first, "found again");
