@@ -13,25 +13,20 @@ mod file;
 mod image;
 mod names;
 mod page;
+mod state;
 
 pub use cut::Cut;
 pub use damage::Damage;
 pub use faults::Op;
 
-use cut::{Loose, What};
 use faults::{Effect, Faults};
-use file::{Shared, SimFile};
+use file::SimFile;
 use image::Image;
-use names::Names;
-use page::Fate;
-use std::collections::{BTreeMap, BTreeSet};
+use state::State;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weir_storage::{Disk, DiskFile, DiskLock};
-
-/// Bytes of the whole disk, unless it is told otherwise.
-const DISK_BYTES: u64 = 4 << 30;
 
 /// The disk of one simulated machine. Cheap to clone, which names the same disk again.
 #[derive(Debug, Clone)]
@@ -43,31 +38,6 @@ struct Machine {
     faults: Mutex<Faults>,
     /// The disk before each change since it was asked for.
     recorded: Mutex<Option<Vec<SimDisk>>>,
-}
-
-#[derive(Debug, Clone)]
-struct State {
-    names: Names,
-    files: BTreeMap<u64, Arc<Image>>,
-    next_id: u64,
-    stamp: u64,
-    capacity: u64,
-    era: u64,
-    process: Process,
-}
-
-/// What a process on the machine holds. The next one, and a disk elsewhere, know nothing of it.
-#[derive(Debug, Default)]
-struct Process {
-    locked: bool,
-    open: BTreeMap<u64, usize>,
-    shared: BTreeMap<u64, Shared>,
-}
-
-impl Clone for Process {
-    fn clone(&self) -> Self {
-        Self::default()
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -83,20 +53,18 @@ impl Default for SimDisk {
 impl SimDisk {
     /// An empty disk.
     pub fn new() -> Self {
-        Self::of(State {
-            names: Names::default(),
-            files: BTreeMap::new(),
-            next_id: 0,
-            stamp: 0,
-            capacity: DISK_BYTES,
-            era: 0,
-            process: Process::default(),
-        })
+        Self::of(State::empty())
     }
 
     fn of(state: State) -> Self {
         let (state, faults) = (Mutex::new(state), Mutex::default());
         Self(Arc::new(Machine { state, faults, recorded: Mutex::default() }))
+    }
+
+    /// Goes on counting where another disk is.
+    fn counting_as(self, other: &Self) -> Self {
+        *self.faults() = other.faults().counts();
+        self
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -110,12 +78,13 @@ impl SimDisk {
     /// Another disk in the same state, dirty pages and pending names included. Nobody has anything
     /// open on it, and no fault is planned for it.
     pub fn fork(&self) -> Self {
-        Self::of(self.state().clone())
+        let state = self.state().clone();
+        Self::of(state).counting_as(self)
     }
 
     /// Another disk with what this one shows, all of it durable.
     pub fn copy(&self) -> Self {
-        let copy = Self::new();
+        let copy = Self::new().counting_as(self);
         let state = self.state();
         for (path, id) in state.names.files() {
             copy.put(path, &state.image(id).read_all());
@@ -219,88 +188,6 @@ impl SimDisk {
             recorded.push(self.fork());
         }
         self.faults().meet(op)
-    }
-}
-
-impl State {
-    fn add(&mut self, image: Image) -> u64 {
-        self.next_id += 1;
-        self.files.insert(self.next_id, Arc::new(image));
-        self.next_id
-    }
-
-    fn image(&self, id: u64) -> &Image {
-        &self.files[&id]
-    }
-
-    fn image_mut(&mut self, id: u64) -> &mut Image {
-        let image = self.files.get_mut(&id).expect("a file lives as long as a name or a handle");
-        Arc::make_mut(image)
-    }
-
-    fn next_stamp(&mut self) -> u64 {
-        self.stamp += 1;
-        self.stamp
-    }
-
-    fn used(&self) -> u64 {
-        let ids: BTreeSet<u64> = self.names.files().map(|(_, id)| id).collect();
-        ids.into_iter().map(|id| self.image(id).len).sum()
-    }
-
-    fn close(&mut self, id: u64) {
-        let open = self.process.open.get_mut(&id).expect("it was opened");
-        *open -= 1;
-        if *open == 0 {
-            self.process.open.remove(&id);
-            self.drop_unnamed();
-        }
-    }
-
-    /// Gives up the files that no name and no handle leads to.
-    fn drop_unnamed(&mut self) {
-        let Self { names, files, process, .. } = self;
-        files.retain(|id, _| process.open.contains_key(id) || names.is_named(*id));
-        process.shared.retain(|id, _| files.contains_key(id));
-    }
-
-    fn flush_device(&mut self) {
-        for image in self.files.values_mut().filter(|image| !image.is_clean()) {
-            Arc::make_mut(image).flush_device();
-        }
-    }
-
-    fn loose(&self) -> Vec<Loose> {
-        let mut loose = Vec::new();
-        for (file, image) in &self.files {
-            loose.extend(image.dirty().map(|(number, page)| {
-                let what = What::Page { file: *file, page: number, versions: page.versions() };
-                Loose { what, stamp: page.stamp }
-            }));
-        }
-        loose.extend(self.names.pending().map(|stamp| Loose { what: What::Name, stamp }));
-        loose
-    }
-
-    fn crash(&mut self, cut: Cut) {
-        let loose = self.loose();
-        let mut fates: BTreeMap<u64, BTreeMap<u64, Fate>> = BTreeMap::new();
-        let mut kept = Vec::new();
-        for (loose, fate) in loose.iter().zip(cut.fates(&loose)) {
-            match loose.what {
-                What::Page { file, page, .. } => {
-                    fates.entry(file).or_default().insert(page, fate);
-                }
-                What::Name => kept.push(fate == Fate::Kept),
-            }
-        }
-        self.names.crash(|number| kept[number]);
-        self.process = Process::default();
-        self.era += 1;
-        self.drop_unnamed();
-        for (id, image) in self.files.iter_mut().filter(|(_, image)| !image.is_clean()) {
-            Arc::make_mut(image).crash(&fates.remove(id).unwrap_or_default());
-        }
     }
 }
 

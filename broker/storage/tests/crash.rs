@@ -128,12 +128,15 @@ proptest! {
 
 /// Does the steps on a disk that fails once here and there. The log is opened again in the same
 /// process, which sees all that it wrote; when at the end the power goes, that must be there.
-fn run_with_faults(steps: &[Step], faults: &[(Op, io::ErrorKind, usize)]) {
+fn run_with_faults(steps: &[Step], faults: &[Fault], cut: Cut) {
     let disk = SimDisk::new();
     let mut subject = Subject::new(Arc::new(disk.clone()), PathBuf::from("/data"));
     subject.open().unwrap();
-    for (op, kind, skip) in faults {
-        disk.fail(*op, *kind, *skip, 1);
+    for fault in faults {
+        match fault {
+            Fault::Fails(op, kind, skip) => disk.fail(*op, *kind, *skip, 1),
+            Fault::Tears(bytes, skip) => disk.tear_write(*bytes, io::ErrorKind::Other, *skip),
+        }
     }
     for step in steps {
         if subject.step(step).is_err() {
@@ -143,12 +146,20 @@ fn run_with_faults(steps: &[Step], faults: &[(Op, io::ErrorKind, usize)]) {
         }
     }
     subject.log = None;
-    disk.cut_power(Cut::LosesAll);
+    disk.cut_power(cut);
     subject.open().unwrap();
     subject.adopt();
 }
 
-fn fault() -> impl Strategy<Value = (Op, io::ErrorKind, usize)> {
+/// What goes wrong once, behind so many calls that do not.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Fails(Op, io::ErrorKind, usize),
+    /// A write stores so many bytes, then fails.
+    Tears(usize, usize),
+}
+
+fn fault() -> impl Strategy<Value = Fault> {
     let op = prop_oneof![
         1 => Just(Op::Create),
         1 => Just(Op::Rename),
@@ -156,21 +167,26 @@ fn fault() -> impl Strategy<Value = (Op, io::ErrorKind, usize)> {
         2 => Just(Op::SyncDir),
         2 => Just(Op::Write),
         4 => Just(Op::Flush),
+        2 => Just(Op::HandOver),
+        2 => Just(Op::HandedOver),
     ];
     let kind = prop_oneof![Just(io::ErrorKind::Other), Just(io::ErrorKind::StorageFull)];
-    (op, kind, 0usize..20)
+    prop_oneof![
+        6 => (op, kind, 0usize..20).prop_map(|(op, kind, skip)| Fault::Fails(op, kind, skip)),
+        1 => (0usize..600, 0usize..40).prop_map(|(bytes, skip)| Fault::Tears(bytes, skip)),
+    ]
 }
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 24, failure_persistence: None, ..ProptestConfig::default()
+        cases: 32, failure_persistence: None, ..ProptestConfig::default()
     })]
 
     #[test]
     fn any_log_survives_any_faults(
-        steps in steps(30), faults in proptest::collection::vec(fault(), 1..4),
+        steps in steps(30), faults in proptest::collection::vec(fault(), 1..4), cut in cut(),
     ) {
-        run_with_faults(&steps, &faults);
+        run_with_faults(&steps, &faults, cut);
     }
 }
 

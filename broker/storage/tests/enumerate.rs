@@ -100,7 +100,7 @@ fn recover(before: &Subject, disk: SimDisk, begun: &Model) {
     let crashed = disk.fork();
     crashed.cut_power(Cut::LosesAll);
     let mut again = found.later(Arc::new(crashed), found.model.clone());
-    again.open().unwrap();
+    assert_eq!(again.open().unwrap().bytes_cut, 0, "a torn tail is cut once");
     again.adopt();
     assert_eq!(again.model.held.len(), found_first.len() + 1);
     assert!(again.model.held[..found_first.len()] == found_first, "found again");
@@ -111,17 +111,17 @@ fn recover(before: &Subject, disk: SimDisk, begun: &Model) {
 fn recover_twice(before: &Subject, disk: &SimDisk, begun: &Model, case: &mut Case<'_>) {
     let first = disk.fork();
     first.record();
-    before.later(Arc::new(first.clone()), begun.clone()).open().unwrap();
+    let mut starting = before.later(Arc::new(first.clone()), begun.clone());
+    starting.open().unwrap();
     let mut random = fastrand::Rng::with_seed(case.seed ^ case.boundary as u64);
-    let starts = first.recorded();
-    for (number, start) in starts.iter().enumerate() {
+    for (number, start) in first.recorded().into_iter().enumerate() {
         if random.u8(..4) != 0 {
             continue;
         }
         let cut = Cut::KeepsSome(random.u64(..));
         case.within = Some((number, cut));
         start.cut_power(cut);
-        recover(before, start.clone(), begun);
+        recover(&starting, start, begun);
     }
     case.within = None;
 }
@@ -143,7 +143,7 @@ fn enumerate(seed: u64) -> u64 {
                 let mut case = Case { seed, steps: &steps[..=number], boundary, cut, within: None };
                 let crashed = before.fork();
                 crashed.cut_power(cut);
-                if (boundary as u64 + kind) % WITHIN_SHARE == 0 {
+                if (boundary as u64 + kind).is_multiple_of(WITHIN_SHARE) {
                     recover_twice(&subject, &crashed, &subject.begun, &mut case);
                 }
                 recover(&subject, crashed, &subject.begun);
@@ -152,6 +152,7 @@ fn enumerate(seed: u64) -> u64 {
             boundary += 1;
         }
     }
+    assert!(subject.model.first_index > 1, "the trace trims");
     recoveries
 }
 

@@ -3,9 +3,10 @@
 //! Owns: the kinds of damage. All can be done while files are open.
 //! Never: touches what nobody named.
 
+use super::SimDisk;
 use super::image::Image;
 use super::page::PAGE_BYTES;
-use super::{SimDisk, State};
+use super::state::State;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 

@@ -100,6 +100,11 @@ impl Faults {
         self.changes_left = None;
     }
 
+    /// The counts alone.
+    pub(super) fn counts(&self) -> Self {
+        Self { calls: self.calls.clone(), ..Self::default() }
+    }
+
     pub(super) fn meet(&mut self, op: Op) -> io::Result<Option<Effect>> {
         *self.calls.entry(op).or_default() += 1;
         if op.is_change() {

@@ -4,9 +4,10 @@
 //! Never: outlives a power cut: what was opened before it is of no use behind it.
 //! Invariant: bytes that somebody holds never change; who stores others over them is wrong.
 
+use super::SimDisk;
 use super::faults::{Effect, Op};
 use super::page::PAGE_BYTES;
-use super::{SimDisk, State};
+use super::state::State;
 use bytes::Bytes;
 use std::io;
 use std::ops::Range;

@@ -148,14 +148,20 @@ pub(crate) fn write_at(path: &Path, position: u64, bytes: &[u8]) -> io::Result<(
 pub(crate) const ROOT: &str = "/data";
 
 pub(crate) fn device_in(disk: &SimDisk) -> Arc<Device> {
-    device_on(Arc::new(disk.clone()), Path::new(ROOT))
+    Device::open(Arc::new(disk.clone()), Arc::new(Inline), Path::new(ROOT), seed_on(disk)).unwrap()
+}
+
+/// Every life of a process makes other salts.
+fn seed_on(disk: &SimDisk) -> u64 {
+    7 + disk.changes() as u64
 }
 
 /// The same, with what would run on its threads kept until it is asked for.
 pub(crate) fn device_for_later(disk: &SimDisk) -> (Arc<Device>, Later) {
     let later = Later::default();
     let on_disk = Arc::new(disk.clone());
-    let device = Device::open(on_disk, Arc::new(later.clone()), Path::new(ROOT), 7).unwrap();
+    let device =
+        Device::open(on_disk, Arc::new(later.clone()), Path::new(ROOT), seed_on(disk)).unwrap();
     (device, later)
 }
 
