@@ -108,9 +108,12 @@ impl Era<'_> {
         let mut client = load::connect(&endpoint).await?;
         let mut accounts = load::create_topics(&client).await?;
         let mut lines = Lines::publish(self.weir, &endpoint)?;
-        for _ in 0..self.times {
-            let load = Load::start(client, accounts);
-            for _ in 0..=self.random.u64(..LOAD_MS_MAX) / FEED_MS {
+        let mut made = Vec::new();
+        for time in 0..self.times {
+            let load_ms = self.random.u64(1..LOAD_MS_MAX);
+            let delay = Duration::from_millis(self.random.u64(..load_ms));
+            let load = Load::start(client, accounts, (format!("made-{time}"), delay));
+            for _ in 0..=load_ms / FEED_MS {
                 lines.feed(LINES_PER_FEED)?;
                 tokio::time::sleep(Duration::from_millis(FEED_MS)).await;
             }
@@ -121,15 +124,17 @@ impl Era<'_> {
                 tokio::time::sleep(Duration::from_millis(self.random.u64(..NOTICE_MS_MAX))).await;
             }
             broker.kill()?;
-            let (ended, refused) = load.end().await?;
-            accounts = ended;
-            if let Some(refusal) = refused.filter(|_| !in_a_flush) {
+            let ended = load.end().await?;
+            if let Some(refusal) = ended.refused.filter(|_| !in_a_flush) {
                 return Err(refusal);
             }
+            accounts = ended.accounts;
+            made.extend(ended.created);
             self.tally.cuts += 1;
             self.tally.put_back += machine.cut_power(self.random)?;
             broker = machine.start(self.weir, port)?;
             client = load::connect(&endpoint).await?;
+            load::find_topics(&client, &made).await?;
             load::read_back(&client, &mut accounts).await?;
         }
         self.tally.lines += lines.finish(self.weir, &endpoint)?;

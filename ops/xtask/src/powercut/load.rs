@@ -46,21 +46,36 @@ pub(crate) struct Load {
     client: Client,
     stop: watch::Sender<bool>,
     producers: JoinSet<Result<(Account, Option<String>), String>>,
+    creation: JoinSet<Option<String>>,
+}
+
+/// What came of a [`Load`].
+pub(crate) struct Ended {
+    pub(crate) accounts: Vec<Account>,
+    /// The topic that was made meanwhile, if that was acknowledged.
+    pub(crate) created: Option<String>,
+    /// The first refusal of a message.
+    pub(crate) refused: Option<String>,
 }
 
 impl Load {
-    pub(crate) fn start(client: Client, accounts: Vec<Account>) -> Self {
+    /// After `delay` also a topic of this name is made.
+    pub(crate) fn start(
+        client: Client,
+        accounts: Vec<Account>,
+        (topic, delay): (String, Duration),
+    ) -> Self {
         let (stop, stopped) = watch::channel(false);
-        let mut producers = JoinSet::new();
+        let (mut producers, mut creation) = (JoinSet::new(), JoinSet::new());
         for account in accounts {
             producers.spawn(publish(client.clone(), account, stopped.clone()));
         }
-        Self { client, stop, producers }
+        creation.spawn(create_late(client.clone(), topic, delay, stopped));
+        Self { client, stop, producers, creation }
     }
 
     /// The broker is dead: takes the acknowledgements that are still on their way, then ends.
-    /// Returns also the first refusal, if there was one.
-    pub(crate) async fn end(mut self) -> Result<(Vec<Account>, Option<String>), String> {
+    pub(crate) async fn end(mut self) -> Result<Ended, String> {
         let mut status = self.client.status();
         let gone = status.wait_for(|status| matches!(status, Status::Reconnecting { .. }));
         let noticed = tokio::time::timeout(PATIENCE, gone).await;
@@ -72,11 +87,32 @@ impl Load {
             accounts.push(account);
             refused = refused.or(refusal);
         }
+        let created = self.creation.join_next().await.transpose();
+        let created = created.map_err(|e| e.to_string())?.flatten();
         // A client that is only dropped goes on sending what is queued.
         self.client.close(Duration::ZERO).await;
         accounts.sort_by_key(|account| account.producer);
-        Ok((accounts, refused))
+        Ok(Ended { accounts, created, refused })
     }
+}
+
+/// Returns the topic if it was made before it was stopped.
+async fn create_late(
+    client: Client,
+    topic: String,
+    delay: Duration,
+    mut stopped: watch::Receiver<bool>,
+) -> Option<String> {
+    let create = async {
+        tokio::time::sleep(delay).await;
+        client.create_topic(&topic, TopicConfig::default()).await
+    };
+    let created = tokio::select! {
+        biased;
+        created = create => created.is_ok(),
+        _ = stopped.wait_for(|stopped| *stopped) => false,
+    };
+    created.then_some(topic)
 }
 
 /// Publishes until it is stopped; returns also the first refusal.
@@ -94,8 +130,8 @@ async fn publish(
     };
     let mut refused = match outcome {
         Ok(()) => None,
-        Err(Ended::Refused(error)) => Some(format!("{account}: {error}")),
-        Err(Ended::Elsewhere(next)) => {
+        Err(Refusal::Told(error)) => Some(format!("{account}: {error}")),
+        Err(Refusal::Elsewhere(next)) => {
             return Err(format!("{account}: {first} messages are stored, and it opens at {next}"));
         }
     };
@@ -112,15 +148,15 @@ async fn publish(
 }
 
 /// Why a producer does not go on.
-enum Ended {
-    Refused(weir_client::Error),
+enum Refusal {
+    Told(weir_client::Error),
     /// The broker knows of another number of messages than are stored.
     Elsewhere(u64),
 }
 
-impl From<weir_client::Error> for Ended {
+impl From<weir_client::Error> for Refusal {
     fn from(error: weir_client::Error) -> Self {
-        Self::Refused(error)
+        Self::Told(error)
     }
 }
 
@@ -129,18 +165,25 @@ async fn publish_all(
     client: &Client,
     account: &mut Account,
     receipts: &mut Vec<Receipt>,
-) -> Result<(), Ended> {
+) -> Result<(), Refusal> {
     let builder = client.publisher(account.topic).partition(account.partition).window(WINDOW);
     let publisher = builder.idempotent(format!("producer-{}", account.producer)).build().await?;
     let next = publisher.next_sequence(account.partition).await?;
     if next != account.stored() {
-        return Err(Ended::Elsewhere(next));
+        return Err(Refusal::Elsewhere(next));
     }
     for number in next.. {
         let message = Message::new(account.send(number));
         receipts.push(publisher.send(message).await?);
     }
     Ok(())
+}
+
+/// Every topic that was made is there.
+pub(crate) async fn find_topics(client: &Client, made: &[String]) -> Result<(), String> {
+    let topics = client.topics().await.map_err(|e| e.to_string())?;
+    let lost = made.iter().find(|name| topics.iter().all(|topic| topic.name.as_str() != *name));
+    lost.map_or(Ok(()), |name| Err(format!("topic {name} was created, and is lost")))
 }
 
 /// Reads every partition from its beginning to its end.
