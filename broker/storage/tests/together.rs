@@ -111,13 +111,14 @@ fn a_log_that_asks_again_during_a_round_waits_for_the_next() {
     let told = Told::default();
     append_and_ask(&mut logs.lock().unwrap(), 1, &told);
     let (again, told_again) = (logs.clone(), told.clone());
-    let log = &mut logs.lock().unwrap()[0];
-    log.append(vec![data(2, 1, 10)]).unwrap();
-    log.flush(Box::new(move |outcome| {
-        outcome.unwrap();
-        append_and_ask(&mut again.lock().unwrap()[..1], 3, &told_again);
-    }));
-    let _ = log;
+    {
+        let log = &mut logs.lock().unwrap()[0];
+        log.append(vec![data(2, 1, 10)]).unwrap();
+        log.flush(Box::new(move |outcome| {
+            outcome.unwrap();
+            append_and_ask(&mut again.lock().unwrap()[..1], 3, &told_again);
+        }));
+    }
     later.run();
     assert_eq!(*told.lock().unwrap(), [(0, true), (1, true), (0, true)]);
     assert_eq!(logs.lock().unwrap()[0].reader().bounds().flushed_index.0, 3);
