@@ -35,6 +35,7 @@ impl Device {
     ) -> Result<Arc<Self>, DeviceError> {
         let unusable = |source| DeviceError::Unusable { path: root.to_owned(), source };
         disk.create_dir(root).map_err(unusable)?;
+        sync_above(&*disk, root).map_err(unusable)?;
         let lock = disk.lock(&root.join("LOCK")).map_err(unusable)?;
         let lock = lock.ok_or_else(|| DeviceError::InUse(root.to_owned()))?;
         let pool = Pool::open(disk.clone(), root).map_err(unusable)?;
@@ -82,5 +83,22 @@ impl Device {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
+    }
+}
+
+/// Makes the name of the data directory durable, where this process may do that.
+fn sync_above(disk: &dyn Disk, root: &Path) -> io::Result<()> {
+    let above = root.parent().filter(|above| !above.as_os_str().is_empty());
+    match disk.sync_dir(above.unwrap_or(Path::new("."))) {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound
+            ) =>
+        {
+            tracing::warn!(root = %root.display(), %error, "the folder above cannot be synced");
+            Ok(())
+        }
+        synced => synced,
     }
 }

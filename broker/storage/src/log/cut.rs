@@ -8,7 +8,7 @@ use super::Log;
 use crate::device::Device;
 use crate::disk::remove_if_there;
 use crate::index;
-use crate::limits::{CONTROL_RESERVE_BYTES, SEGMENT_HEADER_BYTES};
+use crate::limits::SEGMENT_LADDER_BYTES;
 use crate::reader::{Found, From, Walk};
 use crate::scan::Cursor;
 use crate::segment::Segment;
@@ -39,8 +39,9 @@ impl Log {
         };
         let kept = kept.into_iter().take_while(|header| header.index == index).last();
         let place = self.end_of(index)?;
-        let needed = SEGMENT_HEADER_BYTES + CONTROL_RESERVE_BYTES;
-        let spare = self.take_spare(needed)?.ok_or(io::ErrorKind::StorageFull)?;
+        // A small one: what the cut segment had left stays on the disk too, and counts.
+        let [smallest, ..] = SEGMENT_LADDER_BYTES;
+        let spare = self.device.pool.take(smallest)?.ok_or(io::ErrorKind::StorageFull)?;
         let dead: Vec<Arc<Segment>> = {
             let mut ends = self.shared.ends_mut();
             ends.last = kept;
