@@ -2,6 +2,7 @@ mod faults;
 mod metadata;
 mod rig;
 
+use super::codec::HardState;
 use super::engine::{self, EngineEntry, Runtime, Vote};
 use super::log_store::LogStore;
 use super::*;
@@ -13,6 +14,7 @@ use rig::{A_WHILE, Rig, batch, batches, committed, proposal, until};
 use std::io::ErrorKind;
 use weir_protocol::batch::BatchType;
 use weir_protocol::types::Offset;
+use weir_storage::Log;
 
 type Test = tokio::runtime::Runtime;
 
@@ -34,6 +36,24 @@ fn an_empty_log_forms_its_group_and_leads_at_once() {
         let state = until(&replica, |state| state.leading().is_some()).await;
         assert_eq!((state.leading(), state.committed), (Some(Term(1)), Index(2)));
         assert_eq!(batches(&replica, 1).await, [(BatchType::Config, 0), (BatchType::Noop, 0)]);
+    });
+}
+
+/// The vote of a group's first member is durable before its first batch: the power may go between.
+#[test]
+fn a_vote_without_a_log_forms_the_group_anew() {
+    run(async {
+        let rig = Rig::new();
+        let options = rig.options(Durability::Fsync);
+        {
+            let (mut log, _) =
+                Log::open(options.device.clone(), &options.dir, options.log.clone()).unwrap();
+            let vote = Some(Vote::new_committed(1, ReplicaId(1)));
+            let hard = HardState { vote, committed: None, purged: None };
+            log.store_meta(&hard.encode()).unwrap();
+        }
+        let (replica, _) = rig.leader().await;
+        replica.shutdown().await;
     });
 }
 
