@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// How bytes get into a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub enum Backend {
 #[derive(Debug)]
 pub struct OsDisk {
     backend: Backend,
+    /// By device; a data directory lies on one.
+    sharing: Mutex<Vec<(u64, Sharing)>>,
 }
 
 /// Filesystems on which maps are no good: no device to flush (tmpfs, ramfs), or every store
@@ -44,15 +46,54 @@ const NOT_FOR_MAPS: [(i64, &str); 6] = [
     (0x6969, "nfs"),
 ];
 
-/// Filesystems that send a flush of the whole device with every fdatasync, whatever file it is of:
-/// ext4 and XFS. All blocks of a file are written when it is made, so that no later store leaves
-/// anything but data behind.
-const SHARES_FLUSHES: [i64; 2] = [0xef53, 0x5846_5342];
+/// What a flush of one file does for the others of its filesystem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    /// Nothing that could be relied on.
+    None,
+    /// The device is flushed whenever a file is (ext4). All blocks of a file are written when it is
+    /// made, so that a later store leaves nothing behind but data.
+    Device,
+    /// The same, unless blocks of the file are shared with a copy (XFS): a store then allocates
+    /// anew, and only a flush of the file itself makes that durable.
+    DeviceUnlessCloned,
+}
+
+/// Where `/proc/self/mountinfo` says how a device is mounted. With `data=journal` a store is in the
+/// journal until its own file is flushed.
+fn sharing_of(device: u64) -> Sharing {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    sharing_in(&mounts, rustix::fs::major(device), rustix::fs::minor(device))
+}
+
+fn sharing_in(mounts: &str, major: u32, minor: u32) -> Sharing {
+    let place = format!("{major}:{minor}");
+    let mut found = None;
+    for line in mounts.lines().filter(|line| line.split(' ').nth(2) == Some(&place)) {
+        let Some((_, of_filesystem)) = line.split_once(" - ") else { continue };
+        let mut fields = of_filesystem.split(' ');
+        let (kind, options) = (fields.next(), fields.nth(1).unwrap_or_default());
+        let sharing = match kind {
+            Some("ext4") if !options.split(',').any(|option| option == "data=journal") => {
+                Sharing::Device
+            }
+            Some("xfs") => Sharing::DeviceUnlessCloned,
+            _ => Sharing::None,
+        };
+        // Mounted twice, the weaker promise holds.
+        found = match found {
+            None => Some(sharing),
+            Some(known) if known == sharing => Some(known),
+            Some(_) => Some(Sharing::None),
+        };
+    }
+    found.unwrap_or(Sharing::None)
+}
 
 impl OsDisk {
     /// A disk that stores as told.
     pub fn new(backend: Backend) -> Self {
-        Self { backend }
+        Self { backend, sharing: Mutex::default() }
     }
 
     /// A disk that stores as the filesystem below `path` (which exists) asks for; warns where
@@ -72,19 +113,28 @@ impl OsDisk {
                 Backend::Pwrite
             }
         };
-        Ok(Self { backend })
+        Ok(Self::new(backend))
+    }
+
+    fn sharing(&self, device: u64) -> Sharing {
+        let mut known = self.sharing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, sharing)) = known.iter().find(|(of, _)| *of == device) {
+            return *sharing;
+        }
+        let sharing = sharing_of(device);
+        known.push((device, sharing));
+        sharing
     }
 
     fn file(&self, file: File, filled_here: bool) -> io::Result<Arc<dyn DiskFile>> {
         let metadata = file.metadata()?;
         let len = metadata.len();
-        let shares_flushes = SHARES_FLUSHES.contains(&(rustix::fs::fstatfs(&file)?.f_type as i64));
-        let device = shares_flushes.then(|| DeviceId(metadata.dev()));
+        let (device, sharing) = (DeviceId(metadata.dev()), self.sharing(metadata.dev()));
         let map = match self.backend {
             Backend::Map if len > 0 => Some(Mapping::new(&file)?),
             _ => None,
         };
-        Ok(Arc::new(OsFile { file, len, map, device, filled_here }))
+        Ok(Arc::new(OsFile { file, len, map, filled_here, device, sharing }))
     }
 }
 
@@ -191,8 +241,8 @@ struct OsFile {
     /// The cache holds its pages as [`fill`] made them. A file that was read in may lie in larger
     /// folios, and a store through the map would make all of one dirty.
     filled_here: bool,
-    /// The device, where its flush covers what other files handed over.
-    device: Option<DeviceId>,
+    device: DeviceId,
+    sharing: Sharing,
 }
 
 impl DiskFile for OsFile {
@@ -227,17 +277,23 @@ impl DiskFile for OsFile {
     }
 
     fn hand_over(&self, range: Range<u64>) -> io::Result<()> {
-        if self.device.is_none() {
-            return Ok(());
+        match self.sharing {
+            Sharing::None => Ok(()),
+            Sharing::Device | Sharing::DeviceUnlessCloned => {
+                sys::start_write_back(&self.file, range)
+            }
         }
-        sys::start_write_back(&self.file, range)
     }
 
     fn handed_over(&self, range: Range<u64>) -> io::Result<Option<DeviceId>> {
-        if self.device.is_some() {
-            sys::wait_for_write_back(&self.file, range)?;
-        }
-        Ok(self.device)
+        // The start of a file is never stored to again, so that a clone shows there for good.
+        let shares = match self.sharing {
+            Sharing::None => false,
+            Sharing::Device => true,
+            Sharing::DeviceUnlessCloned => !sys::has_shared_blocks(&self.file),
+        };
+        let written = shares && sys::write_back(&self.file, range)?;
+        Ok(written.then_some(self.device))
     }
 
     fn prepare(&self, range: Range<u64>) -> io::Result<()> {
@@ -279,3 +335,25 @@ impl DiskFile for OsFile {
 
 /// What a read past the cache must be aligned to: the largest logical block of common devices.
 const DIRECT_ALIGN_BYTES: usize = 4 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOUNTS: &str = "\
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw,errors=remount-ro
+23 1 8:2 / /journal rw - ext4 /dev/sda2 rw,data=journal
+24 1 8:3 / /x rw,noatime - xfs /dev/sda3 rw,attr2,inode64
+25 1 0:30 / /tmp rw - tmpfs tmpfs rw
+26 1 8:3 /sub /y rw shared:2 master:1 - xfs /dev/sda3 rw,attr2,inode64
+";
+
+    #[test]
+    fn only_filesystems_that_flush_the_device_share_a_flush() {
+        assert_eq!(sharing_in(MOUNTS, 8, 1), Sharing::Device);
+        assert_eq!(sharing_in(MOUNTS, 8, 2), Sharing::None, "data in the journal");
+        assert_eq!(sharing_in(MOUNTS, 8, 3), Sharing::DeviceUnlessCloned);
+        assert_eq!(sharing_in(MOUNTS, 0, 30), Sharing::None);
+        assert_eq!(sharing_in(MOUNTS, 9, 9), Sharing::None, "nothing is known");
+    }
+}
