@@ -136,7 +136,7 @@ async fn recover(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
 fn recover_here(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
     let unreadable = |what| move |reason| OpenReplicaError::Codec { what, reason };
     let (log, recovered) = Log::open(options.device.clone(), &options.dir, options.log.clone())?;
-    let mut hard = HardState::decode(log.meta()).map_err(unreadable("hard state"))?;
+    let mut hard = HardState::decode(&log.meta()).map_err(unreadable("hard state"))?;
     let last = log.reader().bounds().last_index;
     if last == Index(0) && options.voters.len() == 1 {
         // The process ended between its first vote and its first batch. Alone it promised nobody

@@ -22,7 +22,7 @@ use crate::limits::{
     CONTROL_RESERVE_BYTES, NEXT_SEGMENT_BEFORE_BYTES, NEXT_SEGMENT_WITHIN_BYTES, PREPARE_BYTES,
     SEGMENT_HEADER_BYTES, SEGMENT_LADDER_BYTES, SEGMENT_SHARE_OF_TOPIC, UNFLUSHED_BYTES_MAX,
 };
-use crate::meta::Meta;
+use crate::meta::{Mark, Meta};
 use crate::pool::Spare;
 use crate::reader::{LogReader, Shared};
 use crate::recovery::{self, segment_name};
@@ -32,7 +32,7 @@ use bytes::Bytes;
 use next::NextSegment;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weir_protocol::batch::{BatchHeader, BatchType};
 use weir_protocol::limits::{BATCH_ALIGN_BYTES, BATCH_HEADER_BYTES};
 use weir_protocol::types::{Index, Offset};
@@ -95,7 +95,7 @@ pub struct Log {
     dir: PathBuf,
     options: LogOptions,
     shared: Arc<Shared>,
-    meta: Meta,
+    meta: Arc<Mutex<Meta>>,
     /// What holds behind the last batch.
     cursor: Cursor,
     /// Where the next batch goes in the active segment.
@@ -105,7 +105,7 @@ pub struct Log {
     /// Sequence of the newest segment file ever made.
     sequence: u64,
     prepared_to: u64,
-    /// Where the segment ended when the last watermark was left in it.
+    /// Where the active segment ended when its last watermark was taken.
     marked_to: u64,
     /// Behind this position of the active segment the next one is asked for again.
     asked_at: u64,
@@ -127,7 +127,7 @@ impl Log {
             dir: dir.to_owned(),
             options,
             shared,
-            meta: found.meta,
+            meta: Arc::new(Mutex::new(found.meta)),
             cursor: found.cursor,
             position: found.position,
             sequence: found.sequence,
@@ -325,28 +325,6 @@ impl Log {
         })
     }
 
-    /// Leaves evidence on the disk of how far the log is flushed, where nothing says it yet: without
-    /// it, damage in what was appended last would look like a torn tail. For logs that are idle;
-    /// nobody waits for it.
-    pub fn leave_watermark(&mut self) -> io::Result<()> {
-        self.check_fence()?;
-        let Some(active) = self.active().filter(|active| !active.is_sealed()) else {
-            return Ok(());
-        };
-        let room = active.file.len() - self.position;
-        if self.position == self.marked_to
-            || self.unflushed_bytes() > 0
-            || room < 2 * BATCH_HEADER_BYTES as u64
-        {
-            return Ok(());
-        }
-        let appended = self.append_local(&active, BatchType::Watermark);
-        self.fence_unless(appended)?;
-        self.marked_to = self.position;
-        self.flusher().flush_elsewhere(Box::new(|_| ()));
-        Ok(())
-    }
-
     /// Makes `spare` the active segment: everything before it durable, header, flush, rename,
     /// folder; only then may anything in it be acknowledged. Recovery counts on it that a segment
     /// with a successor is whole.
@@ -382,10 +360,10 @@ impl Log {
         }
         self.device.disk().sync_dir(&self.dir)?;
         // From now on its loss would be noticed; nothing in it was acknowledged before.
-        self.meta.store(|state| state.last_segment = header.sequence)?;
+        self.lock_meta().store(|state| state.last_segment = header.sequence)?;
         self.sequence = header.sequence;
         self.position = SEGMENT_HEADER_BYTES;
-        self.marked_to = SEGMENT_HEADER_BYTES;
+        self.marked_to = 0;
         (self.prepared_to, self.asked_at) = (0, 0);
         let start = (SEGMENT_HEADER_BYTES, Some(SparseIndex::default()), Marks::default());
         let segment = Segment::new(header, path, spare.file, start);
@@ -457,16 +435,42 @@ impl Log {
         self.shared.flush.unflushed_bytes()
     }
 
+    fn lock_meta(&self) -> MutexGuard<'_, Meta> {
+        self.meta.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The owner's hard state, as it was stored last.
-    pub fn meta(&self) -> &[u8] {
-        &self.meta.state().blob
+    pub fn meta(&self) -> Vec<u8> {
+        self.lock_meta().state().blob.clone()
     }
 
     /// Makes the owner's hard state durable.
     pub fn store_meta(&mut self, blob: &[u8]) -> io::Result<()> {
         self.check_fence()?;
-        let stored = self.meta.store(|state| state.blob = blob.to_vec());
+        let stored = self.lock_meta().store(|state| state.blob = blob.to_vec());
         self.fence_unless(stored)
+    }
+
+    /// Evidence of how far the log is flushed, where the disk does not hold it yet and nothing is
+    /// unflushed: for a log that is idle. Without it, damage in what was appended last would look
+    /// like a torn tail, or like none.
+    pub fn watermark(&mut self) -> Option<Watermark> {
+        let active = self.active()?;
+        if self.check_fence().is_err() || self.position == self.marked_to {
+            return None;
+        }
+        if self.unflushed_bytes() > 0 || active.flushed_end() < self.position {
+            return None;
+        }
+        self.marked_to = self.position;
+        let sequence = active.header.sequence;
+        let mark = Mark { sequence, position: self.position, cursor: self.cursor };
+        Some(Watermark { meta: self.meta.clone(), flush: self.shared.flush.clone(), mark })
+    }
+
+    /// Makes the watermark durable, if there is one to leave.
+    pub fn leave_watermark(&mut self) -> io::Result<()> {
+        self.watermark().map_or(Ok(()), Watermark::store)
     }
 
     /// The log's checkpoints.
@@ -482,6 +486,23 @@ impl Log {
     /// The newest whole checkpoint at or below `upto`.
     pub fn latest_checkpoint(&self, upto: Index) -> io::Result<Option<(Index, Vec<u8>)>> {
         self.checkpoints().latest(upto)
+    }
+}
+
+/// A watermark on its way to the disk: [`Log::watermark`].
+#[must_use = "only a stored watermark is evidence"]
+pub struct Watermark {
+    meta: Arc<Mutex<Meta>>,
+    flush: Arc<LogFlush>,
+    mark: Mark,
+}
+
+impl Watermark {
+    /// Makes it durable; waits for the device, while the log goes on. A failure fences the log.
+    pub fn store(self) -> io::Result<()> {
+        let mut meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
+        let stored = meta.store(|state| state.mark = Some(self.mark));
+        stored.inspect_err(|error| self.flush.fail(FlushError::new(&meta.path, error)))
     }
 }
 

@@ -8,22 +8,25 @@
 //! 4 copies of 4096 bytes: generation A twice, generation B twice
 //!   0 magic8 "WEIRMET\x01"   8 crc4 of [12..4096)   12 version2  14 zero2
 //!  16 sequence8             24 first_index8         32 blob_len4
-//!  36 first_offset8         44 last_segment8        52 blob
+//!  36 first_offset8         44 last_segment8
+//!  52 mark_segment8 (0 = none)  60 mark_pos8  68 mark_last_index8  76 mark_log_end8
+//!  84 mark_term8            92 mark_chain4          96 blob
 //! version 1 ended with the blob, at 36
 //! ```
 
 use crate::disk::{Disk, DiskFile, remove_if_there};
 use crate::error::{Corruption, CorruptionKind, OpenError};
 use crate::limits::{META_BLOB_BYTES_MAX, META_COPY_BYTES};
+use crate::scan::Cursor;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use weir_protocol::types::{Index, Offset};
+use weir_protocol::types::{Index, Offset, Term};
 
 const MAGIC: [u8; 8] = *b"WEIRMET\x01";
 const VERSION: u16 = 2;
 const FILE_BYTES: u64 = 4 * META_COPY_BYTES as u64;
-const BLOB_AT: usize = 52;
+const BLOB_AT: usize = 96;
 const BLOB_AT_V1: usize = 36;
 
 /// What is kept.
@@ -35,8 +38,20 @@ pub(crate) struct State {
     pub(crate) first_offset: Offset,
     /// Sequence of the newest segment that was linked: one that is missing was lost.
     pub(crate) last_segment: u64,
+    /// How far the log was flushed when it was idle last.
+    pub(crate) mark: Option<Mark>,
     /// The owner's bytes.
     pub(crate) blob: Vec<u8>,
+}
+
+/// Evidence that a segment was flushed up to a position. It lies in another file than what it vouches
+/// for, so that nothing takes both away at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) sequence: u64,
+    pub(crate) position: u64,
+    /// What holds there.
+    pub(crate) cursor: Cursor,
 }
 
 /// The open hard state.
@@ -132,6 +147,14 @@ fn encode(state: &State) -> Vec<u8> {
     bytes[32..36].copy_from_slice(&(state.blob.len() as u32).to_le_bytes());
     bytes[36..44].copy_from_slice(&state.first_offset.to_le_bytes());
     bytes[44..52].copy_from_slice(&state.last_segment.to_le_bytes());
+    if let Some(Mark { sequence, position, cursor }) = &state.mark {
+        let Cursor { last_index, log_end, term, .. } = cursor;
+        let numbers = [*sequence, *position, last_index.0, log_end.0, term.0];
+        for (number, field) in numbers.iter().zip(bytes[52..92].chunks_mut(8)) {
+            field.copy_from_slice(&number.to_le_bytes());
+        }
+        bytes[92..96].copy_from_slice(&cursor.chain.to_le_bytes());
+    }
     bytes[BLOB_AT..BLOB_AT + state.blob.len()].copy_from_slice(&state.blob);
     let crc = crc32fast::hash(&bytes[12..]);
     bytes[8..12].copy_from_slice(&crc.to_le_bytes());
@@ -150,16 +173,28 @@ fn decode(bytes: &[u8], path: &Path) -> Result<Option<State>, OpenError> {
     if found > VERSION {
         return Err(OpenError::Newer { file: path.to_owned(), found, known: VERSION });
     }
-    let (blob_at, first_offset, last_segment) = match found {
-        1 => (BLOB_AT_V1, 0, 0),
-        _ => (BLOB_AT, u64_at(36), u64_at(44)),
+    let is_first = found == 1;
+    let later = |at: usize| if is_first { 0 } else { u64_at(at) };
+    let cursor = || Cursor {
+        last_index: Index(u64_at(68)),
+        open_index: false,
+        log_end: Offset(u64_at(76)),
+        term: Term(u64_at(84)),
+        chain: u32_at(92),
     };
+    let mark = (later(52) != 0).then(|| Mark {
+        sequence: u64_at(52),
+        position: u64_at(60),
+        cursor: cursor(),
+    });
+    let blob_at = if is_first { BLOB_AT_V1 } else { BLOB_AT };
     let blob = bytes.get(blob_at..blob_at + u32_at(32) as usize).map(<[u8]>::to_vec);
     Ok(blob.map(|blob| State {
         sequence: u64_at(16),
         first_index: Index(u64_at(24)),
-        first_offset: Offset(first_offset),
-        last_segment,
+        first_offset: Offset(later(36)),
+        last_segment: later(44),
+        mark,
         blob,
     }))
 }

@@ -7,8 +7,8 @@
 //! recovery run twice finds the same; a crash within recovery loses nothing.
 //!
 //! At the first batch that cannot be accepted, position P, with W = the largest position that any
-//! valid header of the segment proves to be flushed: it says so, or stands further behind than may
-//! be unflushed at a time. [`decision`] holds the table:
+//! valid header of the segment proves to be flushed (it says so, or stands further behind than may
+//! be unflushed at a time), or the watermark in the hard state. [`decision`] holds the table:
 //!
 //! | evidence | decision |
 //! |---|---|

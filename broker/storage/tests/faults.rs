@@ -158,7 +158,7 @@ fn a_device_that_cannot_read_is_an_error_and_changes_nothing() {
             Err(OpenError::Device { .. }) => {}
             Err(other) => panic!("read {skip}: {other}"),
         }
-        assert!(disk.changes() - before <= 2, "only the folders were synced");
+        assert!(disk.changes() - before <= 3, "only the folders were synced");
         disk.cut_power(Cut::KeepsAll);
     }
 }
@@ -249,7 +249,7 @@ fn what_is_found_at_a_start_is_durable_before_it_counts() {
         drop(log);
         disk.cut_power(Cut::LosesAll);
         let (log, _) = reopen(&disk);
-        assert_eq!((last_of(&log), log.meta()), (next, &meta[..]), "{op:?}");
+        assert_eq!((last_of(&log), log.meta()), (next, meta.to_vec()), "{op:?}");
     }
 }
 

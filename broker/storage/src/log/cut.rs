@@ -131,7 +131,7 @@ impl Log {
             (first_index, ends.first_offset)
         };
         self.shared.forget_loaded(&dead);
-        let stored = self.meta.store(|state| {
+        let stored = self.lock_meta().store(|state| {
             (state.first_index, state.first_offset) = (first_index, first_offset);
         });
         let kept =

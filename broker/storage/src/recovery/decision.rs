@@ -16,7 +16,7 @@ pub(crate) struct Stop {
     pub(crate) out_of_place: bool,
     /// The file is shorter than it was made.
     pub(crate) shortened: bool,
-    /// A whole batch stands behind that may follow what was lost.
+    /// It is known what stands behind what was lost: a whole batch, or the watermark of the log.
     pub(crate) resumes: bool,
     /// What lies behind the position.
     pub(crate) rest: Rest,

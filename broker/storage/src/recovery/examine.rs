@@ -11,7 +11,7 @@ use crate::disk::{Disk, DiskFile};
 use crate::error::{Corruption, CorruptionKind, OpenError};
 use crate::index::{self, Marks, SparseIndex, StoredIndex};
 use crate::limits::SEGMENT_HEADER_BYTES;
-use crate::meta::Meta;
+use crate::meta::{Mark, Meta};
 use crate::scan::{Batches, Cursor, Whole, flushed_below, is_touched, last_byte_in};
 use crate::segment::SegmentHeader;
 use std::collections::VecDeque;
@@ -92,6 +92,7 @@ pub(crate) fn examine(
     let mut reading = Reading {
         disk,
         dir,
+        mark: state.mark,
         // Where it cannot be read what is damaged, all is read.
         deep: deep || known.is_none(),
         known: known.clone().unwrap_or_default(),
@@ -138,6 +139,7 @@ impl Examined {
 struct Reading<'a> {
     disk: &'a dyn Disk,
     dir: &'a Path,
+    mark: Option<Mark>,
     deep: bool,
     /// What was known to be damaged before.
     known: Vec<DamagedRange>,
@@ -306,10 +308,17 @@ impl Reading<'_> {
         };
         let limit = cut.unwrap_or(u64::MAX).min(file.len());
         let batches = Batches { file: &*file, salt: segment.header.salt, end: limit };
-        let (mut flushed, mut count) = (SEGMENT_HEADER_BYTES, 0);
         let is_last = matches!(next, Next::Nothing);
-        while segment.end < limit && !(segment.sealed && cut.is_none()) {
+        let mark = self.mark.filter(|mark| is_last && mark.sequence == segment.header.sequence);
+        let (mut flushed, mut count) = (mark.map_or(SEGMENT_HEADER_BYTES, |m| m.position), 0);
+        let shortened = is_last && file.len() < segment.header.capacity;
+        while !(segment.sealed && cut.is_none()) {
             let position = segment.end;
+            // A file that lost its end, or its watermark's place, may end where a batch does.
+            let more = shortened || mark.is_some_and(|mark| mark.position > position);
+            if position >= limit && !more {
+                break;
+            }
             match batches.at(position, &self.examined.cursor)? {
                 Ok(Whole { header: batch, zero_padded, .. }) => {
                     let unflushed_max = u64::from(segment.header.unflushed_max);
@@ -323,7 +332,9 @@ impl Reading<'_> {
                     self.accept(&mut segment, &batch);
                 }
                 Err(kind) => {
-                    if !self.stopped(&mut segment, &batches, (cut, next, kind), flushed)? {
+                    let mark = mark.filter(|mark| mark.position > position);
+                    let around = Around { cut, next, mark };
+                    if !self.stopped(&mut segment, &batches, &around, (kind, flushed))? {
                         break;
                     }
                 }
@@ -366,11 +377,12 @@ impl Reading<'_> {
         &mut self,
         segment: &mut ExaminedSegment,
         batches: &Batches<'_>,
-        (cut, next, kind): (Option<u64>, &Next, CorruptionKind),
-        flushed: u64,
+        around: &Around<'_>,
+        (kind, flushed): (CorruptionKind, u64),
     ) -> io::Result<bool> {
         let position = segment.end;
         let cursor = self.examined.cursor;
+        let Around { cut, next, mark } = *around;
         let is_last = matches!(next, Next::Nothing);
         let (rest, torn_bytes, proven) = match is_last {
             true => rest_of(segment, batches, position)?,
@@ -387,7 +399,7 @@ impl Reading<'_> {
             flushed: flushed.max(proven),
             out_of_place: kind == CorruptionKind::OutOfPlace,
             shortened,
-            resumes: resumes.is_some(),
+            resumes: resumes.is_some() || mark.is_some(),
             rest,
         };
         match (decide(&stop), resumes) {
@@ -403,10 +415,13 @@ impl Reading<'_> {
                 self.accept(segment, &batch);
                 Ok(true)
             }
-            (Decision::Damaged, None) => {
-                self.lose_rest(segment, cut, next);
-                Ok(false)
-            }
+            (Decision::Damaged, None) => match mark {
+                Some(mark) => Ok(self.lose_up_to(segment, &mark)),
+                None => {
+                    self.lose_rest(segment, cut, next);
+                    Ok(false)
+                }
+            },
             (Decision::DamagedTail, _) => {
                 let file = segment.path.clone();
                 let kind = if shortened { CorruptionKind::Shortened } else { kind };
@@ -415,6 +430,17 @@ impl Reading<'_> {
                 Ok(false)
             }
         }
+    }
+
+    /// Everything from here to the watermark is lost. Returns whether more may stand behind it.
+    fn lose_up_to(&mut self, segment: &mut ExaminedSegment, mark: &Mark) -> bool {
+        let behind = Behind::edge(Index(mark.cursor.last_index.0 + 1), mark.cursor.log_end);
+        self.lose(segment.header.sequence, segment.end..mark.position, behind);
+        self.examined.cursor = mark.cursor;
+        segment.end = mark.position;
+        // Of a file that ends before it, nothing more is used.
+        segment.sealed = mark.position > segment.file.len();
+        !segment.sealed
     }
 
     /// Everything from here to the end of the segment is lost; its successor tells what follows.
@@ -427,6 +453,15 @@ impl Reading<'_> {
         }
         segment.end = end;
     }
+}
+
+/// What is known of the end of a segment from elsewhere.
+#[derive(Clone, Copy)]
+struct Around<'a> {
+    cut: Option<u64>,
+    next: &'a Next,
+    /// The log's watermark, where it lies ahead.
+    mark: Option<Mark>,
 }
 
 /// What stands behind a segment.

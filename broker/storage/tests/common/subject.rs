@@ -138,7 +138,7 @@ impl Subject {
         let log = self.log.as_ref().unwrap();
         let bounds = log.reader().bounds();
         let start = (bounds.first_index.0, bounds.log_start.0);
-        self.model.adopt(start, found, log.meta());
+        self.model.adopt(start, found, &log.meta());
         self.check_bounds();
         let found = self.checkpoints();
         self.model.adopt_checkpoints(found);
