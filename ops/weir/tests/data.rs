@@ -171,7 +171,7 @@ fn what_is_whole_is_called_whole_and_stays_as_it_is() {
     // Nothing is asked where nothing is damaged.
     stopped.data(&["recover", "--accept-loss"]).expect(0).has(&["t/0", "left alone"]);
     assert!(stopped.files() == before, "nothing was changed");
-    stopped.data(&["recover"]).expect(0).has(&["t/0", "offsets from 0 to in front of 6"]);
+    stopped.data(&["recover"]).expect(0).has(&["t/0", "opens, offsets 0 to 5"]);
     assert_eq!(stopped.read_all().lines().count(), 6);
 }
 
@@ -240,6 +240,39 @@ fn a_damaged_range_is_named_kept_and_accepted_when_told_to() {
         .filter(|line| *line != "message 2")
         .fold(String::new(), |text, line| text + line + "\n");
     assert_eq!(stopped.read_all(), left);
+}
+
+/// A start believes the index of a sealed segment and does not read it: what was never read since
+/// it rotted is found all the same.
+#[test]
+fn damage_behind_an_index_is_found_and_accepted_too() {
+    let scratch = tempfile::tempdir().unwrap();
+    let stopped = Stopped { dir: scratch.path().join("data"), _scratch: scratch };
+    let broker = Broker::start(&stopped.dir);
+    broker.ok(&["topic", "create", "t", "--max-bytes", "40MiB"]);
+    let lines = ("x".repeat(1_000) + "\n").repeat(9_000);
+    broker.ok_with_input(&["pub", "t"], lines.as_bytes());
+    assert_eq!(broker.terminate(), Some(0));
+    let index =
+        stopped.files().into_keys().filter(|path| path.extension().is_some_and(|e| e == "idx"));
+    let index = index.max().unwrap();
+    dump(&index, &[]).expect(0).has(&["log_end", "@4096 index"]);
+    flip(&index.with_extension("seg"), 5_000);
+
+    let found = stopped.data(&["verify", "-o", "json"]).expect(3).json();
+    let range = &log_of(&found)["damaged"][0];
+    let lost = range["end_offset"].as_u64().unwrap() - range["first_offset"].as_u64().unwrap();
+    stopped.data(&["recover"]).expect(3).has(&["damaged  t/0", "readers are refused"]);
+    stopped.data(&["recover", "--accept-loss", "--yes"]).expect(0).has(&["the loss is accepted"]);
+    stopped.data(&["verify"]).expect(0);
+    assert_eq!(stopped.read_all().lines().count() as u64, 9_000 - lost);
+
+    flip(&index, 20);
+    stopped.data(&["verify"]).expect(0).has(&["does not verify: the next start builds it anew"]);
+    dump(&index, &[]).expect(3).has(&["does not verify"]);
+    fs::remove_file(index.with_extension("seg")).unwrap();
+    stopped.data(&["verify"]).expect(3).has(&["whose file is missing"]);
+    dump(&stopped.folder(), &["--headers"]).expect(0).has(&["missing: offsets"]);
 }
 
 #[test]

@@ -7,8 +7,8 @@
 use super::directory::{Directory, Owner, Place};
 use super::survey::{Found, Surveyed, Verdict, lacks_checkpoint, survey};
 use super::words::{
-    details, given_up, headline, identity_json, identity_line, place_json, range_json, range_line,
-    surveyed_json,
+    details, given_up, headline, identity_json, identity_line, lost_state_line, offsets_line,
+    place_json, range_json, range_line, surveyed_json,
 };
 use super::{disk, in_use, lock};
 use crate::arguments::{DataOutput, RecoverArguments};
@@ -21,7 +21,7 @@ use std::path::Path;
 use std::sync::Arc;
 use weir_storage::inspect::SegmentReport;
 use weir_storage::{
-    Device, DeviceError, Executor, Job, Lane, Log, LogBounds, OpenError, Recovered,
+    DamagedRange, Device, DeviceError, Executor, Job, Lane, Log, LogBounds, OpenError, Recovered,
 };
 
 pub(super) fn run(root: &Path, arguments: &RecoverArguments) -> Result<(), Failure> {
@@ -135,7 +135,7 @@ fn ask(directory: &Directory, all: &[Surveyed], yes: bool) -> Result<(), Failure
 }
 
 fn is_confirmed(answers: &mut impl BufRead, prose: &mut impl Write) -> io::Result<bool> {
-    write!(prose, "Is there a copy of it? Type yes to go on: ")?;
+    write!(prose, "Make a copy of the data directory first. Type yes to give this up: ")?;
     prose.flush()?;
     let mut answer = String::new();
     answers.read_line(&mut answer)?;
@@ -151,7 +151,7 @@ impl Outcome {
             Some(Err(OpenError::Damaged(_))) => Verdict::Damaged,
             Some(Err(_)) => Verdict::Unread,
             Some(Ok((recovered, _))) => {
-                let all_accepted = recovered.damaged.iter().all(|range| range.accepted);
+                let all_accepted = self.damaged(recovered).iter().all(|range| range.accepted);
                 if all_accepted && keeps_state { Verdict::Whole } else { Verdict::Damaged }
             }
         }
@@ -167,6 +167,19 @@ impl Outcome {
             Found::Log(report) => &report.segments,
             Found::Missing | Found::Refused(_) => &[],
         }
+    }
+
+    /// What is damaged now: opening does not read what an index tells it, the look before it did.
+    fn damaged(&self, recovered: &Recovered) -> Vec<DamagedRange> {
+        let mut all = recovered.damaged.clone();
+        if let Found::Log(report) = &self.surveyed.found {
+            let place = |range: &DamagedRange| (range.sequence, range.positions.start);
+            let is_new = |range: &&DamagedRange| {
+                recovered.damaged.iter().all(|known| place(known) != place(range))
+            };
+            all.extend(report.damaged.iter().filter(is_new).cloned());
+        }
+        all
     }
 
     fn has_lost_tail(&self) -> bool {
@@ -187,8 +200,8 @@ fn print(outcome: &Outcome) -> io::Result<()> {
             details(&outcome.surveyed)
         }
         Some(Ok((recovered, bounds))) => {
-            let (start, end) = (bounds.log_start, bounds.log_end);
-            writeln!(out, "{verdict:<8} {name}: opens, offsets from {start} to in front of {end}")?;
+            let offsets = offsets_line(bounds.log_start, bounds.log_end);
+            writeln!(out, "{verdict:<8} {name}: opens, {offsets}")?;
             done(outcome, recovered)
         }
     };
@@ -209,7 +222,13 @@ fn done(outcome: &Outcome, recovered: &Recovered) -> Vec<String> {
         let bytes = recovered.bytes_rewritten;
         lines.push(format!("{bytes} bytes that nothing proved to be flushed were written again"));
     }
-    lines.extend(recovered.damaged.iter().map(|range| range_line(range, outcome.segments())));
+    let damaged = outcome.damaged(recovered);
+    lines.extend(damaged.iter().map(|range| range_line(range, outcome.segments())));
+    if let Found::Log(report) = &outcome.surveyed.found
+        && lacks_checkpoint(report)
+    {
+        lines.push(lost_state_line(report));
+    }
     lines
 }
 
@@ -221,8 +240,8 @@ fn outcome_json(outcome: &Outcome) -> Value {
         None => object["left_alone"] = surveyed_json(&outcome.surveyed),
         Some(Err(error)) => object["error"] = json!(error.to_string()),
         Some(Ok((recovered, bounds))) => {
-            let ranges =
-                recovered.damaged.iter().map(|range| range_json(range, outcome.segments()));
+            let damaged = outcome.damaged(recovered);
+            let ranges = damaged.iter().map(|range| range_json(range, outcome.segments()));
             object["log_start"] = json!(bounds.log_start.0);
             object["log_end"] = json!(bounds.log_end.0);
             object["bytes_cut"] = json!(recovered.bytes_cut);

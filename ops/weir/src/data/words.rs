@@ -9,6 +9,7 @@ use crate::output::bytes_text;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use weir_broker::Identity;
+use weir_protocol::types::Offset;
 use weir_storage::inspect::{LogReport, SegmentReport};
 use weir_storage::{Corruption, DamagedRange};
 
@@ -34,18 +35,26 @@ pub(super) fn headline(surveyed: &Surveyed) -> String {
 
 /// What a log holds.
 fn ranges(report: &LogReport) -> String {
-    let offsets =
-        span("offsets", report.log_start.0, report.log_end.0).unwrap_or("no records".into());
-    let behind = report.last_index.0 + 1;
-    let indexes = span("indexes", report.first_index.0, behind).unwrap_or("no batches".into());
+    let offsets = offsets_line(report.log_start, report.log_end);
+    let (first, last) = (report.first_index, report.last_index);
+    let indexes = match first <= last {
+        true => format!("indexes {first} to {last}"),
+        false => "no batches".to_owned(),
+    };
     let bytes = bytes_text(report.segments.iter().map(|segment| segment.bytes).sum());
-    let (segments, batches) = (report.segments.len(), report.batches);
-    let segments = if segments == 1 { "1 segment".into() } else { format!("{segments} segments") };
-    format!("{offsets}, {indexes}, {segments} of {bytes}, {batches} batches read")
+    let segments = match report.segments.len() {
+        1 => "1 segment".to_owned(),
+        count => format!("{count} segments"),
+    };
+    format!("{offsets}, {indexes}, {segments} of {bytes}, {} batches read", report.batches)
 }
 
-fn span(what: &str, first: u64, end: u64) -> Option<String> {
-    (first < end).then(|| format!("{what} {first} to {}", end - 1))
+/// The records between two ends, the second exclusive.
+pub(super) fn offsets_line(start: Offset, end: Offset) -> String {
+    match start < end {
+        true => format!("offsets {start} to {}", end.0 - 1),
+        false => format!("no records, the next is offset {end}"),
+    }
 }
 
 /// Everything beside the line: damage, what the next start does, harmless notes.
@@ -103,7 +112,7 @@ fn lost_tail_line(what: &Corruption, report: &LogReport) -> String {
     )
 }
 
-fn lost_state_line(report: &LogReport) -> String {
+pub(super) fn lost_state_line(report: &LogReport) -> String {
     format!(
         "no checkpoint at index {} or behind is whole, and what lay before was trimmed: the log \
          does not open, and this loss cannot be accepted: bring a .ckpt file back from a backup",
