@@ -38,8 +38,6 @@ use weir_storage::{Device, DeviceError, LogOptions};
 const CONNECTION_SHARE: u64 = 4;
 /// Of a drain's time, this share is the connections'; the rest closes the logs.
 const DRAIN_SHARE_PERCENT: u32 = 80;
-/// The salt that sets the metadata log's uuid apart from the cluster's id.
-const METADATA_UUID_SALT: u128 = 0x6d65_7461_6461_7461;
 
 /// Where a broker listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -240,10 +238,7 @@ async fn open_metadata(
             voters: vec![(METADATA_REPLICA, identity.broker)],
             dir: folder,
             device: device.clone(),
-            log: LogOptions {
-                uuid: identity.cluster ^ METADATA_UUID_SALT,
-                ..LogOptions::default()
-            },
+            log: LogOptions { uuid: identity.metadata_uuid(), ..LogOptions::default() },
             durability: Durability::Fsync,
             seed: seams.seed,
             heartbeat_ms: HEARTBEAT_MS,

@@ -15,6 +15,8 @@ use weir_storage::Disk;
 const MAGIC: [u8; 8] = *b"WEIRNOD\x01";
 const VERSION: u16 = 1;
 const FILE_BYTES: usize = 64;
+/// The salt that sets the metadata log's uuid apart from the cluster's id.
+const METADATA_UUID_SALT: u128 = 0x6d65_7461_6461_7461;
 
 /// Who this broker is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +69,11 @@ impl Identity {
         let mut bytes = [0; FILE_BYTES];
         file.read_at(0, &mut bytes).map_err(failed)?;
         Self::decode(&bytes, &path)
+    }
+
+    /// The identity of the metadata log.
+    pub fn metadata_uuid(self) -> u128 {
+        self.cluster ^ METADATA_UUID_SALT
     }
 
     fn store(self, disk: &dyn Disk, root: &Path, path: &Path) -> std::io::Result<()> {

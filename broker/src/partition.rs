@@ -28,6 +28,7 @@ mod tests;
 mod view;
 mod wire;
 
+pub use command::describe_commands;
 pub use open::{OpenPartitionError, PartitionOptions};
 pub use request::{PublishRequest, PublisherState, Request, SubscribeRequest, SubscribedState};
 pub use view::{PartitionView, SubscriptionView};

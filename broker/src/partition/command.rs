@@ -133,6 +133,21 @@ pub(super) fn decode(content: &[u8]) -> Result<Vec<Command>, WireError> {
     Ok(commands)
 }
 
+/// A control section's commands in words, for the offline tools.
+pub fn describe_commands(content: &[u8]) -> Result<Vec<String>, WireError> {
+    let describe = |command: &Command| match command {
+        Command::Create { subscription, cursor, name } => {
+            format!("create subscription {} {name} with cursor {cursor}", subscription.0)
+        }
+        Command::Settle { subscription, cursor } => {
+            format!("settle everything below {cursor} for subscription {}", subscription.0)
+        }
+        Command::Delete { subscription } => format!("delete subscription {}", subscription.0),
+        Command::Trim { log_start } => format!("trim everything below {log_start}"),
+    };
+    Ok(decode(content)?.iter().map(describe).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

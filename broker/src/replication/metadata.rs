@@ -6,12 +6,14 @@
 //! is the mailbox; the state can always be rebuilt from the last checkpoint and the log.
 
 mod command;
+mod offline;
 mod snapshot;
 mod state;
 #[cfg(test)]
 mod tests;
 
 pub use command::{Command, NewPartition, REPLICAS_PER_PARTITION_MAX};
+pub use offline::{OfflineError, read_catalog};
 pub use state::{
     CLUSTER_PARTITIONS_MAX, Catalog, Change, METADATA_REPLICA, PRODUCERS_MAX, Partition, Placement,
     Producer, Refusal, Settings, State, TOPICS_MAX, Topic, TopicRevision,

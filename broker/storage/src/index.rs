@@ -34,17 +34,21 @@ const CONFIG_BYTES: usize = 8;
 
 /// Where a batch begins and what comes first in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Row {
-    pub(crate) position: u64,
-    pub(crate) index: Index,
-    pub(crate) offset: Offset,
-    pub(crate) log_time_ms: u64,
+pub struct Row {
+    /// Bytes from the start of the segment.
+    pub position: u64,
+    /// Index of the batch.
+    pub index: Index,
+    /// Offset of its first record.
+    pub offset: Offset,
+    /// Its log time.
+    pub log_time_ms: u64,
 }
 
 /// Rows by position.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct SparseIndex {
-    rows: Vec<Row>,
+    pub(crate) rows: Vec<Row>,
 }
 
 /// Where terms begin and memberships stand in a segment: few, so that they stay in memory.

@@ -3,17 +3,22 @@
 //! Owns: what there is to tell of the files of a log, batch by batch.
 //! Never: changes a file.
 
+mod beside;
+
+pub use beside::{IndexReport, MetaReport, Row, checkpoint, damage, index, meta};
+
 use crate::checkpoint;
 use crate::damage::DamagedRange;
 use crate::disk::Disk;
-use crate::error::{Corruption, OpenError};
+use crate::error::{Corruption, CorruptionKind, OpenError};
 use crate::limits::SEGMENT_HEADER_BYTES;
 use crate::recovery::{Examined, examine, segment_name};
-use crate::scan::Batches;
-use crate::segment::SegmentHeader;
+use crate::scan::{Batches, last_byte_in};
+use crate::segment::{SEGMENT_VERSION, SegmentHeader, SegmentHeaderError};
 use std::io;
 use std::path::{Path, PathBuf};
-use weir_protocol::batch::BatchHeader;
+use weir_protocol::batch::{BatchHeader, BatchType};
+use weir_protocol::limits::BATCH_ALIGN_BYTES;
 use weir_protocol::types::{Index, Offset};
 
 /// A log as its files show it, every batch of them read.
@@ -71,6 +76,22 @@ pub struct SegmentReport {
     pub salt: u64,
 }
 
+impl SegmentReport {
+    fn new(path: &Path, header: &SegmentHeader, (end, bytes): (u64, u64), sealed: bool) -> Self {
+        Self {
+            path: path.to_owned(),
+            sequence: header.sequence,
+            first_index: header.base_index,
+            first_offset: header.base_offset,
+            end,
+            bytes,
+            sealed,
+            recycled: header.recycled,
+            salt: header.salt,
+        }
+    }
+}
+
 /// The identity of the log in `dir`, as its segments say; none where there is no segment that can be
 /// believed.
 pub fn uuid_of(disk: &dyn Disk, dir: &Path) -> Result<Option<u128>, OpenError> {
@@ -102,17 +123,49 @@ pub fn verify(disk: &dyn Disk, dir: &Path, uuid: u128) -> Result<LogReport, Open
     Ok(report(uuid, examined, checkpoints))
 }
 
+/// One segment file by itself. What a later segment cut off is a part of it, and so is everything
+/// behind its last whole batch that is not zero.
+pub fn segment(disk: &dyn Disk, path: &Path) -> Result<SegmentReport, OpenError> {
+    let device = || OpenError::device(path);
+    let file = disk.open(path).map_err(device())?;
+    let header = match SegmentHeader::load(&*file).map_err(device())? {
+        Ok(header) => header,
+        Err(SegmentHeaderError::Newer(found)) => {
+            return Err(OpenError::Newer { file: path.to_owned(), found, known: SEGMENT_VERSION });
+        }
+        Err(SegmentHeaderError::Damaged) => {
+            let kind = CorruptionKind::SegmentHeader;
+            return Err(Corruption { file: path.to_owned(), position: 0, kind }.into());
+        }
+    };
+    let batches = Batches { file: &*file, salt: header.salt, end: file.len() };
+    let (end, sealed) = written_end(&batches).map_err(device())?;
+    Ok(SegmentReport::new(path, &header, (end, file.len()), sealed))
+}
+
+/// Where the last byte that means something ends, and whether the last whole batch is a SEAL. A
+/// batch may end in zeros of its own.
+fn written_end(batches: &Batches<'_>) -> io::Result<(u64, bool)> {
+    let (mut end, mut sealed) = (SEGMENT_HEADER_BYTES, false);
+    loop {
+        if let Ok(whole) = batches.whole_at(end)? {
+            sealed = whole.header.batch_type == BatchType::Seal;
+            end += whole.header.stored_len() as u64;
+        } else if let Some(found) = batches.next_whole_anywhere(end + 1)? {
+            end = found;
+        } else {
+            break;
+        }
+    }
+    let last = last_byte_in(batches.file, end..batches.end)?;
+    let rounded = |last: u64| last.next_multiple_of(BATCH_ALIGN_BYTES as u64).min(batches.end);
+    Ok((last.map_or(end, rounded), sealed))
+}
+
 fn report(uuid: u128, examined: Examined, checkpoints: Vec<(Index, bool)>) -> LogReport {
-    let segments = examined.segments.iter().map(|segment| SegmentReport {
-        path: segment.path.clone(),
-        sequence: segment.header.sequence,
-        first_index: segment.header.base_index,
-        first_offset: segment.header.base_offset,
-        end: segment.end,
-        bytes: segment.file.len(),
-        sealed: segment.sealed,
-        recycled: segment.header.recycled,
-        salt: segment.header.salt,
+    let segments = examined.segments.iter().map(|segment| {
+        let ends = (segment.end, segment.file.len());
+        SegmentReport::new(&segment.path, &segment.header, ends, segment.sealed)
     });
     LogReport {
         uuid,

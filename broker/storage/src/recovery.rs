@@ -70,7 +70,8 @@ pub(crate) fn recover(
     if let Some(parent) = dir.parent() {
         disk.sync_dir(parent).map_err(OpenError::device(parent))?;
     }
-    let mut examined = examine(disk, dir, options.uuid, false)?;
+    // What is given up for good is looked at first, whatever an index says of it.
+    let mut examined = examine(disk, dir, options.uuid, options.accept_loss)?;
     if let Some(what) = examined.lost_tail.take().filter(|_| !options.accept_loss) {
         return Err(what.into());
     }

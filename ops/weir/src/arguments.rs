@@ -3,6 +3,12 @@
 //! Owns: the shape of the arguments and the text of `--help`.
 //! Never: acts on them.
 
+mod data;
+
+pub(crate) use data::{
+    DataArguments, DataCommand, DataOutput, DirectoryArguments, DumpArguments, RecoverArguments,
+};
+
 use crate::publish::framing::Framing;
 use crate::subscribe::format::TOKENS_HELP;
 use crate::values::{parse_bytes, parse_duration, parse_header, parse_name, parse_start};
@@ -14,7 +20,7 @@ use weir_client::{Durability, Name, Overflow, Start};
 
 const EXIT_CODES: &str = "\
 Exit status: 0 everything was done; 1 something was not done (the reason is on stderr);
-2 the command line or the configuration is wrong.";
+2 the command line or the configuration is wrong; 3 data on disk is damaged (`weir data`).";
 
 const TIME_HELP: &str = "\
 Forms of TIME: 2026-11-21T03:00:00Z (RFC 3339, UTC), -15m (that long ago; ms, s, m, h, d),
@@ -44,6 +50,8 @@ pub(crate) enum Command {
     Diag(DiagArguments),
     /// Check a configuration, or show the one in effect
     Config(ConfigArguments),
+    /// Verify, show and recover the data of a broker that is stopped
+    Data(DataArguments),
     /// Measure
     Bench(crate::bench::BenchArguments),
     /// Print a completion script for a shell

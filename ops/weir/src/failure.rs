@@ -1,6 +1,7 @@
 //! Why a command did not do all that it was asked to.
 //!
-//! Owns: the exit status: 1 something was not done, 2 the input was wrong.
+//! Owns: the exit status: 1 something was not done, 2 the input was wrong, 3 data on disk is
+//! damaged.
 //! Never: hides a cause: what a person reads names what, where and what to do.
 
 use std::io;
@@ -15,6 +16,9 @@ pub(crate) enum Failure {
     /// Something was not done.
     #[error("{0}")]
     NotDone(String),
+    /// Data on disk is damaged, and nobody has accepted that.
+    #[error("{0}")]
+    Damaged(String),
     /// The client gave up.
     #[error("{0}")]
     Client(#[from] weir_client::Error),
@@ -30,6 +34,7 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Usage(_) => ExitCode::from(2),
+            Self::Damaged(_) => ExitCode::from(3),
             Self::NotDone(_) | Self::Client(_) | Self::Admin(_) | Self::Io(_) => ExitCode::FAILURE,
         }
     }

@@ -10,6 +10,7 @@ mod arguments;
 mod bench;
 mod check;
 mod config;
+mod data;
 mod diag;
 mod failure;
 mod output;
@@ -47,6 +48,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             clap_complete::generate(shell, &mut command, "weir", &mut std::io::stdout());
             Ok(())
         }
+        Command::Data(arguments) => data::run(&arguments),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Topic(arguments) => block_on(topic::run(arguments)),
         Command::Pub(arguments) => block_on(publish::run(arguments)),

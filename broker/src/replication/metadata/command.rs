@@ -113,8 +113,8 @@ impl Command {
         bytes
     }
 
-    /// Decodes what [`Command::encode`] wrote.
-    pub(in crate::replication) fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+    /// Decodes the content of a control section, its CRC not included.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         let mut input = Input::versioned(bytes)?;
         let command = match input.u8()? {
             1 => Self::Form { cluster: input.u128()?, broker: BrokerId(input.u64()?) },
