@@ -139,15 +139,6 @@ impl LogFlush {
             && (here + bytes > UNFLUSHED_BYTES_MAX || device + bytes > DEVICE_UNFLUSHED_BYTES_MAX)
     }
 
-    /// Flushes everything that is dirty now and tells those who waited for it.
-    fn flush_now(self: &Arc<Self>, observer: Option<&FlushObserver>) {
-        let outcome = self.begin().and_then(|turn| {
-            let outcome = turn.flush(observer);
-            turn.end(outcome, Self::satisfied)
-        });
-        self.tell(outcome);
-    }
-
     /// Makes everything stored so far durable before this returns. Who waits for it is told by
     /// the coordinator's next round.
     pub(crate) fn settle(
@@ -363,10 +354,7 @@ impl FlushCoordinator {
                 }
                 std::mem::take(&mut state.asked)
             };
-            match &*asked {
-                [log] => log.flush_now(self.observer.get()),
-                _ => together::flush(asked, |round| self.late(round), self.observer.get()),
-            }
+            together::flush(asked, |round| self.late(round), self.observer.get());
         }
     }
 

@@ -134,24 +134,15 @@ impl SegmentHeader {
         COPY_POSITIONS.iter().try_for_each(|position| file.write_at(*position, &bytes))
     }
 
-    /// Reads the first valid copy.
+    /// Reads the first valid copy, from the device: opening a thousand segments is to read a thousand
+    /// pages, not what a cache reads ahead of them.
     pub(crate) fn load(file: &dyn DiskFile) -> std::io::Result<Result<Self, SegmentHeaderError>> {
-        let mut outcome = Err(SegmentHeaderError::Damaged);
-        for position in COPY_POSITIONS {
-            let mut bytes = [0u8; COPY_BYTES];
-            if file.len() < position + COPY_BYTES as u64 {
-                continue;
-            }
-            file.read_at(position, &mut bytes)?;
-            match Self::decode(&bytes) {
-                Err(SegmentHeaderError::Damaged) => {}
-                decided => {
-                    outcome = decided;
-                    break;
-                }
-            }
-        }
-        Ok(outcome)
+        let mut bytes = vec![0; file.len().min(SEGMENT_HEADER_BYTES) as usize];
+        file.read_device(0, &mut bytes)?;
+        let copies = COPY_POSITIONS.map(|position| bytes.get(position as usize..)?.first_chunk());
+        let decided = copies.into_iter().flatten().map(Self::decode);
+        let mut decided = decided.filter(|copy| *copy != Err(SegmentHeaderError::Damaged));
+        Ok(decided.next().unwrap_or(Err(SegmentHeaderError::Damaged)))
     }
 }
 

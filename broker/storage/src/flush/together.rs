@@ -1,5 +1,5 @@
-//! One round for several logs: their bytes go to the device side by side, and one flush of its
-//! cache makes all of them durable.
+//! One round: the bytes of its logs go to the device side by side, and one flush of its cache makes
+//! all of them durable.
 //!
 //! Owns: the order of a shared flush. Never: counts a log as durable whose bytes the device did not
 //! take, or whose device was not flushed afterwards.
@@ -35,9 +35,13 @@ pub(super) fn flush(
         }
     }
     begun.extend(next.iter().filter_map(begin));
+    let alone = begun.len() == 1;
     let mut taken: Vec<(Turn, io::Result<Option<DeviceId>>)> = Vec::with_capacity(begun.len());
     for (turn, begun) in begun {
-        let outcome = begun.and_then(|()| handed_over(&turn, observer));
+        let outcome = begun.and_then(|()| match alone {
+            true => turn.flush(observer).map(|()| None),
+            false => handed_over(&turn, observer),
+        });
         taken.push((turn, outcome));
     }
     let flushed = flush_devices(&taken, started, observer);

@@ -96,6 +96,7 @@ pub(crate) fn examine(
         // Where it cannot be read what is damaged, all is read.
         deep: deep || known.is_none(),
         known: known.clone().unwrap_or_default(),
+        unread_last: None,
         examined: Examined {
             first_index: first,
             first_offset: state.first_offset,
@@ -104,6 +105,7 @@ pub(crate) fn examine(
         },
     };
     reading.all(links)?;
+    reading.read_last().map_err(OpenError::device(dir))?;
     let mut examined = reading.examined;
     examined.damage.sort_by_key(|range| (range.first_index, range.positions.start));
     examined.damage_changed = known.as_ref() != Some(&examined.damage);
@@ -143,7 +145,17 @@ struct Reading<'a> {
     deep: bool,
     /// What was known to be damaged before.
     known: Vec<DamagedRange>,
+    /// The last batch so far, where nothing behind it was read.
+    unread_last: Option<Unread>,
     examined: Examined,
+}
+
+/// A batch that an index names.
+struct Unread {
+    file: Arc<dyn DiskFile>,
+    salt: u64,
+    end: u64,
+    position: u64,
 }
 
 impl Reading<'_> {
@@ -265,13 +277,10 @@ impl Reading<'_> {
 
     fn believe(&mut self, file: File, stored: StoredIndex) -> Result<(), OpenError> {
         let File { header, path, file } = file;
-        let mut last = None;
         if let Some(position) = stored.last_position {
-            let batches = Batches { file: &*file, salt: header.salt, end: stored.end };
-            let found = batches.whole_at(position).map_err(OpenError::device(&path))?;
-            last = found.ok().map(|whole| whole.header);
+            let (file, salt, end) = (file.clone(), header.salt, stored.end);
+            self.unread_last = Some(Unread { file, salt, end, position });
         }
-        self.examined.last = last.or(self.examined.last);
         let accepted = |known: &&DamagedRange| known.sequence == header.sequence;
         let accepted: Vec<DamagedRange> = self.known.iter().filter(accepted).cloned().collect();
         for range in accepted {
@@ -369,6 +378,16 @@ impl Reading<'_> {
         }
         segment.recent.push_back((*batch, position));
         self.examined.last = Some(*batch);
+        self.unread_last = None;
+    }
+
+    /// Reads the last batch of all where it stands in a segment that was believed.
+    fn read_last(&mut self) -> io::Result<()> {
+        if let Some(Unread { file, salt, end, position }) = self.unread_last.take() {
+            let batches = Batches { file: &*file, salt, end };
+            self.examined.last = batches.whole_at(position)?.ok().map(|whole| whole.header);
+        }
+        Ok(())
     }
 
     /// Decides what it means that no batch can be accepted at the segment's end. Returns whether
