@@ -1,5 +1,7 @@
 //! `weir data`: what it says of a directory that is whole, damaged or in use, and what it changes.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use common::{Broker, WEIR};
@@ -285,8 +287,7 @@ fn what_a_start_has_to_read_is_told_apart() {
     for number in 0..4 {
         broker.ok(&["pub", "t", "-m", &format!("message {number}")]);
     }
-    broker.ok(&["topic", "create", "u"]);
-    broker.ok(&["topic", "rm", "u", "--yes"]);
+    broker.ok(&["topic", "set", "t", "--max-age", "1h"]);
     broker.kill();
     stopped.damage(1);
     stopped.data(&["verify"]).expect(3).has(&["offsets 1 to 1", "no checkpoint covers it"]);
