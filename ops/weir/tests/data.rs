@@ -1,5 +1,7 @@
 //! `weir data`: what it says of a directory that is whole, damaged or in use, and what it changes.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use common::{Broker, WEIR};
@@ -273,6 +275,35 @@ fn damage_behind_an_index_is_found_and_accepted_too() {
     fs::remove_file(index.with_extension("seg")).unwrap();
     stopped.data(&["verify"]).expect(3).has(&["whose file is missing"]);
     dump(&stopped.folder(), &["--headers"]).expect(0).has(&["missing: offsets"]);
+}
+
+/// A broker that was killed left no checkpoint behind: its start has to read everything.
+#[test]
+fn what_a_start_has_to_read_is_told_apart() {
+    let scratch = tempfile::tempdir().unwrap();
+    let stopped = Stopped { dir: scratch.path().join("data"), _scratch: scratch };
+    let broker = Broker::start(&stopped.dir);
+    broker.ok(&["topic", "create", "t"]);
+    for number in 0..4 {
+        broker.ok(&["pub", "t", "-m", &format!("message {number}")]);
+    }
+    broker.ok(&["topic", "set", "t", "--max-age", "1h"]);
+    broker.kill();
+    stopped.damage(1);
+    stopped.data(&["verify"]).expect(3).has(&["offsets 1 to 1", "no checkpoint covers it"]);
+    stopped.data(&["recover", "--accept-loss", "--yes"]).expect(0);
+    assert_eq!(stopped.read_all(), "message 0\nmessage 2\nmessage 3\n");
+
+    // What made a topic is never passed over: the numbers of all later ones would change.
+    let metadata = file_in(&stopped.dir.join("metadata"), "seg");
+    let lines = dump(&metadata, &["-o", "json"]).json_lines();
+    let control = lines.iter().filter(|line| line["type"] == "control").nth(1).unwrap();
+    flip(&metadata, control["position"].as_u64().unwrap() + 140);
+    stopped.data(&["verify"]).expect(3).has(&["the broker does not start", "cannot be accepted"]);
+    let before = stopped.files();
+    let words = ["left alone", "cannot be accepted", "still damaged"];
+    stopped.data(&["recover", "--accept-loss", "--yes"]).expect(3).has(&words);
+    assert!(stopped.files() == before, "nothing was changed");
 }
 
 #[test]

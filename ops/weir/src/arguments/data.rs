@@ -18,11 +18,14 @@ Changes nothing (but for the pid in the file LOCK).
 What it says, and what comes next:
   whole                nothing is to be done
   a torn tail          harmless: it was never acknowledged; the next start cuts it off
-  damaged              was written once and cannot be read any more. Start the broker all the same:
-                       it serves everything else, and refuses reads of these offsets by name
-                       (DAMAGED_RANGE). Bring the files back from a backup if there is one;
-                       otherwise `weir data recover --accept-loss` gives the range up for good,
-                       and readers pass over it
+  damaged              was written once and cannot be read any more. Bring the files back from a
+                       backup if there is one; otherwise `weir data recover --accept-loss` gives
+                       the range up for good, and readers pass over it. Meanwhile the broker may
+                       run: it serves what else there is, and refuses these offsets by name
+                       (DAMAGED_RANGE)
+  no checkpoint covers it
+                       a start has to read what is damaged: this partition is not served (or,
+                       if it is the metadata, no broker starts) before that is settled
   the end is lost      the log does not open: as above, but nothing tells how much is gone
   unread               the device failed, or a newer build wrote it: nothing is known of it
 

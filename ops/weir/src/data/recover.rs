@@ -223,7 +223,7 @@ fn done(outcome: &Outcome, recovered: &Recovered) -> Vec<String> {
         lines.push(format!("{bytes} bytes that nothing proved to be flushed were written again"));
     }
     let damaged = outcome.damaged(recovered);
-    lines.extend(damaged.iter().map(|range| range_line(range, outcome.segments())));
+    lines.extend(damaged.iter().map(|range| range_line(range, &outcome.surveyed)));
     if let Found::Log(report) = &outcome.surveyed.found
         && lacks_checkpoint(report)
     {

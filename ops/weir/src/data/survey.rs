@@ -54,11 +54,22 @@ impl Surveyed {
         }
     }
 
-    /// What can be given up to make the log whole: ranges nobody has accepted, or its end.
+    /// Whether giving up what is damaged makes the log usable: there are ranges nobody has
+    /// accepted, or its end is lost. A command that the metadata lacks would change the meaning of
+    /// all that follow, so it is never passed over.
     pub(super) fn can_be_accepted(&self) -> bool {
-        matches!(&self.found, Found::Log(report)
-            if report.lost_tail.is_some() || unaccepted(report).next().is_some())
+        let Found::Log(report) = &self.found else { return false };
+        let is_metadata = self.place.owner == Owner::Metadata;
+        let kept = unaccepted(report).any(|range| is_metadata && stops_a_start(range, report));
+        !kept && (report.lost_tail.is_some() || unaccepted(report).next().is_some())
     }
+}
+
+/// Whether a start has to read the range: it lies behind the newest checkpoint.
+pub(super) fn stops_a_start(range: &DamagedRange, report: &LogReport) -> bool {
+    let newest = report.checkpoints.iter().find(|(at, whole)| *whole && *at <= report.last_index);
+    let from = newest.map_or(0, |(at, _)| at.0);
+    !range.accepted && !range.is_empty() && range.last_index.0 > from
 }
 
 fn is_damaged(report: &LogReport) -> bool {

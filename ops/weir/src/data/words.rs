@@ -4,7 +4,7 @@
 //! Never: judges.
 
 use super::directory::{Directory, Owner, Place};
-use super::survey::{Found, Surveyed, lacks_checkpoint};
+use super::survey::{Found, Surveyed, lacks_checkpoint, stops_a_start, unaccepted};
 use crate::output::bytes_text;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -73,7 +73,7 @@ pub(super) fn details(surveyed: &Surveyed) -> Vec<String> {
         ),
         Found::Refused(_) => {}
         Found::Log(report) => {
-            lines.extend(report.damaged.iter().map(|range| range_line(range, &report.segments)));
+            lines.extend(report.damaged.iter().map(|range| range_line(range, surveyed)));
             lines.extend(report.lost_tail.iter().map(|what| lost_tail_line(what, report)));
             if lacks_checkpoint(report) {
                 lines.push(lost_state_line(report));
@@ -90,15 +90,25 @@ pub(super) fn details(surveyed: &Surveyed) -> Vec<String> {
     lines
 }
 
-/// A damaged range, with its file and whether somebody accepted it.
-pub(super) fn range_line(range: &DamagedRange, segments: &[SegmentReport]) -> String {
-    let file = match file_of(range, segments) {
+/// A damaged range, with its file and what it means for a start.
+pub(super) fn range_line(range: &DamagedRange, surveyed: &Surveyed) -> String {
+    let Found::Log(report) = &surveyed.found else { return range.to_string() };
+    let file = match file_of(range, &report.segments) {
         Some(path) => format!(" of {}", path.display()),
         None => ", whose file is missing or not what it should be".to_owned(),
     };
-    let fate = match range.accepted {
-        true => "the loss is accepted: readers pass over it",
-        false => "readers are refused there",
+    let is_metadata = surveyed.place.owner == Owner::Metadata;
+    let fate = match (stops_a_start(range, report), is_metadata) {
+        _ if range.accepted => "the loss is accepted: readers pass over it",
+        (false, _) => "readers are refused there",
+        (true, false) => {
+            "no checkpoint covers it: the partition is not served before the file is back or the \
+             loss accepted"
+        }
+        (true, true) => {
+            "no checkpoint covers it: the broker does not start, and this loss cannot be accepted, \
+             for what follows would be misread: bring the file back from a backup"
+        }
     };
     format!("{range}{file}; {fate}")
 }
@@ -123,7 +133,7 @@ pub(super) fn lost_state_line(report: &LogReport) -> String {
 /// What accepting gives up for good.
 pub(super) fn given_up(surveyed: &Surveyed) -> Vec<String> {
     let Found::Log(report) = &surveyed.found else { return Vec::new() };
-    let mut lines: Vec<String> = super::survey::unaccepted(report)
+    let mut lines: Vec<String> = unaccepted(report)
         .map(|range| {
             let bytes = range.positions.end - range.positions.start;
             match file_of(range, &report.segments) {
@@ -138,6 +148,11 @@ pub(super) fn given_up(surveyed: &Surveyed) -> Vec<String> {
             "everything from offset {offset} (index {index}) on: nothing tells how much ({what})"
         )
     }));
+    if surveyed.place.owner == Owner::Metadata && report.lost_tail.is_some() {
+        let line =
+            "topics that were made there are forgotten; the folders of their partitions stay";
+        lines.push(line.to_owned());
+    }
     lines
 }
 
