@@ -265,7 +265,7 @@ impl Task {
                 Ok(offset) => Start::Offset(offset),
                 Err(error) => {
                     let text = error.to_string();
-                    return reply.done(Err(SubscribeRefusal::Damaged { text }.to_peer()));
+                    return reply.done(Err(SubscribeRefusal::Unreadable { text }.to_peer()));
                 }
             },
             other => other,

@@ -3,7 +3,7 @@
 //! Owns: at most one maintenance job at a time, run beside the task.
 //! Never: decides what may go (that is `retention`'s); retries a failed flush.
 //! Invariants: a checkpoint is taken at each seal, so that the log can be trimmed by segments; the
-//! log is trimmed no further than readers were told.
+//! log is trimmed no further than readers were told; what a state may lack never becomes durable.
 
 use super::Task;
 use crate::partition::core::Event;
@@ -72,7 +72,7 @@ impl Task {
         }
         self.upkeep.seen_bytes = bytes;
         self.hold(now);
-        if last > self.upkeep.checkpoint {
+        if last > self.upkeep.checkpoint && !self.core.is_read_only() {
             self.upkeep.checkpoint = applied;
             self.upkeep.due = Some((applied, Bytes::from(self.core.state().encode())));
             self.start_checkpoint();
@@ -128,6 +128,9 @@ impl Task {
     /// The last index that a trim may reach: whole segments below the log start go, and the
     /// checkpoint behind them may lie anywhere in the segment that stays first.
     fn trim_target(&self) -> Option<Index> {
+        if self.core.is_read_only() {
+            return None;
+        }
         let log_start = self.core.state().log_start;
         let sealed = self.log.sealed_segments();
         let gone = sealed.iter().take_while(|segment| segment.end_offset <= log_start).count();
@@ -166,6 +169,7 @@ impl Task {
                     self.state = replica.state();
                     self.state.mark_changed();
                     self.log = replica.log();
+                    self.around.board.set_log(Some(self.log.clone()));
                     self.replica = replica;
                     self.upkeep.reopening = false;
                 }
@@ -231,7 +235,8 @@ impl Task {
             job.await;
         }
         let state = self.core.state();
-        if state.applied > self.upkeep.checkpoint && self.core.leads() {
+        let is_whole = self.core.leads() && !self.core.is_read_only();
+        if state.applied > self.upkeep.checkpoint && is_whole {
             let (at, bytes) = (state.applied, Bytes::from(state.encode()));
             if let Err(error) = self.replica.checkpoint(at, bytes).await {
                 tracing::warn!(partition = ?self.around.options.key, %error, "no last checkpoint");
@@ -241,6 +246,7 @@ impl Task {
             self.close_port(id, &SubscribeRefusal::Draining);
         }
         self.around.options.flow.unblock(&self.around.options.key);
+        self.around.board.set_log(None);
         self.replica.shutdown().await;
         if let Some(done) = self.stop.take() {
             done.done(Ok(()));
