@@ -31,6 +31,9 @@ impl Task {
     /// Applies everything committed, then tells what the replica is.
     pub(super) async fn catch_up(&mut self, now: Instant) -> Result<(), ApplyError> {
         let seen = self.state.borrow_and_update().clone();
+        if self.core.state().applied < seen.committed {
+            self.busy(now);
+        }
         while self.core.state().applied < seen.committed {
             let Err(error) = self.apply_some(seen.committed, now).await else { continue };
             let lost = self.lost_in(error)?;

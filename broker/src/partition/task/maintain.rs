@@ -8,7 +8,7 @@
 use super::Task;
 use crate::partition::core::Event;
 use crate::partition::limits::{
-    FAILED_DEVICE_GRACE, PROPOSAL_BYTES_MAX, REOPEN_AFTER, ROOM_BYTES_MIN,
+    FAILED_DEVICE_GRACE, PROPOSAL_BYTES_MAX, REOPEN_AFTER, ROOM_BYTES_MIN, WATERMARK_AFTER,
 };
 use crate::partition::refusal::SubscribeRefusal;
 use crate::partition::retention::Sealed;
@@ -26,6 +26,7 @@ use weir_storage::limits::{
 pub(super) enum Maintained {
     Checkpoint(Index, Result<(), MaintainError>),
     Trim(Result<Index, MaintainError>),
+    Watermark(Result<(), MaintainError>),
     Reopened(Box<Result<Replica, OpenReplicaError>>),
 }
 
@@ -43,11 +44,26 @@ pub(super) struct Upkeep {
     reopening: bool,
     /// The device failed: the process ends then.
     failed_at: Option<Instant>,
+    /// If nothing is appended until then, the log is idle.
+    idle_at: Option<Instant>,
 }
 
 impl Upkeep {
     pub(super) fn new(checkpoint: Index) -> Self {
-        Self { job: None, checkpoint, due: None, seen_bytes: 0, reopening: false, failed_at: None }
+        Self {
+            job: None,
+            checkpoint,
+            due: None,
+            seen_bytes: 0,
+            reopening: false,
+            failed_at: None,
+            idle_at: None,
+        }
+    }
+
+    /// When the log is to be looked at for being idle: while another job runs, behind that.
+    pub(super) fn idle_at(&self) -> Option<Instant> {
+        self.idle_at.filter(|_| self.job.is_none())
     }
 
     pub(super) fn is_restless(&self) -> bool {
@@ -87,6 +103,25 @@ impl Task {
             let replica = self.replica.clone();
             let job =
                 async move { Maintained::Checkpoint(at, replica.checkpoint(at, state).await) };
+            self.upkeep.job = Some(Box::pin(job));
+        }
+    }
+
+    /// Something was appended and is committed: the log is idle when nothing more comes.
+    pub(super) fn busy(&mut self, now: Instant) {
+        self.upkeep.idle_at = Some(now + WATERMARK_AFTER);
+    }
+
+    /// Leaves a watermark in a log that has become idle, once.
+    pub(super) fn idle(&mut self, now: Instant) {
+        if self.upkeep.idle_at().is_none_or(|at| at > now) {
+            return;
+        }
+        self.upkeep.idle_at = None;
+        // The commit of what is in flight comes back here.
+        if self.replica.in_flight() == 0 {
+            let replica = self.replica.clone();
+            let job = async move { Maintained::Watermark(replica.leave_watermark().await) };
             self.upkeep.job = Some(Box::pin(job));
         }
     }
@@ -162,6 +197,10 @@ impl Task {
             }
             Maintained::Trim(Err(error)) => {
                 tracing::warn!(partition = ?key, %error, "the log was not trimmed");
+            }
+            Maintained::Watermark(Ok(())) => {}
+            Maintained::Watermark(Err(error)) => {
+                tracing::warn!(partition = ?key, %error, "no watermark was left");
             }
             Maintained::Reopened(reopened) => match *reopened {
                 Ok(replica) => {
