@@ -6,7 +6,7 @@
 
 use crate::admin::{self, AdminServer, AdminView};
 use crate::budget::{Account, Budget, DoesNotFit, Part};
-use crate::catalog::{Catalog, CatalogBackend, Rooms};
+use crate::catalog::{Catalog, CatalogBackend, Rooms, ScrubPace};
 use crate::config::Config;
 use crate::connection::{BrokerIdentity, Services};
 use crate::flow::Flow;
@@ -113,6 +113,10 @@ impl Broker {
                 data_dir: config.data_dir.clone(),
                 broker: identity.broker,
                 seed: seams.seed,
+                scrub: ScrubPace {
+                    bytes_per_second: config.scrub_bytes_per_second,
+                    interval: config.scrub_interval,
+                },
             },
         )
         .await;

@@ -1,14 +1,16 @@
 //! Which topics there are, and the partitions of them that are open here.
 //!
 //! Owns: the metadata handle, the table of open partitions, the one task that makes the table
-//! follow the metadata.
+//! follow the metadata, and the one that scrubs what is open.
 //! Never: holds a lock over an await; stops the broker because one partition cannot be opened.
 //! Invariants: only the follower task opens or stops a partition; a partition that failed is
 //! refused with its reason until the broker is restarted.
 
 mod follower;
+mod scrub;
 mod table;
 
+pub(crate) use scrub::ScrubPace;
 pub use table::{PartitionState, TopicPartitions};
 
 use crate::connection::Backend;
@@ -22,11 +24,13 @@ use crate::replication::metadata::{
 };
 use crate::seams::{BoxFuture, WallClock};
 use crate::task::{self, TaskKind};
+use scrub::Scrubber;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use table::Table;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Duration;
+use tokio_util::sync::CancellationToken;
 use weir_protocol::error_code::{ErrorCode, Outcome, Scope};
 use weir_protocol::frame::{
     AlterTopic, CreateTopic, DeleteTopic, Metadata as MetadataRequest, MetadataPage,
@@ -53,6 +57,7 @@ pub(crate) struct Rooms {
     pub(crate) data_dir: PathBuf,
     pub(crate) broker: BrokerId,
     pub(crate) seed: u64,
+    pub(crate) scrub: ScrubPace,
 }
 
 /// The topics of this broker.
@@ -63,6 +68,7 @@ pub struct Catalog {
     random: Mutex<fastrand::Rng>,
     /// Counts the times that the table has caught up with the metadata.
     shown: watch::Receiver<u64>,
+    stopped: CancellationToken,
 }
 
 impl Catalog {
@@ -78,8 +84,10 @@ impl Catalog {
         let mut caught_up = shown.clone();
         // The sender lives as long as the follower, which ends only with the metadata.
         let _ = caught_up.wait_for(|times| *times > 0).await;
+        let stopped = CancellationToken::new();
+        start_scrubber(&rooms, table.clone(), stopped.clone());
         let random = Mutex::new(fastrand::Rng::with_seed(rooms.seed ^ 0x7063_6f64_7563_6572));
-        Arc::new(Self { metadata, rooms, table, random, shown })
+        Arc::new(Self { metadata, rooms, table, random, shown, stopped })
     }
 
     /// The topics as the metadata has them.
@@ -95,6 +103,7 @@ impl Catalog {
     /// Stops every partition: what is accepted is answered, state is made durable, and nothing of
     /// them keeps the data directory from whoever opens it next in this process.
     pub(crate) async fn stop(&self) {
+        self.stopped.cancel();
         for partition in self.table.open() {
             partition.stop().await;
         }
@@ -199,6 +208,22 @@ impl Catalog {
             partitions: partitions.collect(),
         }
     }
+}
+
+/// Nobody waits for the scrubber, and nobody relies on it.
+fn start_scrubber(rooms: &Rooms, table: Arc<Table>, stopped: CancellationToken) {
+    let scrubber = Scrubber {
+        table,
+        executor: rooms.device.executor().clone(),
+        metrics: rooms.metrics.clone(),
+        wall: rooms.wall.clone(),
+        pace: rooms.scrub,
+    };
+    let scrub = async move {
+        // None: it was stopped.
+        let _ = stopped.run_until_cancelled(scrubber.run()).await;
+    };
+    drop(task::spawn("scrubber", TaskKind::Connection, scrub));
 }
 
 /// A topic's configuration as the wire has it.

@@ -158,6 +158,9 @@ pub struct Config {
     pub(crate) drain_timeout: Duration,
     pub(crate) metrics_topics_max: usize,
     pub(crate) storage_backend: StorageBackend,
+    /// 0 = never.
+    pub(crate) scrub_bytes_per_second: u64,
+    pub(crate) scrub_interval: Duration,
     log_level: String,
     log_format: LogFormat,
     effective: Vec<EffectiveSetting>,
@@ -222,6 +225,9 @@ impl Config {
                 "pwrite" => Ok(StorageBackend::Pwrite),
                 _ => Err(ValueError::new("write \"auto\", \"map\" or \"pwrite\"")),
             })?,
+            scrub_bytes_per_second: read
+                .parsed("storage.scrub_bytes_per_second", settings::parse_rate)?,
+            scrub_interval: read.parsed("storage.scrub_interval", parse_duration)?,
             log_level: read.text("log.level").to_owned(),
             log_format: read.parsed("log.format", |text| match text {
                 "auto" => Ok(LogFormat::Auto),

@@ -41,12 +41,19 @@ pub struct Metrics {
     connections_opened: Counter,
     flush_seconds: FlushHistogram,
     flush_bytes: Counter,
+    scrub: ScrubCounters,
     /// For every code that a broker sends.
     refusals: Vec<(ErrorCode, Counter)>,
     closed: std::sync::Mutex<Vec<(&'static str, Counter)>>,
     /// From the read of a batch to its answer.
     pub(crate) publish_ack: Histogram,
     topics: TopicTable,
+}
+
+struct ScrubCounters {
+    bytes: Counter,
+    passes: Counter,
+    last_pass: Gauge,
 }
 
 impl Metrics {
@@ -75,10 +82,16 @@ impl Metrics {
                 counter!("weir_connections_opened_total"),
                 histogram!("weir_log_flush_seconds"),
                 counter!("weir_log_flush_bytes_total"),
+                ScrubCounters {
+                    bytes: counter!("weir_scrub_bytes_total"),
+                    passes: counter!("weir_scrub_passes_total"),
+                    last_pass: gauge!("weir_scrub_last_pass_timestamp_seconds"),
+                },
                 refusals.collect(),
             )
         });
-        let (connections, connections_opened, flush_seconds, flush_bytes, refusals) = metrics;
+        let (connections, connections_opened, flush_seconds, flush_bytes, scrub, refusals) =
+            metrics;
         Arc::new(Self {
             recorder,
             handle,
@@ -86,6 +99,7 @@ impl Metrics {
             connections_opened,
             flush_seconds,
             flush_bytes,
+            scrub,
             refusals,
             closed: std::sync::Mutex::default(),
             publish_ack: Histogram::default(),
@@ -139,6 +153,17 @@ impl Metrics {
     pub fn flushed(&self, took: Duration, bytes: u64) {
         self.flush_seconds.record(took.as_secs_f64());
         self.flush_bytes.increment(bytes);
+    }
+
+    /// Bytes of sealed segments were read from the device.
+    pub fn scrubbed(&self, bytes: u64) {
+        self.scrub.bytes.increment(bytes);
+    }
+
+    /// Every sealed segment was read.
+    pub fn scrub_passed(&self, wall_ms: u64) {
+        self.scrub.passes.increment(1);
+        self.scrub.last_pass.set((wall_ms / 1_000) as f64);
     }
 
     /// Folds the recorder's samples, so that they do not pile up when nobody scrapes.

@@ -44,6 +44,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use view::Board;
 use weir_protocol::limits::MESSAGE_COST_MIN;
+use weir_storage::{DamagedRange, LogReader};
 
 /// The mailbox of one partition and what may be seen of it. Cheap to clone.
 #[derive(Clone)]
@@ -98,6 +99,16 @@ impl PartitionHandle {
     /// The partition at a glance.
     pub fn view(&self) -> PartitionView {
         self.board.view()
+    }
+
+    /// What of its log is known to be damaged, by index; nothing once it has ended.
+    pub fn damaged_ranges(&self) -> Vec<DamagedRange> {
+        self.log().map_or(Vec::new(), |log| log.damaged_ranges())
+    }
+
+    /// Its log, until it ends.
+    pub(crate) fn log(&self) -> Option<LogReader> {
+        self.board.log()
     }
 }
 

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use weir_protocol::error_code::{ErrorCode, reason_bits};
 use weir_protocol::frame::{Durability, Overflow};
+use weir_storage::DamagedRange;
 
 const LIMIT_DEFAULT: usize = 100;
 const LIMIT_MAX: usize = 1_000;
@@ -119,6 +120,7 @@ pub(super) async fn metrics(State(view): View) -> Response {
         sum("weir_topic_messages", |view| view.high_watermark.0.saturating_sub(view.log_start.0));
         sum("weir_topic_bytes", |view| view.bytes);
         render_lag(page, &topics);
+        render_damage(page, &topics);
         render_memory(page, &view);
     });
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
@@ -137,6 +139,21 @@ fn render_lag(page: &mut crate::metrics::Exposition, topics: &[TopicPartitions])
             let labels =
                 [("topic", here.topic.name.as_str()), ("subscription", subscription.as_str())];
             page.sample("weir_subscription_lag_messages", &labels, lag as f64);
+        }
+    }
+}
+
+/// Only partitions that have any: what is healthy has no series.
+fn render_damage(page: &mut crate::metrics::Exposition, topics: &[TopicPartitions]) {
+    for here in topics {
+        for (number, state) in here.partitions.iter().enumerate() {
+            let PartitionState::Open(handle) = state else { continue };
+            let open = handle.damaged_ranges().iter().filter(|range| !range.accepted).count();
+            if open > 0 {
+                let number = number.to_string();
+                let labels = [("topic", here.topic.name.as_str()), ("partition", &number)];
+                page.sample("weir_damaged_ranges", &labels, open as f64);
+            }
         }
     }
 }
@@ -195,6 +212,8 @@ fn topic_json(here: &TopicPartitions) -> Value {
                 "bytes": view.bytes,
                 "consumers": view.consumers,
                 "blocked": reasons_of(view.blocked_bits),
+                "read_only": view.read_only,
+                "damaged": handle.damaged_ranges().iter().map(damaged_json).collect::<Vec<_>>(),
             })
         }
         PartitionState::Opening => json!({ "partition": number, "state": "opening" }),
@@ -218,6 +237,17 @@ fn topic_json(here: &TopicPartitions) -> Value {
         "max_age_ms": config.max_age_ms,
         "created_ms": here.topic.created_ms,
         "partitions": partitions.collect::<Vec<_>>(),
+    })
+}
+
+/// `last_offset` is null where no record is in the range, only what the partition wrote itself.
+fn damaged_json(range: &DamagedRange) -> Value {
+    let records = range.first_offset < range.end_offset;
+    json!({
+        "first_offset": range.first_offset.0,
+        "last_offset": records.then(|| range.end_offset.0 - 1),
+        "segment": range.sequence,
+        "accepted": range.accepted,
     })
 }
 

@@ -6,9 +6,9 @@
 use super::table::{PartitionState, Table, TopicPartitions};
 use super::{Rooms, config_of};
 use crate::flow::PartitionKey;
-use crate::partition::{OpenPartitionError, PartitionHandle, PartitionOptions, Request};
+use crate::partition::{OpenPartitionError, PartitionHandle, PartitionOptions, Request, WireError};
 use crate::replication::metadata::{Catalog as Topics, Partition, Topic};
-use crate::replication::{ELECTION_MS, HEARTBEAT_MS, OpenReplicaError, ReplicaOptions};
+use crate::replication::{CodecError, ELECTION_MS, HEARTBEAT_MS, OpenReplicaError, ReplicaOptions};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -185,11 +185,17 @@ impl Follower {
     }
 }
 
-/// What clients are told of a partition that could not be opened.
+/// What clients are told of a partition that could not be opened. What a newer version wrote is whole:
+/// it is not damaged, and another broker may serve it, which is what STORAGE_FENCED sends clients to.
 fn code_of(error: &OpenPartitionError) -> ErrorCode {
     let replica = match error {
         OpenPartitionError::Replica(replica) => replica,
-        OpenPartitionError::Checkpoint(_) => return ErrorCode::DamagedRange,
+        OpenPartitionError::Checkpoint(WireError::Version { .. }) => {
+            return ErrorCode::StorageFenced;
+        }
+        OpenPartitionError::Checkpoint(
+            WireError::Short(_) | WireError::Content(_) | WireError::Trailing(_),
+        ) => return ErrorCode::DamagedRange,
     };
     match replica {
         OpenReplicaError::Log(open) => match open {
@@ -197,7 +203,35 @@ fn code_of(error: &OpenPartitionError) -> ErrorCode {
             OpenError::NoSpace(_) => ErrorCode::StorageLow,
             OpenError::Newer { .. } | OpenError::Device { .. } => ErrorCode::StorageFenced,
         },
-        OpenReplicaError::Read { .. } | OpenReplicaError::Codec { .. } => ErrorCode::DamagedRange,
+        OpenReplicaError::Codec { reason: CodecError::Version(_), .. } => ErrorCode::StorageFenced,
+        OpenReplicaError::Codec { reason: CodecError::Malformed, .. }
+        | OpenReplicaError::Read { .. } => ErrorCode::DamagedRange,
         OpenReplicaError::NotAVoter(_) | OpenReplicaError::Engine(_) => ErrorCode::StorageFenced,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client that is told of damage never comes back; what is only too new for this broker it
+    /// finds elsewhere.
+    #[test]
+    fn what_a_newer_version_wrote_is_not_called_damaged() {
+        let newer = OpenError::Newer { file: "000.seg".into(), found: 2, known: 1 };
+        let version = CodecError::Version(2);
+        let checkpoint = WireError::Version { what: "a checkpoint", version: 2, known: 1 };
+        let newer = [
+            OpenPartitionError::Replica(newer.into()),
+            OpenReplicaError::Codec { what: "hard state", reason: version }.into(),
+            OpenPartitionError::Checkpoint(checkpoint),
+        ];
+        assert!(newer.iter().all(|error| code_of(error) == ErrorCode::StorageFenced));
+        let reason = CodecError::Malformed;
+        let damaged = [
+            OpenReplicaError::Codec { what: "hard state", reason }.into(),
+            OpenPartitionError::Checkpoint(WireError::Trailing(1)),
+        ];
+        assert!(damaged.iter().all(|error| code_of(error) == ErrorCode::DamagedRange));
     }
 }

@@ -61,6 +61,19 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
     setting("storage.backend", "auto", "auto, map or pwrite", "How segments are stored."),
     setting(
+        "storage.scrub_bytes_per_second",
+        "8MiB",
+        "a size, 0 = never",
+        "The most that is read a second in search of bytes that rotted in sealed segments.",
+    ),
+    setting(
+        "storage.scrub_interval",
+        "7d",
+        "a duration",
+        "From the beginning of one search through all sealed segments to that of the next, at \
+         least.",
+    ),
+    setting(
         "shutdown.drain_timeout",
         "30s",
         "a duration",
@@ -101,6 +114,11 @@ pub(super) fn parse_pool(text: &str, message_bytes_max: usize) -> Result<u64, Va
     let text =
         format!("write at least {least}KiB: messages may have {largest}KiB (limits.message_max)");
     Err(ValueError::new(text))
+}
+
+/// A rate, or 0 without a unit.
+pub(super) fn parse_rate(text: &str) -> Result<u64, ValueError> {
+    if text.trim() == "0" { Ok(0) } else { parse_bytes(text) }
 }
 
 /// The key that was probably meant.

@@ -9,7 +9,8 @@
 //! - batches enter a run in the order in which they will be in the log, numbered without a gap; a
 //!   run that was broken is drained before the next one begins;
 //! - the duplicate check sees every record before it lets one pass: nothing is judged before the
-//!   replica leads and everything committed is applied.
+//!   replica leads and everything committed is applied;
+//! - a state that may lack something changes nothing: it is read from, and that is all.
 
 mod consuming;
 mod proposing;
@@ -23,7 +24,7 @@ use super::retention::{self, Held, Sealed};
 use super::state::State;
 use super::subscription::consumer::{Registers, Wanted};
 use crate::connection::outbox::ConsumerId;
-use crate::replication::{Proposal, Refused, Role};
+use crate::replication::{Proposal, Refused, Role, StoredOutcome};
 use bytes::Bytes;
 use consuming::Consuming;
 use proposing::Proposing;
@@ -32,7 +33,7 @@ use weir_protocol::batch::BatchHeader;
 use weir_protocol::error_code::reason_bits;
 use weir_protocol::frame::{Deliver, Overflow, Settled, Start, StoredRange, TopicConfig};
 use weir_protocol::types::{Name, Offset, ProducerId, Term};
-use weir_storage::BatchSlice;
+use weir_storage::{BatchSlice, DamagedRange};
 
 /// A request whose place for the answer the shell keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,6 +78,8 @@ pub(super) enum Event<R> {
     DeleteSubscription(Name, Ticket),
     /// The next batch of the log is committed.
     Applied { header: BatchHeader, commands: Vec<Command> },
+    /// The next batches of the log are committed and cannot be read.
+    Lost(DamagedRange),
     /// The replica has moved.
     Replica(Seen),
     /// A proposal was not handed over; its first batch has this number.
@@ -114,8 +117,8 @@ pub(super) enum Effect<R> {
     Deliver(ConsumerId, Deliver),
     /// A settle is committed, or refused.
     Settled(ConsumerId, Settled),
-    /// A subscription is deleted, or never was.
-    Deleted(Ticket, bool),
+    /// A subscription is deleted, or never was; or it cannot be.
+    Deleted(Ticket, Result<bool, SubscribeRefusal>),
     /// Publishers get no more credit for these `reason_bits`; 0 = they do.
     Block(u32),
     /// Readers get nothing below any more: the segments below may go.
@@ -142,6 +145,9 @@ pub(super) struct Core<R> {
     blocked_bits: u32,
     drains: Vec<Ticket>,
     draining: bool,
+    /// The first loss that nobody accepted: what the state lacks is not known, so nothing may
+    /// build on it.
+    lost: Option<DamagedRange>,
 }
 
 impl<R> Core<R> {
@@ -157,12 +163,18 @@ impl<R> Core<R> {
             blocked_bits: 0,
             drains: Vec::new(),
             draining: false,
+            lost: None,
         }
     }
 
     /// The replicated state.
     pub(super) fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Whether the state may lack what was lost: it must never become durable.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.lost.is_some()
     }
 
     /// Consumers, and how far those of durable subscriptions are.
@@ -218,6 +230,7 @@ impl<R> Core<R> {
             Event::Read { id, slices } => self.read(id, slices, out),
             Event::DeleteSubscription(name, ticket) => self.delete(&name, ticket, out),
             Event::Applied { header, commands } => self.applied(&header, &commands, out),
+            Event::Lost(lost) => self.pass_over(lost, out),
             Event::Replica(seen) => self.replica(&seen, out),
             Event::NotProposed { number } => self.not_proposed(number, out),
             Event::Configure(config) => self.config = config,
@@ -246,6 +259,20 @@ impl<R> Core<R> {
         }
     }
 
+    /// Goes on behind batches that are lost. Unless somebody accepted that, nothing is changed any
+    /// more: neither a duplicate nor a cursor could be told for sure.
+    fn pass_over(&mut self, lost: DamagedRange, out: &mut Effects<R>) {
+        self.state.pass_over(&lost);
+        if lost.accepted || self.lost.is_some() {
+            return;
+        }
+        self.lost = Some(lost.clone());
+        self.drain_run(StoredOutcome::Unknown, out);
+        self.answer_opens(out);
+        self.proposing.trim_to(None);
+        self.refuse_changes(&lost, out);
+    }
+
     fn reasons_to_block(&self) -> u32 {
         let backlog = self.full && self.config.overflow == Overflow::Backpressure;
         let bit = |holds: bool, bit: u32| if holds { bit } else { 0 };
@@ -264,6 +291,6 @@ impl<R> Core<R> {
         };
         let retained = retention::decide(&self.config, &held);
         self.full = retained.full;
-        self.proposing.trim_to(retained.trim_to);
+        self.proposing.trim_to(retained.trim_to.filter(|_| self.lost.is_none()));
     }
 }

@@ -3,10 +3,12 @@
 //! Owns: the partition's refusals and their translation into the one vocabulary that peers know.
 //! Never: a catch-all: each match names every case, so that a new one must be decided here.
 
+use crate::flow::PartitionKey;
 use crate::replication::{Fence, StoredOutcome};
 use weir_protocol::error_code::{ErrorCode, Outcome, Scope, reason_bits};
 use weir_protocol::frame::Refusal;
 use weir_protocol::types::{Offset, Sequence};
+use weir_storage::DamagedRange;
 
 /// Why a publish, or a publisher, was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +33,8 @@ pub(super) enum PublishRefusal {
     LeaderLost(StoredOutcome),
     /// The replica has ended.
     Fenced { text: String, outcome: StoredOutcome },
+    /// What the partition knows may lack what was lost: it is read-only.
+    ReadOnly { lost: DamagedRange, outcome: StoredOutcome },
 }
 
 impl PublishRefusal {
@@ -112,8 +116,25 @@ impl PublishRefusal {
             },
             Self::LeaderLost(outcome) => lost(*outcome),
             Self::Fenced { text, outcome } => fenced(text, *outcome),
+            Self::ReadOnly { lost, outcome: StoredOutcome::NotStored } => read_only(lost),
+            Self::ReadOnly { lost, outcome: StoredOutcome::Unknown } => {
+                unknown(ErrorCode::StorageError, &read_only_text(lost))
+            }
         }
     }
+}
+
+fn read_only_text(lost: &DamagedRange) -> String {
+    format!(
+        "the partition is read-only, because {lost}, and producers and subscriptions may have \
+         changed in there; stop the broker and accept the loss with `weir data recover \
+         --accept-loss`, or restore the partition"
+    )
+}
+
+/// A change of a partition that takes none.
+pub(super) fn read_only(lost: &DamagedRange) -> Refusal {
+    Refusal { scope: Scope::Stream, ..Refusal::new(ErrorCode::DamagedRange, read_only_text(lost)) }
 }
 
 fn lost(outcome: StoredOutcome) -> Refusal {
@@ -155,8 +176,12 @@ pub(super) enum SubscribeRefusal {
     TakenOver,
     /// Its subscription was deleted.
     SubscriptionDeleted,
+    /// What it would read is lost.
+    Damaged { key: PartitionKey, lost: DamagedRange },
     /// What it would read cannot be read.
-    Damaged { text: String },
+    Unreadable { text: String },
+    /// What the partition knows may lack what was lost: it is read-only.
+    ReadOnly(DamagedRange),
 }
 
 impl SubscribeRefusal {
@@ -199,7 +224,16 @@ impl SubscribeRefusal {
             Self::SubscriptionDeleted => {
                 stream(ErrorCode::TakenOver, "the subscription was deleted")
             }
-            Self::Damaged { text } => stream(ErrorCode::DamagedRange, text),
+            Self::Damaged { key: PartitionKey { topic, partition }, lost } => {
+                let behind = lost.end_offset;
+                let text = format!(
+                    "topic {topic}, partition {partition}: {lost}; subscribe from offset {behind} \
+                     to go on"
+                );
+                Refusal { limit: behind.0, ..stream(ErrorCode::DamagedRange, &text) }
+            }
+            Self::Unreadable { text } => stream(ErrorCode::DamagedRange, text),
+            Self::ReadOnly(lost) => read_only(lost),
         }
     }
 }

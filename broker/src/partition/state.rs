@@ -17,6 +17,7 @@ use super::subscription::Subscriptions;
 use super::wire::{Fields, WireError};
 use weir_protocol::batch::{BatchHeader, BatchType};
 use weir_protocol::types::{Index, Offset};
+use weir_storage::DamagedRange;
 
 /// Version of the checkpoint.
 const VERSION: u16 = 1;
@@ -55,8 +56,10 @@ impl State {
             self.applied = header.index;
         }
         self.log_time_ms = self.log_time_ms.max(header.log_time_ms);
+        // Batches without records know where the records before them end: also of those that lay
+        // beside a loss in one index.
+        self.high_watermark = self.high_watermark.max(header.end_offset());
         if header.batch_type == BatchType::Data {
-            self.high_watermark = header.end_offset();
             self.dedup.apply(header);
         }
         let mut expired = 0;
@@ -67,6 +70,12 @@ impl State {
             expired += self.subscriptions.apply(command);
         }
         expired
+    }
+
+    /// Passes over batches that are lost: what they said is not in the state.
+    pub(super) fn pass_over(&mut self, lost: &DamagedRange) {
+        self.applied = self.applied.max(lost.last_index);
+        self.high_watermark = self.high_watermark.max(lost.end_offset);
     }
 
     /// The state as a checkpoint at `applied` holds it.

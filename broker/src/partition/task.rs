@@ -174,7 +174,10 @@ impl Task {
                 }
                 Wake::Cold(done) => self.cold_done(done, now),
                 Wake::Maintained(done) => self.maintained(done, now),
-                Wake::Time => self.tick(now),
+                Wake::Time => {
+                    self.idle(now);
+                    self.tick(now);
+                }
                 Wake::Pokes => self.poked(now),
                 // All handles are gone: nobody can ask for anything any more.
                 Wake::Requests(0) => break,
@@ -204,7 +207,7 @@ impl Task {
     fn wake_at(&self, now: Instant) -> Instant {
         let due = self.core.due(now);
         let far = now + std::time::Duration::from_secs(3_600);
-        [due, self.tick_at].into_iter().flatten().min().unwrap_or(far)
+        [due, self.tick_at, self.upkeep.idle_at()].into_iter().flatten().min().unwrap_or(far)
     }
 
     /// Tells the core of one thing that happened.
@@ -265,7 +268,7 @@ impl Task {
                 Ok(offset) => Start::Offset(offset),
                 Err(error) => {
                     let text = error.to_string();
-                    return reply.done(Err(SubscribeRefusal::Damaged { text }.to_peer()));
+                    return reply.done(Err(SubscribeRefusal::Unreadable { text }.to_peer()));
                 }
             },
             other => other,

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::SetOnce;
 use weir_protocol::types::{Name, Offset};
+use weir_storage::LogReader;
 
 /// A partition at a glance.
 #[derive(Debug, Clone)]
@@ -19,8 +20,10 @@ pub struct PartitionView {
     pub log_end: Offset,
     /// Bytes of the log on disk.
     pub bytes: u64,
-    /// Whether it leads and accepts publishes.
+    /// Whether it leads and judges publishes.
     pub leading: bool,
+    /// Whether it takes no changes, because what it knows may lack what was lost.
+    pub read_only: bool,
     /// Why it takes no more: `reason_bits`, 0 = it takes all.
     pub blocked_bits: u32,
     /// Attached consumers.
@@ -45,21 +48,32 @@ pub struct SubscriptionView {
 }
 
 /// The registers behind [`PartitionView`].
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Board {
     pub(super) log_start: AtomicU64,
     pub(super) high_watermark: AtomicU64,
     pub(super) log_end: AtomicU64,
     pub(super) bytes: AtomicU64,
     pub(super) leading: AtomicBool,
+    pub(super) read_only: AtomicBool,
     pub(super) blocked_bits: AtomicU32,
     pub(super) consumers: AtomicU32,
     /// Requests are answered from now on.
     pub(super) opened: SetOnce<()>,
     subscriptions: Mutex<Arc<[SubscriptionView]>>,
+    /// The log, while the partition runs.
+    log: Mutex<Option<LogReader>>,
 }
 
 impl Board {
+    pub(super) fn set_log(&self, log: Option<LogReader>) {
+        *self.log.lock().unwrap_or_else(PoisonError::into_inner) = log;
+    }
+
+    pub(super) fn log(&self) -> Option<LogReader> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(super) fn set_subscriptions(&self, subscriptions: Arc<[SubscriptionView]>) {
         *self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner) = subscriptions;
     }
@@ -76,6 +90,7 @@ impl Board {
             log_end: offset(&self.log_end),
             bytes: self.bytes.load(Ordering::Acquire),
             leading,
+            read_only: self.read_only.load(Ordering::Acquire),
             blocked_bits: self.blocked_bits.load(Ordering::Acquire),
             consumers: self.consumers.load(Ordering::Acquire),
             subscriptions,

@@ -1,6 +1,7 @@
 //! Owns: checkpoints, trims and the orderly end of a replica.
 //! Invariants: a checkpoint reaches the disk after the log it stands behind; the log is trimmed
-//! only up to a checkpoint, so that it can always be rebuilt; ending waits for what was appended.
+//! only up to a checkpoint, so that it can always be rebuilt; ending waits for what was appended,
+//! and leaves evidence that it was flushed.
 
 use super::codec::Checkpoint;
 use super::engine::{self, Types};
@@ -51,6 +52,13 @@ impl Replica {
         Ok(at)
     }
 
+    /// Leaves evidence on the disk of how far the log is flushed, where it lacks any: damage behind
+    /// it could not be told from what was never acknowledged. For logs that are idle.
+    pub async fn leave_watermark(&self) -> Result<(), MaintainError> {
+        self.shared.check()?;
+        self.shared.leave_watermark().await.map_err(|error| self.disk(&error))
+    }
+
     /// Takes the replica out of its group and waits until everything appended is durable.
     pub async fn shutdown(self) {
         if self.raft.shutdown().await.is_err() {
@@ -60,7 +68,10 @@ impl Replica {
         self.shared.fence(Fence::Shutdown);
         let in_order = self.shared.check() == Err(Fence::Shutdown);
         if in_order && self.shared.flushed().await.is_ok() {
-            // Only saves replay.
+            // What fails here costs evidence, and replay.
+            if let Err(error) = self.shared.leave_watermark().await {
+                tracing::warn!(%error, "the log ends without evidence of its last flush");
+            }
             let _ = self.shared.store_hard_state().await;
         }
     }

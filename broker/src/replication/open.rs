@@ -5,7 +5,7 @@
 //! replica that led before it ended never leads the same term again.
 
 use super::codec::{self, Checkpoint, CodecError, HardState};
-use super::engine::{self, Runtime, StoredMembership, Types};
+use super::engine::{self, Membership, Runtime, StoredMembership, Types};
 use super::log_map::LogMap;
 use super::log_store::LogStore;
 use super::network::NoPeers;
@@ -160,7 +160,7 @@ fn recover_here(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
         let reason = "the log was trimmed up to here, but no checkpoint behind it is whole".into();
         return Err(OpenReplicaError::Read { index: start, reason });
     }
-    let map = map_of(&log, &hard, checkpoint.as_ref())?;
+    let map = map_of(&log, &hard, checkpoint.as_ref(), options)?;
     let (at, term) =
         checkpoint.as_ref().map_or((Index(0), Term(0)), |(at, taken)| (*at, taken.term));
     let state = ReplicaState {
@@ -182,11 +182,13 @@ fn recover_here(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
 }
 
 /// The terms and memberships of the log. Memberships that the checkpoint covers are not read; one
-/// behind it that is damaged is an error.
+/// behind it that is damaged is an error, unless nobody else could be in the group: it never had
+/// another member, and `options` know the one.
 fn map_of(
     log: &Log,
     hard: &HardState,
     checkpoint: Option<&(Index, Checkpoint)>,
+    options: &ReplicaOptions,
 ) -> Result<LogMap, OpenReplicaError> {
     let reader = log.reader();
     let bounds = reader.bounds();
@@ -201,13 +203,27 @@ fn map_of(
             map.extend(last, *term);
         }
     }
+    if map.last() < bounds.last_index {
+        // Every batch that would say its term is lost.
+        map.extend(bounds.last_index, map.term_at(map.last()).unwrap_or(Term(0)));
+    }
     let mut covered = map.purged().map_or(Index(0), |id| engine::index_of(id.index()));
     if let Some((at, taken)) = checkpoint {
         map.set_membership(taken.membership.clone());
         covered = covered.max(*at);
     }
+    let alone = options.voters.len() == 1 && options.voters[0].0 == options.replica;
     for index in reader.config_indexes().into_iter().filter(|index| *index > covered) {
-        map.set_membership(membership_at(&reader, index)?);
+        match membership_at(&reader, index) {
+            Err(error) if alone => tracing::error!(%error, "the membership is lost; it is known"),
+            read => map.set_membership(read?),
+        }
+    }
+    if map.last() > Index(0) && map.membership_before(map.last()).is_none() && alone {
+        let nodes: BTreeMap<_, _> = options.voters.iter().copied().collect();
+        let group = Membership::new(vec![[options.replica].into()], nodes);
+        let group = group.map_err(|error| OpenReplicaError::Engine(error.to_string()))?;
+        map.set_membership(StoredMembership::new(map.log_id(Index(covered.0 + 1)), group));
     }
     Ok(map)
 }
@@ -220,7 +236,8 @@ fn membership_at(reader: &LogReader, index: Index) -> Result<StoredMembership, O
         Err(error) => Err(error),
     };
     let slices = found.map_err(|error| read(error.to_string()))?;
-    let slice = slices.first().ok_or_else(|| read("no batch has it".into()))?;
+    let slice = slices.first().filter(|slice| slice.header.index == index);
+    let slice = slice.ok_or_else(|| read("no batch has it".into()))?;
     let membership = codec::decode_membership(control_section(slice))
         .map_err(|reason| OpenReplicaError::Codec { what: "membership", reason })?;
     Ok(StoredMembership::new(engine::log_id(slice.header.term.0, index), membership))

@@ -184,6 +184,17 @@ impl Shared {
         }
     }
 
+    /// Leaves a watermark and waits until it is durable.
+    pub(super) async fn leave_watermark(self: &Arc<Self>) -> io::Result<()> {
+        let shared = self.clone();
+        let leave = move || {
+            let left = shared.log().leave_watermark();
+            left.map_err(|error| shared.fenced_by(fence_of_io(&error)))
+        };
+        self.on_executor(leave).await?;
+        self.flushed().await
+    }
+
     /// Runs `job` where it may wait for the device.
     pub(super) async fn on_executor<T: Send + 'static>(
         &self,

@@ -9,7 +9,7 @@ use super::{Core, Effect, Effects, Ticket};
 use crate::connection::outbox::ConsumerId;
 use crate::partition::command::{Command, SubscriptionId};
 use crate::partition::limits::CONSUMERS_MAX;
-use crate::partition::refusal::{SubscribeRefusal, settle_beyond};
+use crate::partition::refusal::{SubscribeRefusal, read_only, settle_beyond};
 use crate::partition::request::SubscribedState;
 use crate::partition::subscription::consumer::{BeyondDelivered, Consumers, Registers};
 use crate::partition::subscription::{Settles, Subscriptions};
@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use tokio::time::Instant;
 use weir_protocol::frame::{Deliver, Settled, Start};
 use weir_protocol::types::{Name, Offset, StreamId};
-use weir_storage::BatchSlice;
+use weir_storage::{BatchSlice, DamagedRange};
 
 /// A subscription that does not exist yet, and the consumers that wait for it.
 #[derive(Debug)]
@@ -130,6 +130,12 @@ impl<R> Core<R> {
         registers: Registers,
         out: &mut Effects<R>,
     ) {
+        if let Some(lost) = &self.lost {
+            // It may have been created in there.
+            let refusal = SubscribeRefusal::ReadOnly(lost.clone());
+            out.push(Effect::Subscribed(id, Err(refusal)));
+            return;
+        }
         let known = self.consuming.creating.contains_key(&name);
         if !known && !self.state.subscriptions.has_room(self.consuming.creating.len()) {
             out.push(Effect::Subscribed(id, Err(SubscribeRefusal::SubscriptionLimit)));
@@ -219,8 +225,11 @@ impl<R> Core<R> {
             }
             Some(Ok(())) => {}
         }
-        match durable {
-            Some(durable) if upto > cursor => {
+        match (durable, &self.lost) {
+            (Some(_), Some(lost)) if upto > cursor => {
+                out.push(Effect::Settled(id, settled(cursor, Some(read_only(lost)))));
+            }
+            (Some(durable), None) if upto > cursor => {
                 self.consuming.settles.add(durable, upto, confirm, now);
                 if confirm {
                     self.consuming.confirms.insert(durable, (id, upto));
@@ -264,8 +273,13 @@ impl<R> Core<R> {
     }
 
     pub(super) fn delete(&mut self, name: &Name, ticket: Ticket, out: &mut Effects<R>) {
+        if let Some(lost) = &self.lost {
+            let refusal = SubscribeRefusal::ReadOnly(lost.clone());
+            out.push(Effect::Deleted(ticket, Err(refusal)));
+            return;
+        }
         let Some(subscription) = self.state.subscriptions.find(name) else {
-            out.push(Effect::Deleted(ticket, false));
+            out.push(Effect::Deleted(ticket, Ok(false)));
             return;
         };
         let fresh = || Deleting { tickets: Vec::new(), proposed: false };
@@ -280,7 +294,9 @@ impl<R> Core<R> {
         }
         self.consuming.confirms.remove(&subscription);
         if let Some(deleting) = self.consuming.deleting.remove(&subscription) {
-            out.extend(deleting.tickets.into_iter().map(|ticket| Effect::Deleted(ticket, true)));
+            out.extend(
+                deleting.tickets.into_iter().map(|ticket| Effect::Deleted(ticket, Ok(true))),
+            );
         }
     }
 
@@ -290,6 +306,25 @@ impl<R> Core<R> {
             for (id, _) in creating.waiting {
                 out.push(Effect::Subscribed(id, Err(SubscribeRefusal::Fenced)));
             }
+        }
+    }
+
+    /// Nothing is changed here any more: whoever waits for a change hears of it.
+    pub(super) fn refuse_changes(&mut self, lost: &DamagedRange, out: &mut Effects<R>) {
+        let refusal = || SubscribeRefusal::ReadOnly(lost.clone());
+        for (_, creating) in std::mem::take(&mut self.consuming.creating) {
+            let waiting = creating.waiting.into_iter();
+            out.extend(waiting.map(|(id, _)| Effect::Subscribed(id, Err(refusal()))));
+        }
+        for (_, deleting) in std::mem::take(&mut self.consuming.deleting) {
+            let tickets = deleting.tickets.into_iter();
+            out.extend(tickets.map(|ticket| Effect::Deleted(ticket, Err(refusal()))));
+        }
+        self.consuming.settles = Settles::default();
+        for (subscription, (id, _)) in std::mem::take(&mut self.consuming.confirms) {
+            let durable = self.state.subscriptions.by_id(subscription);
+            let cursor = durable.map_or(Offset(0), |durable| durable.cursor);
+            out.push(Effect::Settled(id, settled(cursor, Some(read_only(lost)))));
         }
     }
 

@@ -229,8 +229,11 @@ impl<R> Core<R> {
     }
 
     fn judge(&self, header: &BatchHeader, late: bool, expired: bool) -> Judged {
+        let lost = self.lost.clone();
         let refuse = if late {
             Some(PublishRefusal::Draining)
+        } else if let Some(lost) = lost {
+            Some(PublishRefusal::ReadOnly { lost, outcome: StoredOutcome::NotStored })
         } else if expired {
             Some(PublishRefusal::Deadline)
         } else if !self.has_space {
@@ -248,6 +251,8 @@ impl<R> Core<R> {
             Verdict::Fresh => fresh,
             // What is stored is stored: a repetition is told so whatever holds now.
             Verdict::Duplicate(offset) => Judged::Stored(offset),
+            // The other verdicts could be of what is not known.
+            _ if self.is_read_only() => fresh,
             Verdict::InFlight => Judged::Follow,
             other => Judged::Refuse(refusal_of(other)),
         }
@@ -376,9 +381,13 @@ impl<R> Core<R> {
     }
 
     fn why_lost(&self, outcome: StoredOutcome) -> PublishRefusal {
-        match &self.proposing.fence {
-            Some(fence) => PublishRefusal::of_fence(fence, outcome),
-            None => PublishRefusal::LeaderLost(outcome),
+        match (&self.lost, &self.proposing.fence) {
+            // It may be what was lost.
+            (Some(lost), _) => {
+                PublishRefusal::ReadOnly { lost: lost.clone(), outcome: StoredOutcome::Unknown }
+            }
+            (None, Some(fence)) => PublishRefusal::of_fence(fence, outcome),
+            (None, None) => PublishRefusal::LeaderLost(outcome),
         }
     }
 
@@ -416,7 +425,7 @@ impl<R> Core<R> {
     }
 
     /// Everything committed is applied and nothing is in flight: what still waits is lost.
-    fn drain_run(&mut self, outcome: StoredOutcome, out: &mut Effects<R>) {
+    pub(super) fn drain_run(&mut self, outcome: StoredOutcome, out: &mut Effects<R>) {
         let owed: Vec<_> = self.proposing.pending.drain().collect();
         for owed in owed {
             self.lost(owed, outcome, out);
@@ -463,7 +472,13 @@ impl<R> Core<R> {
         self.answer_opens(out);
     }
 
-    fn answer_opens(&mut self, out: &mut Effects<R>) {
+    pub(super) fn answer_opens(&mut self, out: &mut Effects<R>) {
+        if let Some(lost) = &self.lost {
+            let outcome = StoredOutcome::NotStored;
+            let refusal = PublishRefusal::ReadOnly { lost: lost.clone(), outcome };
+            let opens = self.proposing.opens.drain(..);
+            out.extend(opens.map(|(_, ticket)| Effect::Opened(ticket, Err(refusal.clone()))));
+        }
         if !self.leads() {
             return;
         }

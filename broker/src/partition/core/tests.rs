@@ -1,5 +1,7 @@
 //! The core against a log that commits, loses and voids what it is handed.
 
+mod loss;
+
 use super::*;
 use crate::partition::command::{self, SubscriptionId};
 use crate::partition::limits::{PROPOSAL_BYTES_MAX, PROPOSALS_INFLIGHT_MAX, TICK};
@@ -609,8 +611,8 @@ fn a_deleted_subscription_closes_its_consumer_and_holds_nothing() {
     world.commit_all();
     assert!(world.core.state().subscriptions.floor().is_none());
     let seen = |wanted: fn(&Effect<u64>) -> bool| world.other.iter().any(wanted);
-    assert!(seen(|effect| matches!(effect, Effect::Deleted(Ticket(1), true))));
-    assert!(seen(|effect| matches!(effect, Effect::Deleted(Ticket(2), false))));
+    assert!(seen(|effect| matches!(effect, Effect::Deleted(Ticket(1), Ok(true)))));
+    assert!(seen(|effect| matches!(effect, Effect::Deleted(Ticket(2), Ok(false)))));
     assert!(world.other.iter().any(|effect| {
         matches!(effect, Effect::Close(id, SubscribeRefusal::SubscriptionDeleted) if *id == consumer)
     }));

@@ -1,5 +1,6 @@
 //! Owns: how committed batches reach the core: headers off the log, commands out of control
-//! batches, in order, each once.
+//! batches, in order, each once; what is damaged is passed over, and the core is told.
+//! Never: passes over a batch that can be read.
 
 use super::Task;
 use crate::partition::command::{self, Command};
@@ -10,7 +11,7 @@ use crate::replication::control_section;
 use tokio::time::Instant;
 use weir_protocol::batch::{BatchHeader, BatchType};
 use weir_protocol::types::Index;
-use weir_storage::{Lane, ReadError};
+use weir_storage::{DamagedRange, Lane, ReadError};
 
 /// Indexes that surely still have their headers in memory: beyond them another thread reads.
 const HOT_INDEXES: u64 = 8;
@@ -30,14 +31,17 @@ impl Task {
     /// Applies everything committed, then tells what the replica is.
     pub(super) async fn catch_up(&mut self, now: Instant) -> Result<(), ApplyError> {
         let seen = self.state.borrow_and_update().clone();
+        if self.core.state().applied < seen.committed {
+            self.busy(now);
+        }
         while self.core.state().applied < seen.committed {
-            for header in self.committed_headers(seen.committed).await? {
-                let commands = match header.batch_type {
-                    BatchType::Control => self.commands_of(&header).await?,
-                    _ => Vec::new(),
-                };
-                self.tell(Event::Applied { header, commands }, now);
+            let Err(error) = self.apply_some(seen.committed, now).await else { continue };
+            let lost = self.lost_in(error)?;
+            if lost.last_index > seen.committed {
+                // The rest of it is about to be committed: no term ends in the middle of it.
+                break;
             }
+            self.pass_over(lost, now);
         }
         // A replica that ended answers too: it refuses.
         self.opened |=
@@ -54,7 +58,42 @@ impl Task {
         Ok(())
     }
 
-    /// Headers of the next committed indexes, whole ones only.
+    async fn apply_some(&mut self, committed: Index, now: Instant) -> Result<(), ApplyError> {
+        for header in self.committed_headers(committed).await? {
+            let commands = match header.batch_type {
+                BatchType::Control => self.commands_of(&header).await?,
+                _ => Vec::new(),
+            };
+            self.tell(Event::Applied { header, commands }, now);
+        }
+        Ok(())
+    }
+
+    /// The damaged range that keeps the log from being applied; the error where there is none.
+    fn lost_in(&self, error: ApplyError) -> Result<DamagedRange, ApplyError> {
+        let applied = self.core.state().applied;
+        let known = match &error {
+            ApplyError::Read(ReadError::Damaged(range)) => Some(range.clone()),
+            ApplyError::Missing(index) => self
+                .log
+                .damaged_ranges()
+                .into_iter()
+                .find(|range| range.first_index <= *index && *index <= range.last_index),
+            ApplyError::Read(_) | ApplyError::Control { .. } => None,
+        };
+        known.filter(|range| range.last_index > applied).ok_or(error)
+    }
+
+    fn pass_over(&mut self, lost: DamagedRange, now: Instant) {
+        let partition = &self.around.options.key;
+        match lost.accepted {
+            true => tracing::warn!(?partition, "passed over what is lost and was accepted: {lost}"),
+            false => tracing::error!(?partition, "the partition is read-only: {lost}"),
+        }
+        self.tell(Event::Lost(lost), now);
+    }
+
+    /// Headers of the next committed indexes, whole ones only, up to where indexes are missing.
     async fn committed_headers(
         &mut self,
         committed: Index,
@@ -68,10 +107,16 @@ impl Task {
             self.around.executor.submit(Lane::Read, Box::new(job));
             wait.await.expect("the executor runs every job it takes")?
         };
+        let mut next = from;
+        let jump = headers.iter().position(|header| {
+            let jumps = header.index > next;
+            next = Index(header.index.0 + 1);
+            jumps
+        });
+        headers.truncate(jump.unwrap_or(headers.len()));
         let whole = |header: &BatchHeader| header.is_last_of_index() && header.index <= committed;
         let count = headers.iter().rposition(whole).map_or(0, |last| last + 1);
         headers.truncate(count);
-        // A log that was trimmed begins behind `from`; a hole is damage.
         match headers.first() {
             Some(first) if first.index == from => Ok(headers),
             _ => Err(ApplyError::Missing(from)),

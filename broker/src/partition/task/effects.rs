@@ -49,9 +49,9 @@ impl Task {
                     port.settled(settled);
                 }
             }
-            Effect::Deleted(ticket, existed) => {
+            Effect::Deleted(ticket, result) => {
                 if let Some(Asked::Delete(reply)) = self.asked.remove(&ticket) {
-                    reply.done(Ok(existed));
+                    reply.done(result.map_err(|refusal| refusal.to_peer()));
                 }
             }
             Effect::Block(0) => self.around.options.flow.unblock(&self.around.options.key),
@@ -150,10 +150,14 @@ impl Task {
                 self.tell(Event::Read { id, slices: Vec::new() }, now);
             }
             Err(error) => {
-                tracing::error!(partition = ?self.around.options.key, %error, "a read failed");
-                let text = error.to_string();
+                let key = self.around.options.key.clone();
+                tracing::error!(partition = ?key, %error, "a read failed");
+                let refusal = match error {
+                    ReadError::Damaged(lost) => SubscribeRefusal::Damaged { key, lost },
+                    error => SubscribeRefusal::Unreadable { text: error.to_string() },
+                };
                 self.tell(Event::Closed(id), now);
-                self.close_port(id, &SubscribeRefusal::Damaged { text });
+                self.close_port(id, &refusal);
             }
         }
     }
@@ -174,6 +178,7 @@ impl Task {
         board.high_watermark.store(state.high_watermark.0, Ordering::Release);
         board.blocked_bits.store(self.core.blocked_bits(), Ordering::Release);
         board.consumers.store(self.consumers.len() as u32, Ordering::Release);
+        board.read_only.store(self.core.is_read_only(), Ordering::Release);
         board.leading.store(self.core.leads(), Ordering::Release);
         if self.opened && !board.opened.initialized() {
             // Only this task sets it, so nobody can have been before it.

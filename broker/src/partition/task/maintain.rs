@@ -3,12 +3,12 @@
 //! Owns: at most one maintenance job at a time, run beside the task.
 //! Never: decides what may go (that is `retention`'s); retries a failed flush.
 //! Invariants: a checkpoint is taken at each seal, so that the log can be trimmed by segments; the
-//! log is trimmed no further than readers were told.
+//! log is trimmed no further than readers were told; what a state may lack never becomes durable.
 
 use super::Task;
 use crate::partition::core::Event;
 use crate::partition::limits::{
-    FAILED_DEVICE_GRACE, PROPOSAL_BYTES_MAX, REOPEN_AFTER, ROOM_BYTES_MIN,
+    FAILED_DEVICE_GRACE, PROPOSAL_BYTES_MAX, REOPEN_AFTER, ROOM_BYTES_MIN, WATERMARK_AFTER,
 };
 use crate::partition::refusal::SubscribeRefusal;
 use crate::partition::retention::Sealed;
@@ -26,6 +26,7 @@ use weir_storage::limits::{
 pub(super) enum Maintained {
     Checkpoint(Index, Result<(), MaintainError>),
     Trim(Result<Index, MaintainError>),
+    Watermark(Result<(), MaintainError>),
     Reopened(Box<Result<Replica, OpenReplicaError>>),
 }
 
@@ -43,11 +44,26 @@ pub(super) struct Upkeep {
     reopening: bool,
     /// The device failed: the process ends then.
     failed_at: Option<Instant>,
+    /// If nothing is appended until then, the log is idle.
+    idle_at: Option<Instant>,
 }
 
 impl Upkeep {
     pub(super) fn new(checkpoint: Index) -> Self {
-        Self { job: None, checkpoint, due: None, seen_bytes: 0, reopening: false, failed_at: None }
+        Self {
+            job: None,
+            checkpoint,
+            due: None,
+            seen_bytes: 0,
+            reopening: false,
+            failed_at: None,
+            idle_at: None,
+        }
+    }
+
+    /// When the log is to be looked at for being idle: while another job runs, behind that.
+    pub(super) fn idle_at(&self) -> Option<Instant> {
+        self.idle_at.filter(|_| self.job.is_none())
     }
 
     pub(super) fn is_restless(&self) -> bool {
@@ -72,7 +88,7 @@ impl Task {
         }
         self.upkeep.seen_bytes = bytes;
         self.hold(now);
-        if last > self.upkeep.checkpoint {
+        if last > self.upkeep.checkpoint && !self.core.is_read_only() {
             self.upkeep.checkpoint = applied;
             self.upkeep.due = Some((applied, Bytes::from(self.core.state().encode())));
             self.start_checkpoint();
@@ -87,6 +103,25 @@ impl Task {
             let replica = self.replica.clone();
             let job =
                 async move { Maintained::Checkpoint(at, replica.checkpoint(at, state).await) };
+            self.upkeep.job = Some(Box::pin(job));
+        }
+    }
+
+    /// Something was appended and is committed: the log is idle when nothing more comes.
+    pub(super) fn busy(&mut self, now: Instant) {
+        self.upkeep.idle_at = Some(now + WATERMARK_AFTER);
+    }
+
+    /// Leaves a watermark in a log that has become idle, once.
+    pub(super) fn idle(&mut self, now: Instant) {
+        if self.upkeep.idle_at().is_none_or(|at| at > now) {
+            return;
+        }
+        self.upkeep.idle_at = None;
+        // The commit of what is in flight comes back here.
+        if self.replica.in_flight() == 0 {
+            let replica = self.replica.clone();
+            let job = async move { Maintained::Watermark(replica.leave_watermark().await) };
             self.upkeep.job = Some(Box::pin(job));
         }
     }
@@ -128,6 +163,9 @@ impl Task {
     /// The last index that a trim may reach: whole segments below the log start go, and the
     /// checkpoint behind them may lie anywhere in the segment that stays first.
     fn trim_target(&self) -> Option<Index> {
+        if self.core.is_read_only() {
+            return None;
+        }
         let log_start = self.core.state().log_start;
         let sealed = self.log.sealed_segments();
         let gone = sealed.iter().take_while(|segment| segment.end_offset <= log_start).count();
@@ -160,12 +198,17 @@ impl Task {
             Maintained::Trim(Err(error)) => {
                 tracing::warn!(partition = ?key, %error, "the log was not trimmed");
             }
+            Maintained::Watermark(Ok(())) => {}
+            Maintained::Watermark(Err(error)) => {
+                tracing::warn!(partition = ?key, %error, "no watermark was left");
+            }
             Maintained::Reopened(reopened) => match *reopened {
                 Ok(replica) => {
                     tracing::info!(partition = ?key, "the replica is open again");
                     self.state = replica.state();
                     self.state.mark_changed();
                     self.log = replica.log();
+                    self.around.board.set_log(Some(self.log.clone()));
                     self.replica = replica;
                     self.upkeep.reopening = false;
                 }
@@ -231,7 +274,8 @@ impl Task {
             job.await;
         }
         let state = self.core.state();
-        if state.applied > self.upkeep.checkpoint && self.core.leads() {
+        let is_whole = self.core.leads() && !self.core.is_read_only();
+        if state.applied > self.upkeep.checkpoint && is_whole {
             let (at, bytes) = (state.applied, Bytes::from(state.encode()));
             if let Err(error) = self.replica.checkpoint(at, bytes).await {
                 tracing::warn!(partition = ?self.around.options.key, %error, "no last checkpoint");
@@ -241,6 +285,7 @@ impl Task {
             self.close_port(id, &SubscribeRefusal::Draining);
         }
         self.around.options.flow.unblock(&self.around.options.key);
+        self.around.board.set_log(None);
         self.replica.shutdown().await;
         if let Some(done) = self.stop.take() {
             done.done(Ok(()));

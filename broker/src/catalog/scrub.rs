@@ -1,0 +1,74 @@
+//! The task that reads sealed segments in search of bytes that rotted.
+//!
+//! Owns: the order and the pace: one piece at a time, one partition after the other.
+//! Never: repairs; keeps a partition from anything: damage is remembered by its log, and readers
+//! are refused from then on.
+//! Invariant: over any second at most the configured bytes are read, and a piece more.
+
+use super::table::Table;
+use crate::metrics::Metrics;
+use crate::partition::PartitionHandle;
+use crate::seams::WallClock;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+use tokio::time::{Duration, Instant};
+use weir_storage::{Executor, Lane, ReadError, ScrubPiece, ScrubPlace, Scrubbed};
+
+/// How sealed segments are searched.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ScrubPace {
+    /// 0 = never.
+    pub(crate) bytes_per_second: u64,
+    /// Between the beginnings of two passes, at least.
+    pub(crate) interval: Duration,
+}
+
+pub(super) struct Scrubber {
+    pub(super) table: Arc<Table>,
+    pub(super) executor: Arc<dyn Executor>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) wall: Arc<dyn WallClock>,
+    pub(super) pace: ScrubPace,
+}
+
+impl Scrubber {
+    /// Scrubs for ever, or not at all.
+    pub(super) async fn run(self) {
+        while self.pace.bytes_per_second > 0 {
+            let began = Instant::now();
+            for partition in self.table.open() {
+                self.scrub(&partition).await;
+            }
+            self.metrics.scrub_passed(self.wall.now_ms());
+            // However short the interval, a pass over nothing is not repeated at once.
+            let next = (began + self.pace.interval).max(Instant::now() + Duration::from_secs(1));
+            tokio::time::sleep_until(next).await;
+        }
+    }
+
+    /// Reads the sealed segments of one partition, until it ends.
+    async fn scrub(&self, partition: &PartitionHandle) {
+        let mut place = ScrubPlace::default();
+        while let Some(piece) = partition.log().and_then(|log| log.scrub_from(place)) {
+            let done = match self.read(piece).await {
+                Ok(done) => done,
+                Err(error) => {
+                    return tracing::warn!(?partition, %error, "sealed segments cannot be read");
+                }
+            };
+            if done.next == place {
+                return;
+            }
+            place = done.next;
+            self.metrics.scrubbed(done.bytes);
+            let seconds = done.bytes as f64 / self.pace.bytes_per_second as f64;
+            tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+        }
+    }
+
+    async fn read(&self, piece: ScrubPiece) -> Result<Scrubbed, ReadError> {
+        let (done, wait) = oneshot::channel();
+        self.executor.submit(Lane::Read, Box::new(move || drop(done.send(piece.run()))));
+        wait.await.expect("the executor runs every job it takes")
+    }
+}
