@@ -34,7 +34,10 @@ pub(super) struct Scrubber {
 impl Scrubber {
     /// Scrubs for ever, or not at all.
     pub(super) async fn run(self) {
-        while self.pace.bytes_per_second > 0 {
+        if self.pace.bytes_per_second == 0 {
+            return;
+        }
+        loop {
             let began = Instant::now();
             for partition in self.table.open() {
                 self.scrub(&partition).await;

@@ -184,15 +184,13 @@ impl Shared {
         }
     }
 
-    /// Leaves a watermark and waits until it is durable.
+    /// Leaves a watermark and waits until it is durable; the log goes on meanwhile.
     pub(super) async fn leave_watermark(self: &Arc<Self>) -> io::Result<()> {
+        let Some(watermark) = self.log().watermark() else { return Ok(()) };
         let shared = self.clone();
-        let leave = move || {
-            let left = shared.log().leave_watermark();
-            left.map_err(|error| shared.fenced_by(fence_of_io(&error)))
-        };
-        self.on_executor(leave).await?;
-        self.flushed().await
+        let store =
+            move || watermark.store().map_err(|error| shared.fenced_by(fence_of_io(&error)));
+        self.on_executor(store).await
     }
 
     /// Runs `job` where it may wait for the device.
