@@ -14,6 +14,9 @@ use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant};
 use weir_storage::{Executor, Lane, ReadError, ScrubPiece, ScrubPlace, Scrubbed};
 
+/// However short the interval is, a pass over nothing is not repeated at once.
+const PASSES_APART_MIN: Duration = Duration::from_secs(1);
+
 /// How sealed segments are searched.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ScrubPace {
@@ -34,15 +37,17 @@ pub(super) struct Scrubber {
 impl Scrubber {
     /// Scrubs for ever, or not at all.
     pub(super) async fn run(self) {
-        while self.pace.bytes_per_second > 0 {
+        if self.pace.bytes_per_second == 0 {
+            return;
+        }
+        loop {
             let began = Instant::now();
             for partition in self.table.open() {
                 self.scrub(&partition).await;
             }
             self.metrics.scrub_passed(self.wall.now_ms());
-            // However short the interval, a pass over nothing is not repeated at once.
-            let next = (began + self.pace.interval).max(Instant::now() + Duration::from_secs(1));
-            tokio::time::sleep_until(next).await;
+            let next = began + self.pace.interval;
+            tokio::time::sleep_until(next.max(Instant::now() + PASSES_APART_MIN)).await;
         }
     }
 
