@@ -44,6 +44,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use tokio::sync::watch;
+use tokio::time::Duration;
 use weir_protocol::batch::{BatchHeader, seal_control};
 use weir_protocol::limits::BATCH_HEADER_BYTES;
 use weir_protocol::types::{Index, ReplicaId, Term};
@@ -54,6 +55,9 @@ use weir_storage::{BatchSlice, LogReader, NewBatch, ReadError};
 pub const INFLIGHT_MAX: usize = 64;
 /// Messages that the engine's channel holds: proposals, and the few calls beside them.
 const ENGINE_CHANNEL_MESSAGES: u64 = 256;
+/// A log that nothing is appended to for this long gets evidence of its last flush: a device flushes
+/// in less, so that a busy log never comes to it, and a start seldom finds a log without.
+pub const WATERMARK_AFTER: Duration = Duration::from_millis(5);
 /// A control section ends with its own CRC.
 const CONTROL_CRC_BYTES: usize = 4;
 const _: () = assert!(INFLIGHT_MAX * 2 <= ENGINE_CHANNEL_MESSAGES as usize);

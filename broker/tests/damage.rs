@@ -210,6 +210,7 @@ async fn damage_above_the_checkpoint_makes_the_partition_read_only_until_it_is_a
     let shown = topic(&node).await;
     let range = r#""first_offset":45,"last_offset":45"#;
     assert!(shown.contains(r#""read_only":true"#) && shown.contains(range), "{shown}");
+    assert!(node.ask("/readyz?verbose").await.contains("[!] orders 0: read-only"));
     node.drain().await;
     assert_eq!(files(&node, ".ckpt"), checkpoints, "what may be missing never becomes durable");
 
@@ -265,10 +266,18 @@ async fn a_segment_that_is_gone_is_a_range_like_any_other() {
 /// The first batch of a log says who is in its group; a group of one goes on without.
 #[tokio::test]
 async fn a_log_that_lost_its_beginning_is_led_and_read() {
-    let mut node = filled(40).await;
-    node.kill();
-    files(&node, ".ckpt").iter().for_each(|path| std::fs::remove_file(path).unwrap());
-    files(&node, ".idx").iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    // Whether the index beside the segment knows the beginning makes no difference.
+    for unknown in [".ckpt", ".idx"] {
+        let mut node = filled(40).await;
+        node.drain().await;
+        for extension in [".ckpt", unknown] {
+            files(&node, extension).iter().for_each(|path| drop(std::fs::remove_file(path)));
+        }
+        lost_its_beginning(node).await;
+    }
+}
+
+async fn lost_its_beginning(mut node: Node) {
     let (path, position) = place_of(&node, 0);
     (4_096..position + 5_000).step_by(64).for_each(|position| flip(&path, position));
     node.restart().await;
@@ -306,4 +315,38 @@ async fn damage_in_the_last_batch_of_an_idle_log_is_never_cut() {
         is_damaged(&refusal.unwrap());
         is_damaged(&publish(&node, 10..11).await.unwrap_err());
     }
+}
+
+fn watermarks(node: &Node) -> usize {
+    let disk = OsDisk::new(Backend::Pwrite);
+    let uuid = inspect::uuid_of(&disk, &log_dir(node)).unwrap().unwrap();
+    let report = inspect::verify(&disk, &log_dir(node), uuid).unwrap();
+    let mut count = 0;
+    for segment in &report.segments {
+        let see = |dumped| {
+            let is_mark = |header: &BatchHeader| header.batch_type == BatchType::Watermark;
+            count +=
+                usize::from(matches!(dumped, Dumped::Batch { header, .. } if is_mark(&header)));
+            true
+        };
+        inspect::dump(&disk, segment, see).unwrap();
+    }
+    count
+}
+
+#[tokio::test]
+async fn a_log_that_becomes_idle_leaves_one_watermark() {
+    let mut node = filled(1).await;
+    let wait = std::time::Duration::from_millis(100);
+    tokio::time::sleep(wait).await;
+    for number in 1..4 {
+        let before = watermarks(&node);
+        publish(&node, number..number + 1).await.unwrap();
+        until("a watermark is left", async || watermarks(&node) > before).await;
+        tokio::time::sleep(wait).await;
+        assert_eq!(watermarks(&node), before + 1, "one for each time that it becomes idle");
+    }
+    let before = watermarks(&node);
+    node.drain().await;
+    assert_eq!(watermarks(&node), before, "nothing was appended since");
 }

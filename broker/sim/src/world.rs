@@ -5,6 +5,8 @@
 //! Invariants (checked after every run): what was acknowledged is there once, in order, with its
 //! content; nothing is there that was not published.
 
+pub mod damage;
+
 use crate::clock::SimWallClock;
 use crate::disk::{Cut, SimDisk};
 use crate::executor::SimExecutor;
@@ -73,13 +75,7 @@ struct World {
 
 /// Runs `eras` eras, a crash after each but the last, and checks what is there in the end.
 pub fn run(seed: u64, eras: u32) -> Outcome {
-    let mut world = World {
-        seed,
-        disk: SimDisk::new(),
-        random: fastrand::Rng::with_seed(seed ^ 0x0077_6f72_6c64),
-        hash: 0,
-        acknowledged: 0,
-    };
+    let mut world = World::new(seed);
     for era in 0..eras {
         let lasts = Duration::from_micros(world.random.u64(20_000..400_000));
         let last = era + 1 == eras;
@@ -100,6 +96,11 @@ pub fn run(seed: u64, eras: u32) -> Outcome {
 }
 
 impl World {
+    fn new(seed: u64) -> Self {
+        let random = fastrand::Rng::with_seed(seed ^ 0x0077_6f72_6c64);
+        Self { seed, disk: SimDisk::new(), random, hash: 0, acknowledged: 0 }
+    }
+
     /// A runtime of its own for each era: dropping it is the end of every task, as SIGKILL is.
     fn in_runtime<T>(&mut self, era: u64, work: impl AsyncFnOnce(&mut Self, &mut Trace) -> T) -> T {
         let seed = self.seed.wrapping_mul(31).wrapping_add(era);

@@ -60,7 +60,12 @@ pub(super) async fn ready(State(view): View, uri: axum::http::Uri) -> Response {
     for here in view.catalog.partitions() {
         for (number, state) in here.partitions.iter().enumerate() {
             match state {
-                PartitionState::Open(handle) if !handle.is_closed() => open += 1,
+                PartitionState::Open(handle) if !handle.is_closed() => {
+                    open += 1;
+                    if handle.view().read_only {
+                        let _ = writeln!(failed, "[!] {} {number}: read-only", here.topic.name);
+                    }
+                }
                 PartitionState::Opening => opening += 1,
                 PartitionState::Open(_) => {
                     let _ = writeln!(failed, "[!] {} {number}: it has ended", here.topic.name);

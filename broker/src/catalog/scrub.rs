@@ -14,6 +14,9 @@ use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant};
 use weir_storage::{Executor, Lane, ReadError, ScrubPiece, ScrubPlace, Scrubbed};
 
+/// However short the interval is, a pass over nothing is not repeated at once.
+const PASSES_APART_MIN: Duration = Duration::from_secs(1);
+
 /// How sealed segments are searched.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ScrubPace {
@@ -43,9 +46,8 @@ impl Scrubber {
                 self.scrub(&partition).await;
             }
             self.metrics.scrub_passed(self.wall.now_ms());
-            // However short the interval, a pass over nothing is not repeated at once.
-            let next = (began + self.pace.interval).max(Instant::now() + Duration::from_secs(1));
-            tokio::time::sleep_until(next).await;
+            let next = began + self.pace.interval;
+            tokio::time::sleep_until(next.max(Instant::now() + PASSES_APART_MIN)).await;
         }
     }
 

@@ -53,9 +53,6 @@ pub const LOG_TIME_STEP_MS: u64 = 10_000;
 pub const TICK: Duration = Duration::from_millis(100);
 /// The age of records is looked at this often where nothing happens.
 pub const AGE_TICK: Duration = Duration::from_secs(1);
-/// A log that nothing is appended to for this long gets evidence of its last flush: a device flushes
-/// in less, so that a busy one never comes to it, and a start seldom finds a log without.
-pub const WATERMARK_AFTER: Duration = Duration::from_millis(5);
 /// Room that must be in the log before a proposal is made without asking the disk: what may be in
 /// flight, and what is gathered next.
 pub const ROOM_BYTES_MIN: u64 = (PROPOSALS_INFLIGHT_MAX as u64 + 2) * PROPOSAL_BYTES_MAX as u64;

@@ -22,7 +22,7 @@ pub use state::{
 use super::codec::CodecError;
 use super::{
     Fence, OpenReplicaError, Proposal, ProposeError, Replica, ReplicaOptions, Role, StoredOutcome,
-    control_batch, control_section,
+    WATERMARK_AFTER, control_batch, control_section,
 };
 use crate::seams::WallClock;
 use crate::task::{self, TaskKind};
@@ -173,6 +173,8 @@ struct Keeper {
     /// The last index that is in the state.
     applied: Index,
     checkpointed: Index,
+    /// The last index that had a watermark behind it.
+    marked: Index,
     log_time_ms: u64,
     term: Term,
     run: u32,
@@ -196,6 +198,7 @@ impl Keeper {
             state,
             applied,
             checkpointed: applied,
+            marked: Index(0),
             log_time_ms: 0,
             term: Term(0),
             run: 0,
@@ -244,6 +247,9 @@ impl Keeper {
                     }
                     self.propose(requests);
                 }
+                () = tokio::time::sleep(WATERMARK_AFTER), if self.is_unmarked() => {
+                    self.leave_watermark().await;
+                }
             }
         }
         for waiting in self.waiting.drain(..) {
@@ -253,6 +259,18 @@ impl Keeper {
         let fence = self.replica.shared.fence_or(Fence::Shutdown);
         while let Ok(request) = mailbox.try_recv() {
             let _ = request.reply.send(Err(fence.clone().into()));
+        }
+    }
+
+    /// Whether the log, if it stays idle, lacks evidence of its last flush.
+    fn is_unmarked(&self) -> bool {
+        self.marked < self.applied && self.replica.in_flight() == 0
+    }
+
+    async fn leave_watermark(&mut self) {
+        self.marked = self.applied;
+        if let Err(error) = self.replica.leave_watermark().await {
+            tracing::warn!(%error, "no watermark was left behind the metadata");
         }
     }
 

@@ -8,11 +8,11 @@
 use super::Task;
 use crate::partition::core::Event;
 use crate::partition::limits::{
-    FAILED_DEVICE_GRACE, PROPOSAL_BYTES_MAX, REOPEN_AFTER, ROOM_BYTES_MIN, WATERMARK_AFTER,
+    FAILED_DEVICE_GRACE, PROPOSAL_BYTES_MAX, REOPEN_AFTER, ROOM_BYTES_MIN,
 };
 use crate::partition::refusal::SubscribeRefusal;
 use crate::partition::retention::Sealed;
-use crate::replication::{Fence, MaintainError, OpenReplicaError, Replica, Role};
+use crate::replication::{Fence, MaintainError, OpenReplicaError, Replica, Role, WATERMARK_AFTER};
 use crate::seams::BoxFuture;
 use bytes::Bytes;
 use tokio::time::Instant;
