@@ -106,11 +106,10 @@ impl ConsumerState {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<(usize, RawBatch)>>> {
-        match &mut self.end {
-            End::Stop => return Poll::Ready(None),
-            End::Failed(error) => return Poll::Ready(error.take().map(Err)),
-            End::No | End::Drain => {}
+        if matches!(self.end, End::Stop) {
+            return Poll::Ready(None);
         }
+        // What arrived before a failure is handed over before it.
         while let Some(lane) = self.ready.pop_front() {
             let taken = self.lanes[lane].take();
             if self.lanes[lane].needs_visit() {
@@ -130,8 +129,10 @@ impl ConsumerState {
                 None => {}
             }
         }
-        if matches!(self.end, End::Drain) {
-            return Poll::Ready(None);
+        match &mut self.end {
+            End::Failed(error) => return Poll::Ready(error.take().map(Err)),
+            End::Stop | End::Drain => return Poll::Ready(None),
+            End::No => {}
         }
         match &mut self.waker {
             Some(waker) => waker.clone_from(cx.waker()),

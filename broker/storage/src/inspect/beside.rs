@@ -22,6 +22,8 @@ pub struct MetaReport {
     pub first_offset: Offset,
     /// Sequence of the newest segment that was linked.
     pub last_segment: u64,
+    /// The watermark: this segment was flushed up to this position.
+    pub watermark: Option<(u64, u64)>,
     /// The bytes of the log's owner: votes and the like.
     pub owned: Vec<u8>,
 }
@@ -52,6 +54,7 @@ pub fn meta(disk: &dyn Disk, dir: &Path) -> Result<Option<MetaReport>, OpenError
             first_index: state.first_index,
             first_offset: state.first_offset,
             last_segment: state.last_segment,
+            watermark: state.mark.map(|mark| (mark.sequence, mark.position)),
             owned: state.blob,
         }
     }))

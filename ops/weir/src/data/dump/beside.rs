@@ -63,6 +63,9 @@ fn meta_json(meta: &MetaReport) -> Value {
         "first_index": meta.first_index.0,
         "first_offset": meta.first_offset.0,
         "last_segment": meta.last_segment,
+        "watermark": meta.watermark.map(|(segment, position)| {
+            serde_json::json!({ "segment": segment, "position": position })
+        }),
         "owned_hex": json::hex(&meta.owned),
     })
 }
