@@ -208,6 +208,10 @@ fn decode(bytes: &[u8]) -> Option<StoredIndex> {
         offset: Offset(row[2]),
         log_time_ms: row[3],
     });
+    let rows: Vec<Row> = rows.collect();
+    if rows.iter().any(|row| row.index == Index(0) || row.position >= u64_at(24)) {
+        return None;
+    }
     let terms = terms.chunks(TERM_BYTES).map(numbers).map(|term| (Index(term[0]), Term(term[1])));
     Some(StoredIndex {
         salt: u64_at(16),
@@ -220,7 +224,7 @@ fn decode(bytes: &[u8]) -> Option<StoredIndex> {
             chain: u32_at(56),
             open_index: u32_at(60) != 0,
         },
-        rows: SparseIndex { rows: rows.collect() },
+        rows: SparseIndex { rows },
         marks: Marks {
             terms: terms.collect(),
             configs: numbers(configs_of).into_iter().map(Index).collect(),

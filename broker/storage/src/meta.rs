@@ -187,8 +187,14 @@ fn decode(bytes: &[u8], path: &Path) -> Result<Option<State>, OpenError> {
         position: u64_at(60),
         cursor: cursor(),
     });
+    let blob_len = u32_at(32) as usize;
+    let numbers = [u64_at(16), u64_at(24), later(44)];
+    if blob_len > META_BLOB_BYTES_MAX || numbers.iter().any(|number| *number >= u64::MAX / 2) {
+        // No log writes that.
+        return Ok(None);
+    }
     let blob_at = if is_first { BLOB_AT_V1 } else { BLOB_AT };
-    let blob = bytes.get(blob_at..blob_at + u32_at(32) as usize).map(<[u8]>::to_vec);
+    let blob = bytes.get(blob_at..blob_at + blob_len).map(<[u8]>::to_vec);
     Ok(blob.map(|blob| State {
         sequence: u64_at(16),
         first_index: Index(u64_at(24)),

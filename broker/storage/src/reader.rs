@@ -86,6 +86,15 @@ pub(crate) enum From {
 }
 
 impl From {
+    /// Whether a batch, or what stands behind it, is wanted.
+    fn wants(&self, header: &BatchHeader) -> bool {
+        match *self {
+            Self::Index(index) => header.index >= index,
+            Self::Offset(offset) => header.end_offset() > offset,
+            Self::Time(time_ms) => header.log_time_ms >= time_ms,
+        }
+    }
+
     /// Whether everything that is wanted lies behind a range.
     fn is_behind(&self, range: &DamagedRange) -> bool {
         match *self {
@@ -191,7 +200,8 @@ impl LogReader {
         if let Some(found) = self.recent_headers(index, count_max) {
             return Ok(found);
         }
-        let from = From::Index(self.index_behind_loss(index)?);
+        self.check_index(index)?;
+        let from = From::Index(index);
         let mut segment = self.segment_of(from)?;
         let mut found: Vec<BatchHeader> = Vec::new();
         while let Some(here) = segment {
@@ -217,7 +227,7 @@ impl LogReader {
             let next = self.shared.ends().next_segment(&here);
             segment = next.filter(|_| found.len() < count_max);
             if let Some(next) = &segment
-                && self.index_behind_loss(Index(next.header.base_index.0 - 1)).is_err()
+                && self.check_index(Index(next.header.base_index.0 - 1)).is_err()
             {
                 // A segment in between is lost.
                 return Ok(found);
@@ -226,12 +236,11 @@ impl LogReader {
         Ok(found)
     }
 
-    /// The index itself, or the one behind an accepted loss that holds it.
-    fn index_behind_loss(&self, index: Index) -> Result<Index, ReadError> {
+    /// An error where an index lies in what is lost and not accepted.
+    fn check_index(&self, index: Index) -> Result<(), ReadError> {
         match self.shared.damage.at_index(index) {
-            Some(range) if range.accepted => Ok(Index(range.last_index.0 + 1)),
-            Some(range) => Err(ReadError::Damaged(range)),
-            None => Ok(index),
+            Some(range) if !range.accepted => Err(ReadError::Damaged(range)),
+            _ => Ok(()),
         }
     }
 
@@ -249,7 +258,8 @@ impl LogReader {
     /// Batches from the first of `index` on: at least one, then until `bytes_max`, all of one
     /// segment. Empty behind the last index.
     pub fn read_from_index(&self, index: Index, bytes_max: usize) -> Result<Read, ReadError> {
-        self.read(From::Index(self.index_behind_loss(index)?), bytes_max)
+        self.check_index(index)?;
+        self.read(From::Index(index), bytes_max)
     }
 
     /// Batches from the one that holds `offset` on: at least one, then until `bytes_max`, all of

@@ -135,7 +135,10 @@ impl Batches<'_> {
         }
         let mut bytes = [0u8; BATCH_HEADER_BYTES];
         self.file.read_at(position, &mut bytes)?;
-        let fits = |header: &BatchHeader| position + header.stored_len() as u64 <= self.end;
+        // No log gets so far that its numbers could overflow.
+        let fits = |header: &BatchHeader| {
+            position + header.stored_len() as u64 <= self.end && header.index.0 < u64::MAX
+        };
         let header = BatchHeader::decode(&bytes, self.salt);
         Ok(header.and_then(|header| fits(&header).then_some(header).ok_or(HeaderError::Lengths)))
     }

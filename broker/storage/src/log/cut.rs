@@ -32,13 +32,20 @@ impl Log {
     /// Cuts everything behind `index`, which is held or the one before the first, torn bytes
     /// included.
     pub(super) fn cut_after(&mut self, index: Index) -> io::Result<()> {
+        // Where nothing but bytes behind the last index goes, what stands before it need not be read.
+        let at_end = index == self.cursor.last_index && !self.cursor.open_index;
         let first_index = self.shared.ends().first_index;
-        let kept = match index < first_index {
-            true => Vec::new(),
-            false => self.reader().headers(index, usize::MAX).map_err(io::Error::other)?,
+        let kept = match at_end || index < first_index {
+            true => self.shared.ends().last.filter(|_| at_end),
+            false => {
+                let headers = self.reader().headers(index, usize::MAX).map_err(io::Error::other)?;
+                headers.into_iter().take_while(|header| header.index == index).last()
+            }
         };
-        let kept = kept.into_iter().take_while(|header| header.index == index).last();
-        let place = self.end_of(index)?;
+        let place = match at_end {
+            true => self.active().map(|segment| (segment, self.position)),
+            false => self.end_of(index)?,
+        };
         // A small one: what the cut segment had left stays on the disk too, and counts.
         let [smallest, ..] = SEGMENT_LADDER_BYTES;
         let spare = self.device.pool.take(smallest)?.ok_or(io::ErrorKind::StorageFull)?;
@@ -53,9 +60,9 @@ impl Log {
                 segment.cut_at(*position);
                 segment.marks().truncate_after(index);
             }
-            if let Some(header) = kept {
+            if let Some(header) = kept.filter(|_| !at_end) {
                 self.cursor.pass(&header);
-            } else if let Some((segment, _)) = &place {
+            } else if let Some((segment, _)) = place.as_ref().filter(|_| !at_end) {
                 self.cursor = Cursor::before(&segment.header);
             }
             (ends.last_index, ends.log_end) = (self.cursor.last_index, self.cursor.log_end);

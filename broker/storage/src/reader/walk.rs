@@ -88,12 +88,13 @@ impl<'a> Walk<'a> {
             return Ok(None);
         }
         match self.segment.header_at(position)? {
-            Ok(header) => {
+            Ok(header) if self.cursor.is_at(&header) => {
                 self.position += header.stored_len() as u64;
                 self.cursor.pass(&header);
                 Ok(Some(Found::Batch(position, header)))
             }
-            Err(_) => {
+            // Damaged, or whole and in the wrong place.
+            Ok(_) | Err(_) => {
                 let range = self.shared.discover(self.segment, position, &self.cursor)?;
                 if let Some(range) = &range {
                     self.pass_lost(range);
@@ -128,7 +129,19 @@ pub struct ColdRead {
 
 impl ColdRead {
     /// Reads here; may wait for the device.
-    pub fn run(self) -> Result<Vec<BatchSlice>, ReadError> {
+    pub fn run(mut self) -> Result<Vec<BatchSlice>, ReadError> {
+        loop {
+            let found = self.run_segment()?;
+            // Everything that was wanted of it may be lost.
+            let next = self.shared.ends().next_segment(&self.segment);
+            match next.filter(|_| found.is_empty()) {
+                Some(next) => (self.segment, self.hot) = (next, false),
+                None => return Ok(found),
+            }
+        }
+    }
+
+    fn run_segment(&self) -> Result<Vec<BatchSlice>, ReadError> {
         let device = |source| ReadError::Device { file: self.segment.path.clone(), source };
         self.shared.load_index(&self.segment).map_err(device)?;
         let mut walk = Walk::towards(&self.shared, &self.segment, self.from);
@@ -150,12 +163,7 @@ impl ColdRead {
                 Some(Found::Lost(_)) => break,
                 Some(Found::Batch(position, header)) => (position, header),
             };
-            let wanted = match self.from {
-                From::Index(index) => header.index >= index,
-                From::Offset(offset) => header.end_offset() > offset,
-                From::Time(time_ms) => header.log_time_ms >= time_ms,
-            };
-            if !wanted || header.batch_type.is_local() {
+            if !self.from.wants(&header) || header.batch_type.is_local() {
                 continue;
             }
             if !found.is_empty() && taken + header.stored_len() > self.bytes_max {

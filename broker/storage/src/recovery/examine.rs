@@ -87,6 +87,7 @@ pub(crate) fn examine(
     }
     let state = meta.as_ref().map(Meta::state).cloned().unwrap_or_default();
     let first = state.first_index.max(Index(1));
+    let last_sequence = files.last_sequence();
     let links = files.linked(dir, first, state.last_segment);
     let known = damage::load(disk, dir).map_err(OpenError::device(dir))?;
     let mut reading = Reading {
@@ -100,7 +101,7 @@ pub(crate) fn examine(
         examined: Examined {
             first_index: first,
             first_offset: state.first_offset,
-            sequence: state.last_segment,
+            sequence: state.last_segment.max(last_sequence),
             ..Examined::empty(first, state.first_offset)
         },
     };

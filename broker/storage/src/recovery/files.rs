@@ -68,6 +68,9 @@ impl Files {
                     return Err(OpenError::Newer { file: path, found, known: SEGMENT_VERSION });
                 }
                 Err(SegmentHeaderError::Damaged) => foreign(CorruptionKind::SegmentHeader),
+                Ok(header) if header.base_index == Index(0) => {
+                    foreign(CorruptionKind::SegmentHeader)
+                }
                 Ok(header)
                     if (header.partition_uuid, header.base_index, header.sequence)
                         != (uuid, base_index, sequence) =>
@@ -79,6 +82,11 @@ impl Files {
             candidates.insert(sequence, candidate);
         }
         Ok(Self { candidates })
+    }
+
+    /// The largest sequence of any file: no later segment may get it again.
+    pub(crate) fn last_sequence(&self) -> u64 {
+        self.candidates.keys().next_back().copied().unwrap_or(0)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
