@@ -500,6 +500,26 @@ fn a_failed_flush_fences_for_good() {
 }
 
 #[test]
+fn a_watermark_that_cannot_be_flushed_fences_like_any_batch() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, term) = rig.leader().await;
+        replica.propose(proposal(term, 0, 0..1)).unwrap();
+        committed(&replica, 3).await;
+        assert_eq!(replica.leave_watermark().await, Ok(()));
+        let flushes = rig.faults.flushes();
+        assert_eq!(replica.leave_watermark().await, Ok(()));
+        assert_eq!(rig.faults.flushes(), flushes, "there is one already");
+        replica.propose(proposal(term, 0, 1..2)).unwrap();
+        committed(&replica, 4).await;
+        rig.faults.fail(ErrorKind::Other);
+        let left = replica.leave_watermark().await;
+        assert!(matches!(left, Err(MaintainError::Fenced(Fence::Device(_)))), "{left:?}");
+        until(&replica, |state| matches!(state.role, Role::Fenced(_))).await;
+    });
+}
+
+#[test]
 fn a_shutdown_shows_and_its_log_is_whole() {
     run(async {
         let rig = Rig::new();

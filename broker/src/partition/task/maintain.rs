@@ -3,7 +3,8 @@
 //! Owns: at most one maintenance job at a time, run beside the task.
 //! Never: decides what may go (that is `retention`'s); retries a failed flush.
 //! Invariants: a checkpoint is taken at each seal, so that the log can be trimmed by segments; the
-//! log is trimmed no further than readers were told; what a state may lack never becomes durable.
+//! log is trimmed no further than readers were told; a state that may lack something never becomes
+//! durable.
 
 use super::Task;
 use crate::partition::core::Event;
