@@ -6,6 +6,7 @@
 
 use super::{FlushObserver, LogFlush, Turn, clock};
 use crate::disk::DeviceId;
+use crate::planted::{Bug, is_planted, unless};
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
@@ -37,6 +38,7 @@ pub(super) fn flush(
     begun.extend(next.iter().filter_map(begin));
     let mut taken: Vec<(Turn, io::Result<Option<DeviceId>>)> = Vec::with_capacity(begun.len());
     for (turn, begun) in begun {
+        let begun = if is_planted(Bug::FailedHandOverCounted) { Ok(()) } else { begun };
         let outcome = begun.and_then(|()| handed_over(&turn, observer));
         taken.push((turn, outcome));
     }
@@ -77,7 +79,7 @@ fn flush_devices(
         let members = taken.iter().filter(|(_, outcome)| device_of(outcome) == Some(device));
         let ranges: Vec<_> = members.filter_map(|(turn, _)| turn.dirty.as_ref()).collect();
         let Some((segment, range)) = ranges.last() else { continue };
-        let outcome = segment.file.flush(range.clone());
+        let outcome = unless(Bug::SharedFlushSkipped, || segment.file.flush(range.clone()));
         if let (Ok(()), Some(observer)) = (&outcome, observer) {
             let bytes = ranges.iter().map(|(_, range)| range.end - range.start).sum();
             observer(started.elapsed(), bytes);
