@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use weir_protocol::types::Index;
 use weir_sim::disk::{Cut, SimDisk};
-use weir_storage::{Device, Log, LogOptions, Recovered};
+use weir_storage::{Device, Log, LogOptions, Read, Recovered};
 
 /// A log of segments of 1 MiB.
 fn open(device: &Arc<Device>, name: &str) -> (Log, Recovered) {
@@ -51,6 +51,23 @@ fn bytes_of_an_earlier_life_are_none_of_the_log() {
     assert_eq!((recovered.bytes_cut, &recovered.damaged[..]), (0, &[][..]));
     assert!(contents(&log) == before);
     roll(&mut log, 1);
+}
+
+#[test]
+fn a_segment_that_somebody_reads_gets_no_other_life() {
+    let disk = SimDisk::new();
+    let device = device_in(&disk);
+    let (mut log, _) = open(&device, "p");
+    roll(&mut log, 1);
+    let Read::Hot(held) = log.reader().read_from_index(Index(1), 1).unwrap() else {
+        panic!("new bytes are hot")
+    };
+    let said = held[0].bytes.to_vec();
+    log.trim(log.reader().sealed_segments()[0].last_index).unwrap();
+    roll(&mut log, 2);
+    assert!(held[0].bytes == said);
+    let newest = disk.bytes_of(&segments(&disk, "p")[2]);
+    assert!(newest[500_000..].iter().all(|byte| *byte == 0), "a file without an earlier life");
 }
 
 /// Nobody would remove it: it is no segment of the log that has the folder.
