@@ -51,7 +51,7 @@ fn plant(suites: &[Suite], bugs: &[String]) -> Result<String, String> {
         }
     }
     match missed.is_empty() {
-        true => Ok(format!("{} planted bugs, all caught ({:.1?})", bugs.len(), began.elapsed())),
+        true => Ok(format!("planted bugs: {}, all caught ({:.1?})", bugs.len(), began.elapsed())),
         false => Err(format!("no suite catches:{missed}")),
     }
 }
@@ -74,6 +74,8 @@ fn bugs(root: &Path, named: &[String]) -> Result<Vec<String>, String> {
 fn build(root: &Path, scratch: &Path) -> Result<Vec<Suite>, String> {
     let built = Command::new("cargo")
         .args(["test", "--package", "weir-storage", "--features", "planted", "--no-run"])
+        // What it says is read below.
+        .env("CARGO_TERM_COLOR", "never")
         .current_dir(root)
         .output()
         .map_err(|e| e.to_string())?;
