@@ -7,6 +7,7 @@ use crate::disk::{Disk, DiskLock};
 use crate::error::DeviceError;
 use crate::executor::Executor;
 use crate::flush::{FlushCoordinator, FlushObserver};
+use crate::planted::{Bug, is_planted};
 use crate::pool::Pool;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -78,7 +79,8 @@ impl Device {
 
     /// A salt that no earlier segment had (splitmix64).
     pub(crate) fn next_salt(&self) -> u64 {
-        let state = self.salt_state.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        let step = if is_planted(Bug::SaltReused) { 0 } else { 0x9e37_79b9_7f4a_7c15 };
+        let state = self.salt_state.fetch_add(step, Ordering::Relaxed);
         let mut mixed = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

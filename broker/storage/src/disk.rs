@@ -4,6 +4,7 @@
 //! Never: hands out mutable memory: every store goes through [`DiskFile::write_at`], or no
 //! simulation could know what is not flushed yet.
 
+use crate::planted::{Bug, unless};
 use bytes::Bytes;
 use std::fmt::Debug;
 use std::io;
@@ -86,7 +87,7 @@ pub(crate) fn replace_file(
     remove_if_there(disk, &fresh)?;
     let file = disk.create(&fresh, bytes.len() as u64)?;
     file.write_at(0, bytes)?;
-    file.flush(0..bytes.len() as u64)?;
+    unless(Bug::ReplacementNotFlushed, || file.flush(0..bytes.len() as u64))?;
     disk.rename(&fresh, &dir.join(name))?;
     disk.sync_dir(dir)
 }

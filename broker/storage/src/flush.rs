@@ -13,6 +13,7 @@ use crate::disk::DiskFile;
 use crate::error::FlushError;
 use crate::executor::{Executor, Lane};
 use crate::limits::{DEVICE_UNFLUSHED_BYTES_MAX, UNFLUSHED_BYTES_MAX};
+use crate::planted::{self, Bug, is_planted, unless};
 use crate::segment::Segment;
 use std::collections::VecDeque;
 use std::io;
@@ -86,7 +87,7 @@ impl LogFlush {
     }
 
     pub(crate) fn fence(&self) -> Option<&FlushError> {
-        self.fence.get()
+        self.fence.get().filter(|_| !is_planted(Bug::FenceForgotten))
     }
 
     /// Fences the log and fails everybody who waits.
@@ -115,12 +116,15 @@ impl LogFlush {
     /// The log was cut: bytes behind `index` need no flush, and nobody waits for them. A flush
     /// under way is waited for: it must not vouch for what is appended in their place.
     pub(crate) fn truncate(&self, index: Index) {
-        self.take_turn();
+        if !is_planted(Bug::FlushUnderWayIgnored) {
+            self.take_turn();
+        }
         {
             let mut pending = self.pending();
             pending.index = pending.index.min(index);
+            let left = if is_planted(Bug::WaitersOfCutKept) { Index(u64::MAX) } else { index };
             for (wanted, _) in &mut pending.waiting {
-                *wanted = index.min(*wanted);
+                *wanted = left.min(*wanted);
             }
             self.flushed_index.fetch_min(index.0, Ordering::AcqRel);
         }
@@ -136,6 +140,7 @@ impl LogFlush {
         let here = self.unflushed_bytes();
         let device = self.device_unflushed.load(Ordering::Relaxed);
         here > 0
+            && !is_planted(Bug::UnflushedWithoutLimit)
             && (here + bytes > UNFLUSHED_BYTES_MAX || device + bytes > DEVICE_UNFLUSHED_BYTES_MAX)
     }
 
@@ -146,7 +151,7 @@ impl LogFlush {
         observer: Option<&FlushObserver>,
     ) -> Result<(), FlushError> {
         let turn = self.begin()?;
-        let outcome = turn.flush(observer);
+        let outcome = unless(Bug::SegmentNotSettled, || turn.flush(observer));
         turn.end(outcome, |_, _| ())
     }
 
@@ -223,6 +228,10 @@ impl Turn {
             segment.flushed(range.end);
         }
         self.log.flushed_index.fetch_max(self.index.0, Ordering::AcqRel);
+        if is_planted(Bug::ToldOutsideTheTurn) {
+            self.log.end_turn();
+            planted::lose_the_race();
+        }
         Ok(satisfied(&self.log, self.index))
     }
 }
@@ -233,7 +242,7 @@ fn flush_one(
     observer: Option<&FlushObserver>,
 ) -> io::Result<()> {
     let started = clock();
-    file.flush(range.clone())?;
+    unless(Bug::FlushSkipped, || file.flush(range.clone()))?;
     if let Some(observer) = observer {
         observer(started.elapsed(), range.end - range.start);
     }

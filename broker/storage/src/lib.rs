@@ -18,6 +18,7 @@ pub mod limits;
 mod log;
 mod meta;
 mod os_disk;
+mod planted;
 mod pool;
 mod reader;
 mod recovery;

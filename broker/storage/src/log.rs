@@ -23,6 +23,7 @@ use crate::limits::{
     SEGMENT_HEADER_BYTES, SEGMENT_LADDER_BYTES, SEGMENT_SHARE_OF_TOPIC, UNFLUSHED_BYTES_MAX,
 };
 use crate::meta::{Mark, Meta};
+use crate::planted::{Bug, is_planted, unless};
 use crate::pool::Spare;
 use crate::reader::{LogReader, Shared};
 use crate::recovery::{self, segment_name};
@@ -145,6 +146,7 @@ impl Log {
     /// is whole of an index whose last batch is missing goes with it, and is returned in bytes.
     fn cut_torn_tail(&mut self, torn: u64) -> Result<u64, OpenError> {
         let Cursor { last_index, open_index, .. } = self.cursor;
+        let open_index = open_index && !is_planted(Bug::OpenIndexKept);
         if torn == 0 && !open_index {
             return Ok(0);
         }
@@ -341,26 +343,28 @@ impl Log {
             base_index: Index(self.cursor.last_index.0 + 1),
             base_offset: self.cursor.log_end,
             prev_term: self.cursor.term,
-            prev_chain: self.cursor.chain,
+            prev_chain: self.cursor.chain ^ u32::from(is_planted(Bug::ChainBrokenByRoll)),
             prev_sequence,
             prev_cut_pos,
             capacity: spare.file.len(),
             created_ms: self.shared.ends().last.map_or(0, |last| last.log_time_ms),
-            recycled: spare.recycled,
+            recycled: spare.recycled && !is_planted(Bug::RecycledNotSaid),
             unflushed_max: UNFLUSHED_BYTES_MAX as u32,
         };
         self.shared.flush.settle(self.device.flushes.observer()).map_err(io::Error::other)?;
         let path = self.dir.join(segment_name(header.base_index, header.sequence));
         let linked = header.store(&*spare.file);
-        let linked = linked.and_then(|()| spare.file.flush(0..SEGMENT_HEADER_BYTES));
+        let flush = || spare.file.flush(0..SEGMENT_HEADER_BYTES);
+        let linked = linked.and_then(|()| unless(Bug::SegmentHeaderNotFlushed, flush));
         if let Err(error) = linked.and_then(|()| self.device.disk().rename(&spare.path, &path)) {
             // The log is fenced over the first error; a leftover is removed at the next start.
             let _ = self.device.disk().remove(&spare.path);
             return Err(error);
         }
-        self.device.disk().sync_dir(&self.dir)?;
+        unless(Bug::SegmentNameNotSynced, || self.device.disk().sync_dir(&self.dir))?;
         // From now on its loss would be noticed; nothing in it was acknowledged before.
-        self.lock_meta().store(|state| state.last_segment = header.sequence)?;
+        let note = || self.lock_meta().store(|state| state.last_segment = header.sequence);
+        unless(Bug::NewestSegmentNotNoted, note)?;
         self.sequence = header.sequence;
         self.position = SEGMENT_HEADER_BYTES;
         self.marked_to = 0;
@@ -501,7 +505,8 @@ impl Watermark {
     /// Makes it durable; waits for the device, while the log goes on. A failure fences the log.
     pub fn store(self) -> io::Result<()> {
         let mut meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
-        let stored = meta.store(|state| state.mark = Some(self.mark));
+        let store = || meta.store(|state| state.mark = Some(self.mark));
+        let stored = unless(Bug::WatermarkNotFlushed, store);
         stored.inspect_err(|error| self.flush.fail(FlushError::new(&meta.path, error)))
     }
 }

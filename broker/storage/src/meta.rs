@@ -17,6 +17,7 @@
 use crate::disk::{Disk, DiskFile, remove_if_there};
 use crate::error::{Corruption, CorruptionKind, OpenError};
 use crate::limits::{META_BLOB_BYTES_MAX, META_COPY_BYTES};
+use crate::planted::{Bug, is_planted, unless};
 use crate::scan::Cursor;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -131,10 +132,12 @@ impl Meta {
 
     fn write(&self, state: &State) -> io::Result<()> {
         let bytes = encode(state);
-        let generation = state.sequence % 2 * 2 * META_COPY_BYTES as u64;
+        let slot = if is_planted(Bug::NewestMetaOverwritten) { 0 } else { state.sequence % 2 };
+        let generation = slot * 2 * META_COPY_BYTES as u64;
         self.file.write_at(generation, &bytes)?;
         self.file.write_at(generation + META_COPY_BYTES as u64, &bytes)?;
-        self.file.flush(generation..generation + 2 * META_COPY_BYTES as u64)
+        let range = generation..generation + 2 * META_COPY_BYTES as u64;
+        unless(Bug::MetaNotFlushed, || self.file.flush(range))
     }
 }
 

@@ -8,6 +8,7 @@
 use crate::disk::{Disk, DiskFile};
 use crate::error::is_no_space;
 use crate::limits::{DISK_RESERVE_BYTES, POOL_BYTES_MAX};
+use crate::planted::{Bug, is_planted, unless};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -107,6 +108,7 @@ impl Pool {
     pub(crate) fn recycle(&self, path: &Path, file: Arc<dyn DiskFile>) -> io::Result<()> {
         let bytes = file.len();
         let is_read = file.is_held() || Arc::strong_count(&file) > 1;
+        let is_read = is_read && !is_planted(Bug::RecycledUnderReaders);
         drop(file);
         if is_read || !self.has_room(bytes) {
             return crate::disk::remove_if_there(&*self.disk, path);
@@ -118,7 +120,7 @@ impl Pool {
         }
         // The old name must be gone for good before the file gets another content.
         if let Some(folder) = path.parent() {
-            self.disk.sync_dir(folder)?;
+            unless(Bug::RecycledNameNotSynced, || self.disk.sync_dir(folder))?;
         }
         self.disk.sync_dir(&self.folder)?;
         self.put(Waiting { path: spare, bytes, file: None });

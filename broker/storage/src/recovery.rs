@@ -38,6 +38,7 @@ use crate::index::{self, StoredIndex};
 use crate::limits::SEGMENT_HEADER_BYTES;
 use crate::log::{LogOptions, Recovered};
 use crate::meta::Meta;
+use crate::planted::{Bug, is_planted, unless};
 use crate::reader::Ends;
 use crate::scan::Cursor;
 use crate::segment::Segment;
@@ -72,7 +73,9 @@ pub(crate) fn recover(
     }
     // What is given up for good is looked at first, whatever an index says of it.
     let mut examined = examine(disk, dir, options.uuid, options.accept_loss)?;
-    if let Some(what) = examined.lost_tail.take().filter(|_| !options.accept_loss) {
+    if let Some(what) = examined.lost_tail.take().filter(|_| !options.accept_loss)
+        && !is_planted(Bug::LostTailIgnored)
+    {
         return Err(what.into());
     }
     let meta = match examined.meta.take() {
@@ -81,14 +84,16 @@ pub(crate) fn recover(
     };
     let bytes_rewritten = rewrite_unproven(&examined)?;
     // Names and hard state of a process that failed may be visible without being durable.
-    disk.sync_dir(dir).map_err(OpenError::device(dir))?;
-    meta.settle().map_err(OpenError::device(&meta.path))?;
+    let synced = unless(Bug::FoundNamesNotSynced, || disk.sync_dir(dir));
+    synced.map_err(OpenError::device(dir))?;
+    let settled = unless(Bug::FoundMetaNotSettled, || meta.settle());
+    settled.map_err(OpenError::device(&meta.path))?;
     remove_dead(disk, dir, &examined)?;
     if options.accept_loss {
         let ranges = examined.damage.iter_mut().filter(|range| !range.accepted);
         examined.damage_changed |= ranges.map(|range| range.accepted = true).count() > 0;
     }
-    if examined.damage_changed {
+    if examined.damage_changed && !is_planted(Bug::DamageFoundNotKept) {
         damage::store(disk, dir, &examined.damage).map_err(OpenError::device(dir))?;
     }
     let recovered = Recovered {
@@ -130,7 +135,8 @@ fn rewrite_unproven(examined: &Examined) -> Result<u64, OpenError> {
     let device = |source| OpenError::device(&segment.path)(source);
     for padding in &examined.unclean_padding {
         let zeros = vec![0; (padding.end - padding.start) as usize];
-        segment.file.write_at(padding.start, &zeros).map_err(device)?;
+        let clean = || segment.file.write_at(padding.start, &zeros);
+        unless(Bug::PaddingNotCleaned, clean).map_err(device)?;
         range.start = range.start.min(padding.start);
     }
     rewrite(&*segment.file, range.clone()).map_err(device)?;
@@ -146,7 +152,7 @@ fn rewrite(file: &dyn DiskFile, range: Range<u64>) -> std::io::Result<()> {
     while position < range.end {
         let step = (range.end - position).min(bytes.len() as u64) as usize;
         file.read_at(position, &mut bytes[..step])?;
-        file.write_at(position, &bytes[..step])?;
+        unless(Bug::UnprovenNotRewritten, || file.write_at(position, &bytes[..step]))?;
         position += step as u64;
     }
     file.flush(range)

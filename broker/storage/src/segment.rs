@@ -17,6 +17,7 @@
 use crate::disk::DiskFile;
 use crate::index::{Marks, SparseIndex};
 use crate::limits::SEGMENT_HEADER_BYTES;
+use crate::planted::{Bug, is_planted};
 use crate::scan::Batches;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -202,6 +203,7 @@ impl Segment {
     }
 
     pub(crate) fn flushed(&self, end: u64) {
+        let end = if is_planted(Bug::DurablePosNeverSaid) { 0 } else { end };
         self.flushed.fetch_max(end, Ordering::AcqRel);
     }
 
@@ -209,6 +211,9 @@ impl Segment {
     pub(crate) fn publish(&self, end: u64) {
         let before = self.published.swap(end, Ordering::Release);
         assert!(before <= end, "the published end only rises");
+        if is_planted(Bug::DurablePosTooLarge) {
+            self.flushed(end);
+        }
     }
 
     pub(crate) fn seal(&self) {

@@ -209,6 +209,8 @@ fn damage_in_a_segment_that_another_follows_is_never_cut() {
             let seen = noted == std::slice::from_ref(range);
             assert!(seen || range.is_empty(), "{position}, {how}: {range} {noted:?}");
             serves_all_but(&log, &recovered.damaged);
+            drop(log);
+            assert_eq!(reopen(&disk).1.damaged, recovered.damaged, "{position}, {how}: kept");
         }
     }
 }

@@ -9,6 +9,7 @@ mod advisories;
 mod diskfull;
 mod links;
 mod mount;
+mod planted;
 mod powercut;
 mod process;
 mod reference;
@@ -38,6 +39,11 @@ enum Chore {
         /// Folder of the snapshot (it holds `crates/`)
         #[arg(long, env = "ADVISORY_DB")]
         db: PathBuf,
+    },
+    /// Plant bugs in the storage, one at a time, and see that its tests catch each
+    Planted {
+        /// Names of `broker/storage/src/planted.rs` [default: all]
+        bugs: Vec<String>,
     },
     /// Cut the power under a loaded broker on loop-mounted filesystems (needs root)
     Powercut {
@@ -100,6 +106,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().chore {
         Chore::Tidy => tidy::check(&root),
         Chore::Advisories { db } => advisories::check(&root.join("Cargo.lock"), &db),
+        Chore::Planted { bugs } => planted::check(&root, &bugs),
         Chore::Powercut { cuts, filesystem, seed } => {
             let seed = seed.unwrap_or_else(|| fastrand::u64(..));
             powercut::check(&root, cuts, filesystem.filesystems(), seed)

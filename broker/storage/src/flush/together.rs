@@ -6,9 +6,11 @@
 
 use super::{FlushObserver, LogFlush, Turn, clock};
 use crate::disk::DeviceId;
+use crate::planted::{Bug, is_planted, unless};
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
+use weir_protocol::types::Index;
 
 /// How often a round takes in who asked while it handed others over: what is gained by one flush
 /// less must not be lost by waiting.
@@ -38,6 +40,7 @@ pub(super) fn flush(
     let alone = begun.len() == 1;
     let mut taken: Vec<(Turn, io::Result<Option<DeviceId>>)> = Vec::with_capacity(begun.len());
     for (turn, begun) in begun {
+        let begun = if is_planted(Bug::FailedHandOverCounted) { Ok(()) } else { begun };
         let outcome = begun.and_then(|()| match alone {
             true => turn.flush(observer).map(|()| None),
             false => handed_over(&turn, observer),
@@ -53,6 +56,9 @@ pub(super) fn flush(
 }
 
 fn begin(log: &Arc<LogFlush>) -> Option<Begun> {
+    if is_planted(Bug::ToldBeforeFlushed) {
+        log.tell(Ok(log.satisfied(Index(u64::MAX))));
+    }
     match log.begin() {
         Ok(turn) => {
             let begun = hand_over(&turn);
@@ -81,7 +87,7 @@ fn flush_devices(
         let members = taken.iter().filter(|(_, outcome)| device_of(outcome) == Some(device));
         let ranges: Vec<_> = members.filter_map(|(turn, _)| turn.dirty.as_ref()).collect();
         let Some((segment, range)) = ranges.last() else { continue };
-        let outcome = segment.file.flush(range.clone());
+        let outcome = unless(Bug::SharedFlushSkipped, || segment.file.flush(range.clone()));
         if let (Ok(()), Some(observer)) = (&outcome, observer) {
             let bytes = ranges.iter().map(|(_, range)| range.end - range.start).sum();
             observer(started.elapsed(), bytes);

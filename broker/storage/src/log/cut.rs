@@ -9,6 +9,7 @@ use crate::device::Device;
 use crate::disk::remove_if_there;
 use crate::index;
 use crate::limits::SEGMENT_LADDER_BYTES;
+use crate::planted::{Bug, is_planted};
 use crate::reader::{Found, From, Walk};
 use crate::scan::Cursor;
 use crate::segment::Segment;
@@ -49,7 +50,7 @@ impl Log {
         // A small one: what the cut segment had left stays on the disk too, and counts.
         let [smallest, ..] = SEGMENT_LADDER_BYTES;
         let spare = self.device.pool.take(smallest)?.ok_or(io::ErrorKind::StorageFull)?;
-        let dead: Vec<Arc<Segment>> = {
+        let mut dead: Vec<Arc<Segment>> = {
             let mut ends = self.shared.ends_mut();
             ends.last = kept;
             ends.recent.retain(|(header, ..)| header.index <= index);
@@ -70,6 +71,9 @@ impl Log {
         };
         self.shared.forget_loaded(&dead);
         self.shared.flush.truncate(index);
+        if is_planted(Bug::TruncatedTooEarly) {
+            self.remove(&std::mem::take(&mut dead))?;
+        }
         let (sequence, position) =
             place.map_or((0, 0), |(segment, position)| (segment.header.sequence, position));
         let linked = self.link(spare, sequence, position).and_then(|_| self.remove(&dead));
@@ -138,6 +142,9 @@ impl Log {
             (first_index, ends.first_offset)
         };
         self.shared.forget_loaded(&dead);
+        if is_planted(Bug::TrimmedTooEarly) {
+            self.remove(&dead)?;
+        }
         let stored = self.lock_meta().store(|state| {
             (state.first_index, state.first_offset) = (first_index, first_offset);
         });

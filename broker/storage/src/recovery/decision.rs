@@ -3,6 +3,8 @@
 //! Owns: the decision table. Never: I/O.
 //! Invariant: what is flushed is never taken for the end of a log.
 
+use crate::planted::{Bug, is_planted};
+
 /// What was seen at the first position whose batch cannot be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stop {
@@ -52,13 +54,14 @@ pub(crate) fn decide(stop: &Stop) -> Decision {
         return Decision::End;
     }
     let damaged = stop.ends_at.is_some()
-        || stop.position < stop.flushed
+        || (stop.position < stop.flushed && !is_planted(Bug::DamageTakenForTorn))
         || stop.out_of_place
         || stop.shortened;
     match (damaged, stop.rest) {
         (true, _) if stop.resumes || stop.ends_at.is_some() => Decision::Damaged,
         (true, _) => Decision::DamagedTail,
         (false, Rest::Zeros | Rest::Stale) => Decision::End,
+        _ if is_planted(Bug::TornTakenForEnd) => Decision::End,
         (false, Rest::Written) => Decision::Torn,
     }
 }

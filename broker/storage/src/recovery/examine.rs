@@ -12,6 +12,7 @@ use crate::error::{Corruption, CorruptionKind, OpenError};
 use crate::index::{self, Marks, SparseIndex, StoredIndex};
 use crate::limits::SEGMENT_HEADER_BYTES;
 use crate::meta::{Mark, Meta};
+use crate::planted::{Bug, is_planted};
 use crate::scan::{Batches, Cursor, Whole, flushed_below, is_touched, last_byte_in};
 use crate::segment::SegmentHeader;
 use std::collections::VecDeque;
@@ -270,8 +271,8 @@ impl Reading<'_> {
         }
         let stored = index::load(self.disk, &file.path).map_err(OpenError::device(&file.path))?;
         let fits = |stored: &StoredIndex| {
-            (stored.salt, stored.end) == (file.header.salt, cut)
-                && stored.cursor == Cursor::before(next)
+            let ends_so = stored.end == cut && stored.cursor == Cursor::before(next);
+            stored.salt == file.header.salt && (ends_so || is_planted(Bug::IndexBelieved))
         };
         Ok(stored.filter(fits))
     }
