@@ -7,6 +7,7 @@
 
 mod advisories;
 mod diskfull;
+mod fuzz;
 mod links;
 mod mount;
 mod powercut;
@@ -74,6 +75,14 @@ enum Chore {
         #[arg(long)]
         check: bool,
     },
+    /// Feed the decoders and recovery inputs that libFuzzer finds by coverage
+    Fuzz {
+        /// For how long each target
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+        /// Which targets [default: all]
+        targets: Vec<String>,
+    },
     /// Fill the disk of a broker on a loop-mounted ext4 and make room again (needs root)
     Diskfull,
 }
@@ -107,6 +116,7 @@ fn main() -> ExitCode {
         Chore::Kill { file, kills } => survive::kills(&root, &file, kills),
         Chore::Stall { connections, seconds } => stall::check(&root, connections, seconds),
         Chore::Reference { check } => reference::run(&root, check),
+        Chore::Fuzz { seconds, targets } => fuzz::run(&root, seconds, &targets),
         Chore::Diskfull => diskfull::check(&root),
     };
     match outcome {
