@@ -288,9 +288,9 @@ impl Bend {
             _ => (&CHECKPOINT_FIELDS, 0),
         };
         let (field, width) = fields[pick % fields.len()];
-        // Every copy of the field, or one of them.
-        let copies = if stride == 0 { 1 } else { (bytes.len() / stride).clamp(1, 4) };
+        let copies = bytes.len().checked_div(stride).unwrap_or(1).clamp(1, 4);
         let copies = if name.ends_with(".seg") { 2 } else { copies };
+        // Where one copy is left as it was, it is believed.
         let only = usize::from(self.extra >> 4);
         for copy in (0..copies).filter(|copy| only == 0 || only % copies == *copy) {
             self.put(bytes, copy * stride + field, width);
