@@ -110,6 +110,24 @@ fn placed(mut header: BatchHeader, index: u64) -> BatchHeader {
     header
 }
 
+/// Makes a segment one of a file that ends `room` bytes behind what is written: reading a mebibyte
+/// of zeros takes longer than everything else that is done with a log.
+pub(crate) fn shrink(disk: &SimDisk, path: &Path, room: usize) {
+    let mut bytes = disk.bytes_of(path);
+    let mut end = mend::SEGMENT_HEADER_BYTES;
+    while bytes[end..].starts_with(b"WEIR") {
+        let body = u32::from_le_bytes([0, 1, 2, 3].map(|at| bytes[end + 8 + at]));
+        end += (BATCH_HEADER_BYTES + body as usize).next_multiple_of(32);
+    }
+    bytes.truncate(end + room);
+    let capacity = (bytes.len() as u64).to_le_bytes();
+    mend::COPY_POSITIONS.iter().for_each(|at| {
+        bytes[at + 104..at + 112].copy_from_slice(&capacity);
+    });
+    mend::mend_segment_header(&mut bytes);
+    disk.put(path, &bytes);
+}
+
 /// A log that is being made.
 struct Maker {
     disk: SimDisk,
@@ -160,22 +178,9 @@ impl Maker {
         names.map(|name| Path::new(DIR).join(name)).collect()
     }
 
-    /// Makes the newest segment one of a file that ends `room` bytes behind what is written.
+    /// Cuts the file of the newest segment `room` bytes behind what is written.
     fn shrink(&self, room: usize) {
-        let path = self.segments().pop().expect("there is a segment");
-        let mut bytes = self.disk.bytes_of(&path);
-        let mut end = mend::SEGMENT_HEADER_BYTES;
-        while bytes[end..].starts_with(b"WEIR") {
-            let body = u32::from_le_bytes([0, 1, 2, 3].map(|at| bytes[end + 8 + at]));
-            end += (BATCH_HEADER_BYTES + body as usize).next_multiple_of(32);
-        }
-        bytes.truncate(end + room);
-        let capacity = (bytes.len() as u64).to_le_bytes();
-        mend::COPY_POSITIONS.iter().for_each(|at| {
-            bytes[at + 104..at + 112].copy_from_slice(&capacity);
-        });
-        mend::mend_segment_header(&mut bytes);
-        self.disk.put(&path, &bytes);
+        shrink(&self.disk, &self.segments().pop().expect("there is a segment"), room);
     }
 
     fn finish(self, earlier: Folder) -> Original {
@@ -226,7 +231,7 @@ fn recycled() -> Original {
     maker.next = last + 4;
     maker.cut = maker.contents.extract_if(.., |content| index_of(content) > last + 3).collect();
     drop(log);
-    maker.shrink(4_096);
+    maker.segments().iter().for_each(|path| shrink(&maker.disk, path, 4_096));
     let earlier = files_of(&maker.disk);
     let mut log = maker.open(false);
     maker.append_all_kinds(&mut log);

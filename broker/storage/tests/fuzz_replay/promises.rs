@@ -19,6 +19,8 @@ use weir_storage::{
 
 /// A read hands out at most so much: no index is larger.
 const READ_BYTES_MAX: usize = 1 << 20;
+/// A segment that the log made has so much room behind what it was given.
+const SHRUNK_ROOM_BYTES: usize = 1_024;
 /// What the appended batch holds that a log is tried with.
 const APPENDED_BYTES: usize = 90;
 
@@ -154,6 +156,11 @@ fn check_open(
     allowed.insert(added.clone());
     let expected: Vec<Vec<u8>> = served.contents.into_iter().chain([added]).collect();
     drop(log);
+    let fresh = disk.paths(".seg").into_iter().filter(|path| {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        path.starts_with(DIR) && name.is_some_and(|name| !files.contains_key(&name))
+    });
+    fresh.for_each(|path| logs::shrink(&disk, &path, SHRUNK_ROOM_BYTES));
     for life in ["second", "third"] {
         let opened = Log::open(device_on(&disk), Path::new(DIR), logs::options(false));
         let (log, _) = opened.unwrap_or_else(|error| panic!("a {life} open: {error}"));
