@@ -30,7 +30,11 @@ struct Target {
 }
 
 /// Runs the targets of these names, or all, for `seconds` each.
-pub(crate) fn run(root: &Path, seconds: u32, names: &[String]) -> Result<String, String> {
+pub(crate) fn run(
+    root: &Path,
+    (seconds, seed): (u32, u32),
+    names: &[String],
+) -> Result<String, String> {
     let out = std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
     let out = out.join("fuzz");
     let mut targets = Vec::new();
@@ -44,7 +48,7 @@ pub(crate) fn run(root: &Path, seconds: u32, names: &[String]) -> Result<String,
     targets.retain(|target| names.is_empty() || names.contains(&target.name));
     let mut summary = Vec::new();
     for target in &targets {
-        let found = fuzz(target, &out, seconds)?;
+        let found = fuzz(target, &out, (seconds, seed))?;
         println!("{found}");
         summary.push(found);
     }
@@ -85,13 +89,14 @@ fn platform() -> Result<String, String> {
 }
 
 /// What is found goes into a corpus of its own, which the next run goes on with.
-fn fuzz(target: &Target, out: &Path, seconds: u32) -> Result<String, String> {
+fn fuzz(target: &Target, out: &Path, (seconds, seed): (u32, u32)) -> Result<String, String> {
     let (grown, broken) = (out.join("corpus").join(&target.name), out.join("broken"));
     for folder in [&grown, &broken] {
         fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     }
     let mut command = Command::new(&target.program);
     command.arg(format!("-max_total_time={seconds}"));
+    command.arg(format!("-seed={seed}"));
     command.arg(format!("-timeout={INPUT_SECONDS_MAX}"));
     command.arg(format!("-rss_limit_mb={MEMORY_MEBIBYTES_MAX}"));
     command.arg(format!("-max_len={INPUT_BYTES_MAX}"));

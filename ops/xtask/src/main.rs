@@ -80,6 +80,9 @@ enum Chore {
         /// For how long each target
         #[arg(long, default_value_t = 60)]
         seconds: u32,
+        /// Begins with the same inputs each time [default: a random one]
+        #[arg(long)]
+        seed: Option<u32>,
         /// Which targets [default: all]
         targets: Vec<String>,
     },
@@ -116,7 +119,10 @@ fn main() -> ExitCode {
         Chore::Kill { file, kills } => survive::kills(&root, &file, kills),
         Chore::Stall { connections, seconds } => stall::check(&root, connections, seconds),
         Chore::Reference { check } => reference::run(&root, check),
-        Chore::Fuzz { seconds, targets } => fuzz::run(&root, seconds, &targets),
+        Chore::Fuzz { seconds, seed, targets } => {
+            // libFuzzer takes 0 for a random one.
+            fuzz::run(&root, (seconds, seed.unwrap_or(0)), &targets)
+        }
         Chore::Diskfull => diskfull::check(&root),
     };
     match outcome {
