@@ -97,8 +97,11 @@ impl Codec {
 
 /// Attribute: the last batch of its index; an index covers one or more batches.
 pub const ATTR_LAST_OF_INDEX: u16 = 1;
+/// Attribute: the first batch of its index. The log sets it; where one is lost, it tells whether
+/// others of the same index are lost too.
+pub const ATTR_FIRST_OF_INDEX: u16 = 2;
 /// Every attribute this version knows; others are preserved and ignored.
-pub const ATTRS_KNOWN: u16 = ATTR_LAST_OF_INDEX;
+pub const ATTRS_KNOWN: u16 = ATTR_LAST_OF_INDEX | ATTR_FIRST_OF_INDEX;
 
 /// The header of a batch, decoded. Field order follows the byte diagram of the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -318,6 +321,11 @@ impl BatchHeader {
     /// Whether this is the last batch of its index.
     pub const fn is_last_of_index(&self) -> bool {
         self.attrs & ATTR_LAST_OF_INDEX != 0
+    }
+
+    /// Whether this is the first batch of its index.
+    pub const fn is_first_of_index(&self) -> bool {
+        self.attrs & ATTR_FIRST_OF_INDEX != 0
     }
 
     /// Checks the body (without padding) against the CRCs: the control section's own and

@@ -34,7 +34,7 @@ use next::NextSegment;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use weir_protocol::batch::{BatchHeader, BatchType};
+use weir_protocol::batch::{ATTR_FIRST_OF_INDEX, BatchHeader, BatchType};
 use weir_protocol::limits::{BATCH_ALIGN_BYTES, BATCH_HEADER_BYTES};
 use weir_protocol::types::{Index, Offset};
 
@@ -222,6 +222,10 @@ impl Log {
         let mut stored = Vec::with_capacity(batches.len());
         for NewBatch { mut header, body } in batches {
             header.base_offset = log_end;
+            match header.index == self.cursor.last_index {
+                true => header.attrs &= !ATTR_FIRST_OF_INDEX,
+                false => header.attrs |= ATTR_FIRST_OF_INDEX,
+            }
             header.durable_pos = segment.flushed_end();
             let control_crc = control_crc_of(&header, &body);
             let bytes = header.stamp(segment.header.salt, self.cursor.chain, control_crc);

@@ -287,15 +287,19 @@ impl LogReader {
     /// The segment that holds what `from` names; none behind the log end.
     fn segment_of(&self, from: From) -> Result<Option<Arc<Segment>>, ReadError> {
         let ends = self.shared.ends();
+        // In front of the first segment that is there, others may be lost.
+        let first_there = ends.segments.front();
         let (found, at_end, first, end) = match from {
             From::Index(index) => (
-                ends.segment_of_index(index).filter(|_| index >= ends.first_index),
+                ends.segment_of_index(index).or(first_there).filter(|_| index >= ends.first_index),
                 index > ends.last_index,
                 ends.first_index.0,
                 ends.last_index.0 + 1,
             ),
             From::Offset(offset) => (
-                ends.segment_of_offset(offset).filter(|_| offset >= ends.first_offset),
+                ends.segment_of_offset(offset)
+                    .or(first_there)
+                    .filter(|_| offset >= ends.first_offset),
                 offset >= ends.log_end,
                 ends.first_offset.0,
                 ends.log_end.0,

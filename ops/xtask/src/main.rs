@@ -7,6 +7,7 @@
 
 mod advisories;
 mod diskfull;
+mod fuzz;
 mod links;
 mod mount;
 mod planted;
@@ -80,6 +81,17 @@ enum Chore {
         #[arg(long)]
         check: bool,
     },
+    /// Feed the decoders and recovery inputs that libFuzzer finds by coverage
+    Fuzz {
+        /// For how long each target
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+        /// Begins with the same inputs each time [default: a random one]
+        #[arg(long)]
+        seed: Option<u32>,
+        /// Which targets [default: all]
+        targets: Vec<String>,
+    },
     /// Fill the disk of a broker on a loop-mounted ext4 and make room again (needs root)
     Diskfull,
 }
@@ -114,6 +126,10 @@ fn main() -> ExitCode {
         Chore::Kill { file, kills } => survive::kills(&root, &file, kills),
         Chore::Stall { connections, seconds } => stall::check(&root, connections, seconds),
         Chore::Reference { check } => reference::run(&root, check),
+        Chore::Fuzz { seconds, seed, targets } => {
+            // libFuzzer takes 0 for a random one.
+            fuzz::run(&root, (seconds, seed.unwrap_or(0)), &targets)
+        }
         Chore::Diskfull => diskfull::check(&root),
     };
     match outcome {

@@ -30,13 +30,15 @@ pub(crate) struct Walk<'a> {
     position: u64,
     /// What holds in front of the position, but for the chain.
     cursor: Cursor,
+    /// Something is lost in front of it: the next batch may go on with its last index.
+    behind_loss: bool,
 }
 
 impl<'a> Walk<'a> {
     /// From the first batch of a segment.
     pub(crate) fn from_start(shared: &'a Shared, segment: &'a Arc<Segment>) -> Self {
         let cursor = Cursor::before(&segment.header);
-        Self { shared, segment, position: SEGMENT_HEADER_BYTES, cursor }
+        Self { shared, segment, position: SEGMENT_HEADER_BYTES, cursor, behind_loss: false }
     }
 
     /// From a place that another walk reached.
@@ -46,7 +48,7 @@ impl<'a> Walk<'a> {
         position: u64,
         cursor: Cursor,
     ) -> Self {
-        Self { shared, segment, position, cursor }
+        Self { shared, segment, position, cursor, behind_loss: false }
     }
 
     /// From a batch that is surely not behind what is wanted. The segment's index is in memory.
@@ -89,7 +91,8 @@ impl<'a> Walk<'a> {
             return Ok(None);
         }
         match self.segment.header_at(position)? {
-            Ok(header) if self.cursor.is_at(&header) => {
+            Ok(header) if self.is_due(&header) => {
+                self.behind_loss = false;
                 self.position += header.stored_len() as u64;
                 self.cursor.pass(&header);
                 Ok(Some(Found::Batch(position, header)))
@@ -105,6 +108,12 @@ impl<'a> Walk<'a> {
         }
     }
 
+    fn is_due(&self, header: &BatchHeader) -> bool {
+        let Cursor { last_index, log_end, .. } = self.cursor;
+        let goes_on = header.index == last_index && header.base_offset == log_end;
+        self.cursor.is_at(header) || (self.behind_loss && goes_on)
+    }
+
     /// A range without bytes is met at the position of the batch behind it: once.
     fn lies_ahead(&self, range: &DamagedRange) -> bool {
         range.positions.end > self.position || range.last_index >= self.cursor.next_index()
@@ -115,6 +124,7 @@ impl<'a> Walk<'a> {
         self.cursor.last_index = self.cursor.last_index.max(range.last_index);
         self.cursor.open_index = false;
         self.cursor.log_end = range.end_offset;
+        self.behind_loss = true;
     }
 }
 
@@ -158,10 +168,7 @@ impl ColdRead {
                 Some(Found::Lost(range)) if range.accepted || self.from.is_behind(&range) => {
                     continue;
                 }
-                Some(Found::Lost(range)) if found.is_empty() => {
-                    return Err(ReadError::Damaged(range));
-                }
-                Some(Found::Lost(_)) => break,
+                Some(Found::Lost(range)) => return self.up_to(range, found),
                 Some(Found::Batch(position, header)) => (position, header),
             };
             if !self.from.wants(&header) || header.batch_type.is_local() {
@@ -176,11 +183,22 @@ impl ColdRead {
                     found.push(slice);
                 }
                 Err(range) if range.accepted => {}
-                Err(range) if found.is_empty() => return Err(ReadError::Damaged(range)),
-                Err(_) => break,
+                Err(range) => return self.up_to(range, found),
             }
         }
         Ok(found)
+    }
+
+    /// What was found in front of a damaged range. Who reads by index gets whole ones.
+    fn up_to(
+        &self,
+        range: DamagedRange,
+        mut found: Vec<BatchSlice>,
+    ) -> Result<Vec<BatchSlice>, ReadError> {
+        if matches!(self.from, From::Index(_)) {
+            found.retain(|slice| slice.header.index < range.first_index);
+        }
+        if found.is_empty() { Err(ReadError::Damaged(range)) } else { Ok(found) }
     }
 
     fn prepare(&self, start: u64, end: u64) -> io::Result<()> {

@@ -265,7 +265,8 @@ impl Reading<'_> {
         next: &SegmentHeader,
     ) -> Result<Option<StoredIndex>, OpenError> {
         let sequence = file.header.sequence;
-        let damaged = |range: &DamagedRange| range.sequence == sequence && !range.accepted;
+        // What is said to be damaged is looked at again, an accepted loss too.
+        let damaged = |range: &DamagedRange| range.sequence == sequence;
         if self.deep || file.is_shortened() || self.known.iter().any(damaged) {
             return Ok(None);
         }
@@ -282,11 +283,6 @@ impl Reading<'_> {
         if let Some(position) = stored.last_position {
             let (file, salt, end) = (file.clone(), header.salt, stored.end);
             self.unread_last = Some(Unread { file, salt, end, position });
-        }
-        let accepted = |known: &&DamagedRange| known.sequence == header.sequence;
-        let accepted: Vec<DamagedRange> = self.known.iter().filter(accepted).cloned().collect();
-        for range in accepted {
-            damage::insert(&mut self.examined.damage, range);
         }
         self.examined.cursor = stored.cursor;
         self.examined.segments.push(ExaminedSegment {
@@ -502,7 +498,7 @@ struct Read {
 pub(crate) struct Behind {
     index: Index,
     offset: Offset,
-    /// Other batches of the same index may stand before it.
+    /// Other batches of the same index stand before it, or may.
     inside: bool,
 }
 
@@ -511,7 +507,7 @@ impl Behind {
     pub(crate) fn batch(batch: &BatchHeader) -> Self {
         let local = batch.batch_type.is_local();
         let index = if local { Index(batch.index.0 + 1) } else { batch.index };
-        Self { index, offset: batch.base_offset, inside: !local }
+        Self { index, offset: batch.base_offset, inside: !local && !batch.is_first_of_index() }
     }
 
     /// The beginning of a segment, or the end of the log: no index reaches over it.
@@ -531,14 +527,16 @@ pub(crate) fn lost_range(
     let first_index = cursor.next_index();
     // Every batch that shares an index with others has a body; local ones have none.
     let is_local = positions.end - positions.start == BATCH_HEADER_BYTES as u64;
-    let partial = cursor.open_index || (behind.inside && !is_local);
-    let last_index = Index(behind.index.0 - 1);
+    let last_index = match behind.inside && !is_local {
+        true => behind.index,
+        false => Index(behind.index.0 - 1),
+    };
     DamagedRange {
         sequence,
         positions,
         first_index,
         // Where a part of an index is lost, the index is.
-        last_index: if partial { last_index.max(first_index) } else { last_index },
+        last_index: if cursor.open_index { last_index.max(first_index) } else { last_index },
         first_offset: cursor.log_end,
         end_offset: behind.offset.max(cursor.log_end),
         accepted: false,

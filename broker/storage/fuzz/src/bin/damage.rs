@@ -1,0 +1,7 @@
+//! The file of damaged ranges.
+
+#![no_main]
+
+use weir_storage_fuzz::{Part, part};
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| part(Part::Damage, input));

@@ -1,0 +1,7 @@
+//! The header of a segment.
+
+#![no_main]
+
+use weir_storage_fuzz::{Part, part};
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| part(Part::SegmentHeader, input));

@@ -1,0 +1,5 @@
+//! One batch.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| weir_protocol_fuzz::batch(input));
