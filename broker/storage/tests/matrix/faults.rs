@@ -81,8 +81,6 @@ pub(crate) enum Time {
     Starting,
 }
 
-pub(crate) const TIMES: [Time; 3] = [Time::Down, Time::Running, Time::Starting];
-
 /// Where a target lies.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
@@ -175,7 +173,11 @@ pub(crate) fn places(target: Target, base: &Base, disk: &SimDisk) -> Vec<Place> 
         Target::SealedFile => {
             vec![whole("the oldest", 3), whole("one in the middle", 4), whole("the newest", 5)]
         }
-        Target::ActiveFile => vec![whole("all over", ACTIVE)],
+        Target::ActiveFile => {
+            let batch = base.of_segment(ACTIVE).nth(47).unwrap();
+            let between = vec![batch.position];
+            vec![whole("all over", ACTIVE), in_segment(base, "between batches", ACTIVE, between)]
+        }
         Target::IndexFile => vec![
             replaced("its head", base.index_of(4), vec![20]),
             replaced("its rows", base.index_of(3), vec![100]),

@@ -196,7 +196,8 @@ impl<'a> Now<'a> {
     }
 
     /// Nothing before the end of the log is cut, unless no trace of it is left.
-    pub(crate) fn check_cut(&self, fates: &[Fate], given_up: bool) {
+    /// Returns whether anything is.
+    pub(crate) fn check_cut(&self, fates: &[Fate], given_up: bool) -> bool {
         let cut = self.numbered().filter(|(number, _)| fates[*number] == Fate::Cut);
         for (number, batch) in cut {
             let Stored { sequence, position, header, .. } = batch;
@@ -211,6 +212,7 @@ impl<'a> Now<'a> {
                 header.index
             );
         }
+        fates.contains(&Fate::Cut)
     }
 
     /// Reads the log in large steps: everything that is whole comes by.
@@ -343,16 +345,19 @@ impl<'a> Now<'a> {
             let holds = |range: &DamagedRange| {
                 (range.first_index..=range.last_index).contains(&header.index)
             };
+            let mut others = self.numbered().filter(|(_, b)| b.header.index == header.index);
+            let part = if others.any(|(other, _)| self.whole[other]) { "part" } else { "all" };
             assert!(
                 ranges.iter().any(holds),
-                "batch {number} at {sequence}:{position} is not noted"
+                "batch {number} at {sequence}:{position}, {part} of index {}, is not noted",
+                header.index
             );
         }
     }
 
     /// The owner's own: the vote that was cast last, and checkpoints as they were written.
     pub(crate) fn check_owner(&self, log: &Log) {
-        assert_eq!(log.meta(), VOTE, "another vote than the one that was cast last");
+        assert!(log.meta() == VOTE, "another vote than the one that was cast last");
         let [older, newest] = self.base.checkpoint_files().map(|path| !self.is_spoiled(&path));
         let found = log.latest_checkpoint(Index(u64::MAX)).unwrap();
         let mut wanted =
