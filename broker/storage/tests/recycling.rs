@@ -76,6 +76,11 @@ impl Writer {
 
     /// What a log after a crash may hold: all that was flushed by then, of this log alone.
     fn check(&self, crashed: &SimDisk, changes: usize, first_max: u64) {
+        let own = folder(Path::new(common::ROOT), self.uuid);
+        for path in crashed.paths(".seg").into_iter().filter(|path| path.starts_with(&own)) {
+            let uuid = crashed.bytes_of(&path)[24..40].try_into().unwrap();
+            assert_eq!(u128::from_le_bytes(uuid), self.uuid, "{} is another's", path.display());
+        }
         let log = open(&device_in(crashed), self.uuid);
         let found = contents(&log);
         let first = log.reader().bounds().first_index.0;
@@ -147,13 +152,16 @@ fn a_power_cut_shows_no_log_what_another_wrote_into_its_old_file() {
     let device = device_in(&disk);
     let (mut old, mut new) = (Writer::new(&device, 1), Writer::new(&device, 2));
     let changes = || disk.changes();
-    (0..8).for_each(|_| old.append(changes));
+    (0..11).for_each(|_| old.append(changes));
     let bounds = |writer: &Writer| writer.log.reader().bounds();
     assert_eq!(bounds(&old).log_start, Offset(0));
     disk.record();
-    old.trim_one();
+    // The trim goes on while another log writes into the first file of it.
+    let upto = old.log.reader().sealed_segments()[1].last_index;
+    let mut trimmed = old.log.begin_trim(upto).unwrap();
+    assert!(trimmed.remove_one().unwrap());
     (0..7).for_each(|_| new.append(changes));
-    old.trim_one();
+    trimmed.finish().unwrap();
     (0..8).for_each(|_| old.append(changes));
     let first_max = bounds(&old).first_index.0;
     assert!(segments(&disk, &folder(device.root(), 2)).1 > 0, "the other log took the file");
