@@ -182,7 +182,7 @@ impl Cell {
             }
             Time::Running => {
                 let (log, _) = open(&disk, false).unwrap();
-                if run % 2 == 0 {
+                if run.is_multiple_of(2) {
                     read_all(&log);
                 }
                 apply(base, &disk, &place_on(&disk), self.fault);

@@ -66,7 +66,7 @@ fn step(random: &mut Rng, large: bool) -> Step {
 
 fn trace(seed: u64) -> Vec<Step> {
     let mut random = Rng::with_seed(seed);
-    let large = seed % LARGE_ONE_OF == 0;
+    let large = seed.is_multiple_of(LARGE_ONE_OF);
     let count = if large { 25 } else { random.usize(5..=15) };
     (0..count).map(|_| step(&mut random, large)).collect()
 }

@@ -178,6 +178,14 @@ pub(crate) fn places(target: Target, base: &Base, disk: &SimDisk) -> Vec<Place> 
             let between = vec![batch.position];
             vec![whole("all over", ACTIVE), in_segment(base, "between batches", ACTIVE, between)]
         }
+        Target::IndexFile | Target::Checkpoint | Target::Meta | Target::DamageFile => {
+            beside_segments(target, base, disk)
+        }
+    }
+}
+
+fn beside_segments(target: Target, base: &Base, disk: &SimDisk) -> Vec<Place> {
+    match target {
         Target::IndexFile => vec![
             replaced("its head", base.index_of(4), vec![20]),
             replaced("its rows", base.index_of(3), vec![100]),
@@ -190,25 +198,8 @@ pub(crate) fn places(target: Target, base: &Base, disk: &SimDisk) -> Vec<Place> 
                 Place { misread: 2, ..replaced("the older", older, vec![30]) },
             ]
         }
-        Target::Meta => {
-            // The newer generation stands where its sequence says.
-            let path = Path::new(OWN).join("meta");
-            let bytes = disk.bytes_of(&path);
-            let sequence = |copy: usize| {
-                u64::from_le_bytes(*bytes[copy * 4_096 + 16..].first_chunk().unwrap())
-            };
-            let newer = if sequence(0) > sequence(2) { 0 } else { 2 * PAGE };
-            let misread = (2 * PAGE - newer) / PAGE;
-            let place =
-                |name, spots| Place { name, path: path.clone(), spots, misread, in_place: true };
-            vec![
-                place("one copy of the newer generation", vec![newer + 40]),
-                place("the second copy of the newer generation", vec![newer + PAGE + 60]),
-                place("both copies of the newer generation", vec![newer + 54, newer + PAGE + 54]),
-                place("all copies", (0..4).map(|copy| copy * PAGE + 13).collect()),
-            ]
-        }
-        Target::DamageFile => {
+        Target::Meta => in_meta(disk),
+        _ => {
             let path = Path::new(OWN).join("damage");
             vec![
                 replaced("its head", path.clone(), vec![9]),
@@ -216,6 +207,23 @@ pub(crate) fn places(target: Target, base: &Base, disk: &SimDisk) -> Vec<Place> 
             ]
         }
     }
+}
+
+/// The newer generation stands where its sequence says, which a start may change.
+fn in_meta(disk: &SimDisk) -> Vec<Place> {
+    let path = Path::new(OWN).join("meta");
+    let bytes = disk.bytes_of(&path);
+    let sequence =
+        |copy: usize| u64::from_le_bytes(*bytes[copy * 4_096 + 16..].first_chunk().unwrap());
+    let newer = if sequence(0) > sequence(2) { 0 } else { 2 * PAGE };
+    let misread = (2 * PAGE - newer) / PAGE;
+    let place = |name, spots| Place { name, path: path.clone(), spots, misread, in_place: true };
+    vec![
+        place("one copy of the newer generation", vec![newer + 40]),
+        place("the second copy of the newer generation", vec![newer + PAGE + 60]),
+        place("both copies of the newer generation", vec![newer + 54, newer + PAGE + 54]),
+        place("all copies", (0..4).map(|copy| copy * PAGE + 13).collect()),
+    ]
 }
 
 /// Damages a place.

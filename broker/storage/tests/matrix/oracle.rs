@@ -192,7 +192,7 @@ impl<'a> Now<'a> {
     /// All that is near to damage is asked for by itself, and a part of the rest.
     fn is_near(&self, number: usize) -> bool {
         let near = &self.whole[number.saturating_sub(5)..(number + 5).min(self.whole.len())];
-        number % 23 == 0 || near.iter().any(|whole| !whole)
+        number.is_multiple_of(23) || near.iter().any(|whole| !whole)
     }
 
     /// Nothing before the end of the log is cut, unless no trace of it is left.
