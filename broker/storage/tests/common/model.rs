@@ -25,6 +25,7 @@ pub(crate) enum Step {
     Truncate(u8),
     StoreMeta(u8),
     Checkpoint(u8),
+    Watermark,
     Reopen,
 }
 
@@ -61,6 +62,7 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
         2 => any::<u8>().prop_map(Step::Truncate),
         1 => any::<u8>().prop_map(Step::StoreMeta),
         2 => any::<u8>().prop_map(Step::Checkpoint),
+        1 => Just(Step::Watermark),
         2 => Just(Step::Reopen),
     ]
 }

@@ -102,6 +102,7 @@ impl Subject {
                 self.model.checkpoint(at, content);
                 assert_eq!(self.checkpoints(), self.model.checkpoints);
             }
+            Step::Watermark => self.log().leave_watermark().map_err(|_| Failed)?,
             Step::Reopen => {
                 let recovered = self.open().map_err(|_| Failed)?;
                 assert_eq!(recovered.bytes_cut, 0);

@@ -1,0 +1,165 @@
+//! What a log is known to do wrong when it is damaged: the smallest case of everything that
+//! `matrix.rs` lists. Each test says what is right, and is ignored as long as it is not.
+
+#![allow(clippy::unwrap_used, reason = "a test may unwrap")]
+
+mod common;
+
+use common::{ROOT, data, device_in, flush, last_of, noop, open, reopen, segments_of};
+use std::path::{Path, PathBuf};
+use weir_protocol::batch::ATTR_LAST_OF_INDEX;
+use weir_protocol::limits::BATCH_HEADER_BYTES;
+use weir_protocol::types::Index;
+use weir_sim::disk::{Damage, SimDisk};
+use weir_storage::{Disk, Log, LogOptions, OpenError, Read, ReadError};
+
+/// Indexes of one small batch each, every one flushed.
+fn small_batches(disk: &SimDisk, count: u64) -> Log {
+    let (mut log, _) = reopen(disk);
+    for index in 1..=count {
+        log.append(vec![data(index, 1, 200)]).unwrap();
+        flush(&mut log).unwrap();
+    }
+    log
+}
+
+fn position_of(log: &Log, index: u64) -> u64 {
+    let before = log.reader().headers(Index(1), index as usize - 1).unwrap();
+    4_096 + before.iter().map(|header| header.stored_len() as u64).sum::<u64>()
+}
+
+fn is_served(log: &Log, index: u64) -> bool {
+    match log.reader().read_from_index(Index(index), 1) {
+        Ok(Read::Hot(slices)) => slices[0].header.index.0 == index,
+        Ok(Read::Cold(read)) => read.run().is_ok_and(|found| found[0].header.index.0 == index),
+        Err(_) => false,
+    }
+}
+
+/// `Reading::read` ends at the end of the file before `Reading::stopped` can look at its length.
+#[test]
+fn a_file_that_ends_between_two_batches_is_shortened() {
+    let disk = SimDisk::new();
+    let log = small_batches(&disk, 9);
+    let lengths = [position_of(&log, 5), 4_096, 2_560];
+    drop(log);
+    for len in lengths {
+        let disk = disk.fork();
+        disk.damage(&segments_of(&disk)[0], &Damage::Truncated(len));
+        let found = open(&device_in(&disk)).map(|(log, _)| last_of(&log));
+        assert!(matches!(found, Err(OpenError::Damaged(_))), "{len} bytes: {found:?}");
+    }
+}
+
+/// `next_that_follows` takes any later batch for the next one that is whole.
+#[test]
+#[ignore = "batches in a misplaced page of their own segment hide those in front of their place"]
+fn a_misplaced_page_hides_nothing_but_what_it_lies_on() {
+    let disk = SimDisk::new();
+    let log = small_batches(&disk, 60);
+    let whole = |index: &u64| position_of(&log, *index) >= 3 * 4_096;
+    let whole: Vec<u64> = (1..=60).filter(whole).collect();
+    drop(log);
+    disk.damage(&segments_of(&disk)[0], &Damage::Misdirected { at: 2, from: 4 });
+    let (log, _) = reopen(&disk);
+    let missing: Vec<u64> = whole.into_iter().filter(|index| !is_served(&log, *index)).collect();
+    assert!(missing.is_empty(), "whole, and refused: {missing:?}");
+}
+
+/// `lost_range` holds the index that follows only where no other is lost before it.
+#[test]
+fn an_index_that_lacks_its_first_batch_is_refused() {
+    let disk = SimDisk::new();
+    let mut log = small_batches(&disk, 3);
+    let mut together = vec![data(5, 1, 50), data(5, 1, 50)];
+    together[0].header.attrs &= !ATTR_LAST_OF_INDEX;
+    log.append(vec![noop(4)]).unwrap();
+    log.append(together).unwrap();
+    log.append(vec![noop(6)]).unwrap();
+    flush(&mut log).unwrap();
+    log.leave_watermark().unwrap();
+    let start = position_of(&log, 4);
+    drop(log);
+    let lost = start..start + BATCH_HEADER_BYTES as u64 + 1;
+    disk.damage(&segments_of(&disk)[0], &Damage::Zeros(lost));
+    let (log, recovered) = reopen(&disk);
+    let found = log.reader().read_from_index(Index(5), 1);
+    assert!(matches!(found, Err(ReadError::Damaged(_))), "{recovered:?}: {found:?}");
+}
+
+/// `Meta::load` cannot tell rot from a store that was torn: both copies are stored in one flush.
+#[test]
+#[ignore = "where both copies of the newer hard state are damaged, the older one is taken"]
+fn a_vote_that_is_lost_is_not_an_older_vote() {
+    let disk = SimDisk::new();
+    let mut log = small_batches(&disk, 3);
+    log.store_meta(b"an older vote").unwrap();
+    log.store_meta(b"the vote").unwrap();
+    drop(log);
+    let path = Path::new(ROOT).join("p/meta");
+    let bytes = disk.bytes_of(&path);
+    for copy in (0..4).map(|copy| copy * 4_096) {
+        if bytes[copy..].windows(8).take(60).any(|window| window == b"the vote") {
+            disk.damage(&path, &Damage::Bit { position: copy as u64 + 60, bit: 0 });
+        }
+    }
+    let found = open(&device_in(&disk)).map(|(log, _)| log.meta().to_vec());
+    assert!(matches!(found, Err(OpenError::Damaged(_))), "{found:?}");
+}
+
+fn log_of(disk: &SimDisk, uuid: u128, accept_loss: bool) -> Result<Log, OpenError> {
+    let options = LogOptions { uuid, flush_inline: true, accept_loss, ..LogOptions::default() };
+    Log::open(device_in(disk), &folder(uuid), options).map(|(log, _)| log)
+}
+
+fn folder(uuid: u128) -> PathBuf {
+    Path::new(ROOT).join(format!("log-{uuid}"))
+}
+
+/// Two logs of two segments each; batch `uuid` of the first is damaged, and that was accepted.
+fn two_logs(disk: &SimDisk) {
+    for uuid in [1, 2] {
+        let mut log = log_of(disk, uuid, false).unwrap();
+        for index in 1..=8 {
+            log.append(vec![data(index, 1, 200_000)]).unwrap();
+        }
+        flush(&mut log).unwrap();
+        log.store_meta(format!("vote {uuid}").as_bytes()).unwrap();
+        log.write_checkpoint(Index(8), format!("state {uuid}").as_bytes()).unwrap();
+        let position = position_of(&log, uuid as u64) + 1_000;
+        drop(log);
+        let of_log = |path: &PathBuf| path.starts_with(folder(uuid));
+        let segment = disk.paths(".seg").into_iter().find(of_log).unwrap();
+        disk.damage(&segment, &Damage::Bit { position, bit: 0 });
+        let index = segment.with_extension("idx");
+        disk.remove(&index).unwrap();
+        drop(log_of(disk, uuid, true).unwrap());
+    }
+}
+
+fn swap(name: &str) -> SimDisk {
+    let disk = SimDisk::new();
+    two_logs(&disk);
+    disk.damage(&folder(1).join(name), &Damage::Swapped(folder(2).join(name)));
+    disk
+}
+
+#[test]
+#[ignore = "`meta` does not say which log it is of"]
+fn the_hard_state_of_another_log_is_not_taken() {
+    let found = log_of(&swap("meta"), 1, false).map(|log| log.meta().to_vec());
+    assert!(matches!(found, Err(OpenError::Damaged(_))), "{found:?}");
+}
+
+#[test]
+#[ignore = "a checkpoint does not say which log it is of"]
+fn the_checkpoint_of_another_log_is_not_taken() {
+    let log = log_of(&swap("00000000000000000008.ckpt"), 1, false).unwrap();
+    assert_eq!(log.latest_checkpoint(Index(8)).unwrap(), None);
+}
+
+#[test]
+fn what_another_log_gave_up_is_served() {
+    let log = log_of(&swap("damage"), 1, false).unwrap();
+    assert!(is_served(&log, 2), "{:?}", log.reader().damaged_ranges());
+}

@@ -1,0 +1,179 @@
+//! Files of trimmed segments are used again, and nobody sees it: not who still reads the old
+//! segment, nor a log after a power cut in the middle.
+
+#![allow(clippy::unwrap_used, reason = "a test may unwrap")]
+
+mod common;
+
+use bytes::Bytes;
+use common::{contents, data, device_in, device_on, flush};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use weir_protocol::types::{Index, Offset};
+use weir_sim::disk::{Cut, SimDisk};
+use weir_storage::{Backend, Device, Disk, Log, LogOptions, OsDisk, Read};
+
+const CUTS: [Cut; 7] = [
+    Cut::LosesAll,
+    Cut::KeepsAll,
+    Cut::KeepsNewest,
+    Cut::KeepsOldest,
+    Cut::KeepsSome(1),
+    Cut::KeepsSome(2),
+    Cut::KeepsSome(3),
+];
+
+/// A log that remembers what it was given.
+struct Writer {
+    log: Log,
+    uuid: u128,
+    /// Of every index: how many changes the disk had seen when it was flushed.
+    flushed_at: Vec<usize>,
+}
+
+fn open(device: &Arc<Device>, uuid: u128) -> Log {
+    let options =
+        LogOptions { uuid, retained_bytes: 8 << 20, flush_inline: true, ..LogOptions::default() };
+    Log::open(device.clone(), &folder(device.root(), uuid), options).unwrap().0
+}
+
+fn folder(root: &Path, uuid: u128) -> PathBuf {
+    root.join(format!("log-{uuid}"))
+}
+
+/// The body of an index: no two logs have the same.
+fn body(uuid: u128, index: u64) -> Bytes {
+    data(index + 100 * uuid as u64, 1, 300_000).body.concat().into()
+}
+
+impl Writer {
+    fn new(device: &Arc<Device>, uuid: u128) -> Self {
+        Self { log: open(device, uuid), uuid, flushed_at: Vec::new() }
+    }
+
+    /// Appends and flushes; three of these fill a segment.
+    fn append(&mut self, changes: impl Fn() -> usize) {
+        let index = self.flushed_at.len() as u64 + 1;
+        let mut batch = data(index + 100 * self.uuid as u64, 1, 300_000);
+        batch.header.index = Index(index);
+        self.log.append(vec![batch]).unwrap();
+        flush(&mut self.log).unwrap();
+        self.flushed_at.push(changes());
+    }
+
+    fn hold(&self, index: u64) -> (Bytes, Vec<u8>) {
+        let slices = match self.log.reader().read_from_index(Index(index), 1).unwrap() {
+            Read::Hot(slices) => slices,
+            Read::Cold(read) => read.run().unwrap(),
+        };
+        (slices[0].bytes.clone(), slices[0].bytes.to_vec())
+    }
+
+    fn trim_one(&mut self) {
+        let oldest = self.log.reader().sealed_segments()[0];
+        self.log.trim(oldest.last_index).unwrap();
+    }
+
+    /// What a log after a crash may hold: all that was flushed by then, of this log alone.
+    fn check(&self, crashed: &SimDisk, changes: usize, first_max: u64) {
+        let own = folder(Path::new(common::ROOT), self.uuid);
+        for path in crashed.paths(".seg").into_iter().filter(|path| path.starts_with(&own)) {
+            let uuid = crashed.bytes_of(&path)[24..40].try_into().unwrap();
+            assert_eq!(u128::from_le_bytes(uuid), self.uuid, "{} is another's", path.display());
+        }
+        let log = open(&device_in(crashed), self.uuid);
+        let found = contents(&log);
+        let first = log.reader().bounds().first_index.0;
+        assert!(first <= first_max && log.reader().damaged_ranges().is_empty());
+        for (number, (index, offset, bytes)) in found.iter().enumerate() {
+            assert_eq!((*index, *offset), (first + number as u64, first - 1 + number as u64));
+            assert!(*bytes == body(self.uuid, *index), "index {index} of log {}", self.uuid);
+        }
+        let flushed = self.flushed_at.iter().filter(|at| **at <= changes).count() as u64;
+        let last = log.reader().bounds().last_index.0;
+        assert!(last >= flushed, "{flushed} were flushed, {last} are there");
+    }
+}
+
+/// Segments in a folder, and how many of them had an earlier life.
+fn segments(disk: &dyn Disk, folder: &Path) -> (usize, usize) {
+    let names = disk.list(folder).unwrap();
+    let paths = names.iter().filter(|name| name.ends_with(".seg")).map(|name| folder.join(name));
+    let recycled = paths.clone().filter(|path| {
+        let mut flags = [0];
+        disk.open(path).unwrap().read_at(16, &mut flags).unwrap();
+        flags == [1]
+    });
+    (paths.clone().count(), recycled.count())
+}
+
+fn bytes_that_are_held_outlive_their_segment(disk: Arc<dyn Disk>, root: &Path) {
+    let device = device_on(disk.clone(), root);
+    let (own, pool) = (folder(root, 1), root.join("pool"));
+    let mut writer = Writer::new(&device, 1);
+    (0..10).for_each(|_| writer.append(|| 0));
+    let held = writer.hold(1);
+    let waiting = segments(&*disk, &pool).0;
+    writer.trim_one();
+    assert_eq!(segments(&*disk, &pool).0, waiting, "a file that is read is removed");
+    for _ in 0..12 {
+        writer.append(|| 0);
+        assert!(held.0 == held.1, "the bytes of a trimmed segment change under their reader");
+    }
+    assert_eq!(segments(&*disk, &own).1, 0);
+    // A reader that has gone keeps nothing.
+    drop(writer.hold(5));
+    let waiting = segments(&*disk, &pool).0;
+    writer.trim_one();
+    assert_eq!(segments(&*disk, &pool).0, waiting + 1, "a file that nobody reads is kept");
+    let before = segments(&*disk, &own);
+    (0..9).for_each(|_| writer.append(|| 0));
+    let after = segments(&*disk, &own);
+    assert_eq!((after.0, after.1), (before.0 + 3, 1), "and used again");
+    assert!(held.0 == held.1);
+}
+
+#[test]
+fn bytes_of_a_map_outlive_their_segment() {
+    let folder = tempfile::tempdir().unwrap();
+    bytes_that_are_held_outlive_their_segment(Arc::new(OsDisk::new(Backend::Map)), folder.path());
+}
+
+/// This disk panics where bytes are stored to that somebody holds.
+#[test]
+fn no_byte_is_stored_to_that_somebody_holds() {
+    let root = Path::new(common::ROOT);
+    bytes_that_are_held_outlive_their_segment(Arc::new(SimDisk::new()), root);
+}
+
+#[test]
+fn a_power_cut_shows_no_log_what_another_wrote_into_its_old_file() {
+    let disk = SimDisk::new();
+    let device = device_in(&disk);
+    let (mut old, mut new) = (Writer::new(&device, 1), Writer::new(&device, 2));
+    let changes = || disk.changes();
+    (0..11).for_each(|_| old.append(changes));
+    let bounds = |writer: &Writer| writer.log.reader().bounds();
+    assert_eq!(bounds(&old).log_start, Offset(0));
+    disk.record();
+    // The trim goes on while another log writes into the first file of it.
+    let upto = old.log.reader().sealed_segments()[1].last_index;
+    let mut trimmed = old.log.begin_trim(upto).unwrap();
+    assert!(trimmed.remove_one().unwrap());
+    (0..7).for_each(|_| new.append(changes));
+    trimmed.finish().unwrap();
+    (0..8).for_each(|_| old.append(changes));
+    let first_max = bounds(&old).first_index.0;
+    assert!(segments(&disk, &folder(device.root(), 2)).1 > 0, "the other log took the file");
+    assert!(segments(&disk, &folder(device.root(), 1)).1 > 0, "and the same log did");
+    let before_each = disk.recorded();
+    for before in &before_each {
+        for cut in CUTS {
+            let crashed = before.fork();
+            crashed.cut_power(cut);
+            old.check(&crashed, before.changes(), first_max);
+            new.check(&crashed, before.changes(), 1);
+        }
+    }
+    assert!(before_each.len() > 60, "{} changes", before_each.len());
+}
