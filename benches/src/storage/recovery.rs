@@ -247,7 +247,8 @@ mod tests {
     fn what_is_opened_has_the_sealed_segments_and_one_that_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let made = Made::sealed(dir.path(), 3).unwrap();
-        let segments = made.files.iter().filter(|path| path.extension().is_some());
+        let is_segment = |path: &&PathBuf| path.extension().is_some_and(|kind| kind == "seg");
+        let segments = made.files.iter().filter(is_segment);
         assert_eq!(segments.count(), 4);
         let [log] = made.open().unwrap().try_into().ok().unwrap();
         assert_eq!(log.reader().sealed_segments().len(), 3);

@@ -90,7 +90,7 @@ pub enum ChangeError {
 
 struct Request {
     command: Command,
-    reply: oneshot::Sender<Result<Change, ChangeError>>,
+    reply: Reply,
 }
 
 /// A handle on the metadata. Cheap to clone.
@@ -163,8 +163,11 @@ impl Metadata {
 /// A command that was proposed and not yet seen in the log.
 struct Waiting {
     number: u32,
-    reply: oneshot::Sender<Result<Change, ChangeError>>,
+    reply: Reply,
 }
+
+/// Where the answer to a change goes.
+type Reply = oneshot::Sender<Result<Change, ChangeError>>;
 
 /// The one owner of the state.
 struct Keeper {
@@ -175,6 +178,8 @@ struct Keeper {
     checkpointed: Index,
     /// The last index that had a watermark behind it.
     marked: Index,
+    /// Answers that leave once the catalog shows what they tell.
+    answers: Vec<(Reply, Result<Change, ChangeError>)>,
     log_time_ms: u64,
     term: Term,
     run: u32,
@@ -199,6 +204,7 @@ impl Keeper {
             applied,
             checkpointed: applied,
             marked: Index(0),
+            answers: Vec::new(),
             log_time_ms: 0,
             term: Term(0),
             run: 0,
@@ -349,6 +355,10 @@ impl Keeper {
             shown.clone_from(self.state.catalog());
             changed
         });
+        // Who is told of a change finds it in the catalog.
+        for (reply, outcome) in self.answers.drain(..) {
+            let _ = reply.send(outcome);
+        }
         if committed.0 >= self.checkpointed.0 + CHECKPOINT_COMMANDS {
             self.checkpoint().await;
         }
@@ -372,7 +382,7 @@ impl Keeper {
         let ours = (header.term, header.run) == (self.term, self.run)
             && self.waiting.front().is_some_and(|first| first.number == header.run_number);
         if ours && let Some(waiting) = self.waiting.pop_front() {
-            let _ = waiting.reply.send(outcome);
+            self.answers.push((waiting.reply, outcome));
         }
         Ok(())
     }

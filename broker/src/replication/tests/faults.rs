@@ -19,6 +19,8 @@ struct State {
     /// Flushes from this number on wait.
     held_from: Option<usize>,
     failure: Option<io::ErrorKind>,
+    /// Of the hard state.
+    meta_failure: Option<io::ErrorKind>,
     flushes: usize,
 }
 
@@ -42,8 +44,17 @@ impl Faults {
         self.state.lock().unwrap().failure = Some(kind);
     }
 
+    /// The hard state cannot be flushed any more.
+    pub(super) fn fail_meta(&self, kind: io::ErrorKind) {
+        self.state.lock().unwrap().meta_failure = Some(kind);
+    }
+
     pub(super) fn flushes(&self) -> usize {
         self.state.lock().unwrap().flushes
+    }
+
+    fn pass_meta(&self) -> io::Result<()> {
+        self.state.lock().unwrap().meta_failure.map_or(Ok(()), |kind| Err(kind.into()))
     }
 
     fn pass(&self) -> io::Result<()> {
@@ -65,16 +76,17 @@ pub(super) struct FaultyDisk {
 #[derive(Debug)]
 struct FaultySegment {
     file: Arc<dyn DiskFile>,
+    is_meta: bool,
     faults: Arc<Faults>,
 }
 
 impl FaultyDisk {
     fn file(&self, path: &Path, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-        match path.extension() {
-            Some(extension) if extension == "seg" => {
-                Arc::new(FaultySegment { file, faults: self.faults.clone() })
-            }
-            _ => file,
+        let is_segment = path.extension().is_some_and(|extension| extension == "seg");
+        let is_meta = path.file_stem().is_some_and(|stem| stem == "meta");
+        match is_segment || is_meta {
+            true => Arc::new(FaultySegment { file, is_meta, faults: self.faults.clone() }),
+            false => file,
         }
     }
 }
@@ -123,7 +135,11 @@ impl DiskFile for FaultySegment {
         self.file.write_at(position, bytes)
     }
     fn flush(&self, range: Range<u64>) -> io::Result<()> {
-        self.faults.pass()?;
+        if self.is_meta {
+            self.faults.pass_meta()?
+        } else {
+            self.faults.pass()?
+        }
         self.file.flush(range)
     }
     fn hand_over(&self, range: Range<u64>) -> io::Result<()> {
