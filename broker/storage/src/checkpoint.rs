@@ -1,10 +1,11 @@
 //! Local checkpoints: the owner's state at an index, so that a start need not replay everything.
 //!
 //! Owns: the files `<index:020>.ckpt`, and which of them are kept.
-//! Never: interprets the content.
+//! Never: interprets the content; takes the state of another log.
 //!
 //! ```text
-//! magic8 "WEIRCKP\x01" | crc4 of the rest | len4 | index8 | content
+//! magic8 "WEIRCKP\x02" | crc4 of the rest | len4 | index8 | log_uuid16 | content
+//! with the magic "WEIRCKP\x01" there is no log_uuid
 //! ```
 
 use crate::device::Device;
@@ -15,8 +16,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use weir_protocol::types::Index;
 
-const MAGIC: [u8; 8] = *b"WEIRCKP\x01";
-const HEADER_BYTES: usize = 24;
+const MAGIC: [u8; 8] = *b"WEIRCKP\x02";
+const MAGIC_V1: [u8; 8] = *b"WEIRCKP\x01";
+const HEADER_BYTES: usize = 40;
+const HEADER_BYTES_V1: usize = 24;
 
 /// The checkpoints of one log, beside its writer: appending goes on while one is written. One
 /// call at a time.
@@ -24,19 +27,20 @@ const HEADER_BYTES: usize = 24;
 pub struct Checkpoints {
     device: Arc<Device>,
     dir: PathBuf,
+    uuid: u128,
     reader: LogReader,
 }
 
 impl Checkpoints {
-    pub(crate) fn new(device: Arc<Device>, dir: PathBuf, reader: LogReader) -> Self {
-        Self { device, dir, reader }
+    pub(crate) fn new(device: Arc<Device>, dir: PathBuf, uuid: u128, reader: LogReader) -> Self {
+        Self { device, dir, uuid, reader }
     }
 
     /// Keeps `content` as the owner's state at `index`, durably. Besides the two newest those
     /// stay that lie in the log, and the one that it begins behind.
     pub fn write(&self, index: Index, content: &[u8]) -> io::Result<()> {
         let disk = &**self.device.disk();
-        write(disk, &self.dir, index, content)?;
+        write(disk, &self.dir, (self.uuid, index), content)?;
         let first_index = self.reader.bounds().first_index;
         remove_old(disk, &self.dir, |old| old.0 + 1 >= first_index.0)
     }
@@ -45,7 +49,7 @@ impl Checkpoints {
     pub fn latest(&self, upto: Index) -> io::Result<Option<(Index, Vec<u8>)>> {
         let disk = &**self.device.disk();
         for index in list(disk, &self.dir)?.into_iter().filter(|at| *at <= upto) {
-            if let Some(content) = read(disk, &self.dir, index)? {
+            if let Some(content) = read(disk, &self.dir, Some(self.uuid), index)? {
                 return Ok(Some((index, content)));
             }
         }
@@ -61,13 +65,19 @@ fn index_of(name: &str) -> Option<Index> {
     name.strip_suffix(".ckpt")?.parse().ok().map(Index)
 }
 
-/// Writes a checkpoint, flushed under its name.
-pub(crate) fn write(disk: &dyn Disk, dir: &Path, index: Index, content: &[u8]) -> io::Result<()> {
+/// Writes a checkpoint of a log at an index, flushed under its name.
+fn write(
+    disk: &dyn Disk,
+    dir: &Path,
+    (uuid, index): (u128, Index),
+    content: &[u8],
+) -> io::Result<()> {
     let mut bytes = Vec::with_capacity(HEADER_BYTES + content.len());
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(&[0; 4]);
     bytes.extend_from_slice(&(content.len() as u32).to_le_bytes());
     bytes.extend_from_slice(&index.to_le_bytes());
+    bytes.extend_from_slice(&uuid.to_le_bytes());
     bytes.extend_from_slice(content);
     let crc = crc32fast::hash(&bytes[12..]);
     bytes[8..12].copy_from_slice(&crc.to_le_bytes());
@@ -81,24 +91,29 @@ pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<Index>> {
     Ok(found)
 }
 
-/// Reads a checkpoint; none when it is not whole.
-pub(crate) fn read(disk: &dyn Disk, dir: &Path, index: Index) -> io::Result<Option<Vec<u8>>> {
+/// Reads a checkpoint; none when it is not whole, or not of the log that is named.
+pub(crate) fn read(
+    disk: &dyn Disk,
+    dir: &Path,
+    uuid: Option<u128>,
+    index: Index,
+) -> io::Result<Option<Vec<u8>>> {
     let file = disk.open(&dir.join(file_name(index)))?;
     let mut bytes = vec![0u8; file.len() as usize];
     file.read_at(0, &mut bytes)?;
-    let whole = bytes.len() >= HEADER_BYTES
-        && bytes[..8] == MAGIC
+    let is_first = bytes.starts_with(&MAGIC_V1);
+    let header_bytes = if is_first { HEADER_BYTES_V1 } else { HEADER_BYTES };
+    let is_ours = |of: &[u8]| is_first || uuid.is_none_or(|uuid| uuid.to_le_bytes() == *of);
+    let whole = bytes.len() >= header_bytes
+        && (is_first || bytes.starts_with(&MAGIC))
         && bytes[8..12] == crc32fast::hash(&bytes[12..]).to_le_bytes()
-        && bytes[16..24] == index.to_le_bytes();
-    Ok(whole.then(|| bytes.split_off(HEADER_BYTES)))
+        && bytes[16..24] == index.to_le_bytes()
+        && is_ours(&bytes[24..header_bytes]);
+    Ok(whole.then(|| bytes.split_off(header_bytes)))
 }
 
 /// Removes those that are neither among the two newest nor wanted.
-pub(crate) fn remove_old(
-    disk: &dyn Disk,
-    dir: &Path,
-    wanted: impl Fn(Index) -> bool,
-) -> io::Result<()> {
+fn remove_old(disk: &dyn Disk, dir: &Path, wanted: impl Fn(Index) -> bool) -> io::Result<()> {
     for index in list(disk, dir)?.into_iter().skip(2).filter(|index| !wanted(*index)) {
         disk.remove(&dir.join(file_name(index)))?;
     }

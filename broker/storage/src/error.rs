@@ -39,7 +39,7 @@ pub enum CorruptionKind {
     #[error("the file is shorter than it was made")]
     Shortened,
     /// The hard state.
-    #[error("no copy of the hard state is valid")]
+    #[error("the hard state, or one generation of it, has no valid copy")]
     Meta,
 }
 

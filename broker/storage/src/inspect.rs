@@ -117,7 +117,7 @@ pub fn verify(disk: &dyn Disk, dir: &Path, uuid: u128) -> Result<LogReport, Open
     let mut checkpoints = Vec::new();
     let device = || OpenError::device(dir);
     for index in checkpoint::list(disk, dir).map_err(device())? {
-        let whole = checkpoint::read(disk, dir, index).map_err(device())?.is_some();
+        let whole = checkpoint::read(disk, dir, Some(uuid), index).map_err(device())?.is_some();
         checkpoints.push((index, whole));
     }
     Ok(report(uuid, examined, checkpoints))

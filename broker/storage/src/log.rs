@@ -483,7 +483,8 @@ impl Log {
 
     /// The log's checkpoints.
     pub fn checkpoints(&self) -> Checkpoints {
-        Checkpoints::new(self.device.clone(), self.dir.clone(), self.reader())
+        let (device, dir) = (self.device.clone(), self.dir.clone());
+        Checkpoints::new(device, dir, self.options.uuid, self.reader())
     }
 
     /// Keeps `content` as the owner's state at `index`: [`Checkpoints::write`].

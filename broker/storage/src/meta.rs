@@ -1,8 +1,11 @@
 //! The hard state of a log: its owner's bytes and where the log begins.
 //!
 //! Owns: the file `meta`: two generations of two copies each.
-//! Never: takes an unreadable file for a fresh one.
-//! Invariant: the newer generation is never touched while the older one is written.
+//! Never: takes an unreadable file for a fresh one, an older state for one that was lost, or the
+//! state of another log.
+//! Invariants: the newer generation is never touched while the older one is written; of the older
+//! one a copy is durable before the other is touched. So no stop of any kind leaves a generation
+//! without a valid copy, and one that has none was damaged.
 //!
 //! ```text
 //! 4 copies of 4096 bytes: generation A twice, generation B twice
@@ -10,8 +13,8 @@
 //!  16 sequence8             24 first_index8         32 blob_len4
 //!  36 first_offset8         44 last_segment8
 //!  52 mark_segment8 (0 = none)  60 mark_pos8  68 mark_last_index8  76 mark_log_end8
-//!  84 mark_term8            92 mark_chain4          96 blob
-//! version 1 ended with the blob, at 36
+//!  84 mark_term8            92 mark_chain4          96 log_uuid16           112 blob
+//! version 1 ended with the blob, at 36, and began with one generation
 //! ```
 
 use crate::disk::{Disk, DiskFile, remove_if_there};
@@ -20,6 +23,7 @@ use crate::limits::{META_BLOB_BYTES_MAX, META_COPY_BYTES};
 use crate::planted::{Bug, is_planted, unless};
 use crate::scan::Cursor;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use weir_protocol::types::{Index, Offset, Term};
@@ -27,13 +31,15 @@ use weir_protocol::types::{Index, Offset, Term};
 const MAGIC: [u8; 8] = *b"WEIRMET\x01";
 const VERSION: u16 = 2;
 const FILE_BYTES: u64 = 4 * META_COPY_BYTES as u64;
-const BLOB_AT: usize = 96;
+const BLOB_AT: usize = 112;
 const BLOB_AT_V1: usize = 36;
 
 /// What is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct State {
     sequence: u64,
+    /// Whose state it is; version 1 does not say.
+    log_uuid: Option<u128>,
     /// Where the log begins.
     pub(crate) first_index: Index,
     pub(crate) first_offset: Offset,
@@ -61,32 +67,47 @@ pub(crate) struct Meta {
     file: Arc<dyn DiskFile>,
     pub(crate) path: PathBuf,
     state: State,
+    /// Version 1 left a generation without a valid copy.
+    lacks_generation: bool,
 }
 
 impl Meta {
-    /// Reads `dir/meta`; none where there is no such file.
-    pub(crate) fn load(disk: &dyn Disk, dir: &Path) -> Result<Option<Self>, OpenError> {
+    /// Reads `dir/meta`, which has to be of this log if one is named; none where there is no such
+    /// file.
+    pub(crate) fn load(
+        disk: &dyn Disk,
+        dir: &Path,
+        uuid: Option<u128>,
+    ) -> Result<Option<Self>, OpenError> {
         let path = dir.join("meta");
         let file = match disk.open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(OpenError::device(&path)(error)),
         };
-        let mut newest: Option<State> = None;
+        if file.len() < FILE_BYTES {
+            return Err(Self::unreadable(dir));
+        }
+        let mut generations = [None, None];
         for copy in 0..4 {
             let mut bytes = vec![0; META_COPY_BYTES];
-            let position = copy * META_COPY_BYTES as u64;
-            if file.len() < position + META_COPY_BYTES as u64 {
-                break;
-            }
+            let position = (copy * META_COPY_BYTES) as u64;
             file.read_at(position, &mut bytes).map_err(OpenError::device(&path))?;
-            let known = newest.as_ref().map_or(0, |known| known.sequence);
-            newest = decode(&bytes, &path)?.filter(|state| state.sequence > known).or(newest);
+            let generation: &mut Option<State> = &mut generations[copy / 2];
+            let known = generation.as_ref().map_or(0, |known| known.sequence);
+            let belongs_here = |state: &State| {
+                let is_ours = uuid.is_none() || state.log_uuid.is_none() || state.log_uuid == uuid;
+                is_ours && state.sequence % 2 == copy as u64 / 2 && state.sequence > known
+            };
+            let newer = decode(&bytes, &path)?.filter(belongs_here);
+            *generation = newer.or(generation.take());
         }
-        match newest.filter(|_| file.len() >= FILE_BYTES) {
-            Some(state) => Ok(Some(Self { file, path, state })),
-            None => Err(Self::unreadable(dir)),
-        }
+        let lacks_generation = generations.iter().any(Option::is_none);
+        let newest = generations.into_iter().flatten().max_by_key(|state| state.sequence);
+        let is_whole = |state: &State| !lacks_generation || state.log_uuid.is_none();
+        let Some(mut state) = newest.filter(is_whole) else { return Err(Self::unreadable(dir)) };
+        state.log_uuid = state.log_uuid.or(uuid);
+        Ok(Some(Self { file, path, state, lacks_generation }))
     }
 
     /// The error of a log whose hard state is gone.
@@ -95,14 +116,16 @@ impl Meta {
         OpenError::Damaged(Corruption { file, position: 0, kind })
     }
 
-    /// Makes the hard state of a fresh log.
+    /// Makes the hard state of a fresh log, in both generations.
     /// A crash in between leaves `meta.new`, which the next try replaces.
-    pub(crate) fn create(disk: &dyn Disk, dir: &Path) -> Result<Self, OpenError> {
+    pub(crate) fn create(disk: &dyn Disk, dir: &Path, uuid: u128) -> Result<Self, OpenError> {
         let (fresh, path) = (dir.join("meta.new"), dir.join("meta"));
         remove_if_there(disk, &fresh).map_err(OpenError::device(&fresh))?;
         let file = disk.create(&fresh, FILE_BYTES).map_err(OpenError::device(&fresh))?;
-        let mut meta = Self { file, path, state: State::default() };
-        meta.store(|state| state.first_index = Index(1)).map_err(OpenError::device(&fresh))?;
+        let (log_uuid, first_index) = (Some(uuid), Index(1));
+        let state = State { sequence: 1, log_uuid, first_index, ..State::default() };
+        let mut meta = Self { file, path, state, lacks_generation: true };
+        meta.settle().map_err(OpenError::device(&fresh))?;
         disk.rename(&fresh, &meta.path).map_err(OpenError::device(&fresh))?;
         disk.sync_dir(dir).map_err(OpenError::device(dir))?;
         Ok(meta)
@@ -113,7 +136,7 @@ impl Meta {
         &self.state
     }
 
-    /// Makes a new state durable: both copies of the older generation, one flush.
+    /// Makes a new state durable, in place of the older generation.
     pub(crate) fn store(&mut self, change: impl FnOnce(&mut State)) -> io::Result<()> {
         let mut state = self.state.clone();
         change(&mut state);
@@ -126,17 +149,27 @@ impl Meta {
 
     /// Makes durable what was found. After a failed flush the page cache may show what the disk
     /// does not hold; the other generation, which it may still hold, is not touched.
-    pub(crate) fn settle(&self) -> io::Result<()> {
-        self.write(&self.state)
+    pub(crate) fn settle(&mut self) -> io::Result<()> {
+        self.write(&self.state)?;
+        if self.lacks_generation {
+            self.store(|_| ())?;
+            self.lacks_generation = false;
+        }
+        Ok(())
     }
 
     fn write(&self, state: &State) -> io::Result<()> {
         let bytes = encode(state);
         let slot = if is_planted(Bug::NewestMetaOverwritten) { 0 } else { state.sequence % 2 };
-        let generation = slot * 2 * META_COPY_BYTES as u64;
-        self.file.write_at(generation, &bytes)?;
-        self.file.write_at(generation + META_COPY_BYTES as u64, &bytes)?;
-        let range = generation..generation + 2 * META_COPY_BYTES as u64;
+        let first = slot * 2 * META_COPY_BYTES as u64;
+        let second = first + META_COPY_BYTES as u64;
+        self.file.write_at(first, &bytes)?;
+        unless(Bug::MetaCopiesTogether, || self.flush(first..second))?;
+        self.file.write_at(second, &bytes)?;
+        self.flush(first..second + META_COPY_BYTES as u64)
+    }
+
+    fn flush(&self, range: Range<u64>) -> io::Result<()> {
         unless(Bug::MetaNotFlushed, || self.file.flush(range))
     }
 }
@@ -158,6 +191,7 @@ fn encode(state: &State) -> Vec<u8> {
         }
         bytes[92..96].copy_from_slice(&cursor.chain.to_le_bytes());
     }
+    bytes[96..112].copy_from_slice(&state.log_uuid.unwrap_or_default().to_le_bytes());
     bytes[BLOB_AT..BLOB_AT + state.blob.len()].copy_from_slice(&state.blob);
     let crc = crc32fast::hash(&bytes[12..]);
     bytes[8..12].copy_from_slice(&crc.to_le_bytes());
@@ -197,9 +231,11 @@ fn decode(bytes: &[u8], path: &Path) -> Result<Option<State>, OpenError> {
         return Ok(None);
     }
     let blob_at = if is_first { BLOB_AT_V1 } else { BLOB_AT };
+    let log_uuid = u128::from(u64_at(96)) | u128::from(u64_at(104)) << 64;
     let blob = bytes.get(blob_at..blob_at + blob_len).map(<[u8]>::to_vec);
     Ok(blob.map(|blob| State {
         sequence: u64_at(16),
+        log_uuid: (!is_first).then_some(log_uuid),
         first_index: Index(u64_at(24)),
         first_offset: Offset(later(36)),
         last_segment: later(44),

@@ -78,9 +78,9 @@ pub(crate) fn recover(
     {
         return Err(what.into());
     }
-    let meta = match examined.meta.take() {
+    let mut meta = match examined.meta.take() {
         Some(meta) => meta,
-        None => Meta::create(disk, dir)?,
+        None => Meta::create(disk, dir, options.uuid)?,
     };
     let bytes_rewritten = rewrite_unproven(&examined)?;
     // Names and hard state of a process that failed may be visible without being durable.

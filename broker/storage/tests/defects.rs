@@ -87,9 +87,8 @@ fn an_index_that_lacks_its_first_batch_is_refused() {
     assert!(matches!(found, Err(ReadError::Damaged(_))), "{recovered:?}: {found:?}");
 }
 
-/// `Meta::load` cannot tell rot from a store that was torn: both copies are stored in one flush.
+/// Rot of both copies is no torn store: one copy is durable before the other is touched.
 #[test]
-#[ignore = "where both copies of the newer hard state are damaged, the older one is taken"]
 fn a_vote_that_is_lost_is_not_an_older_vote() {
     let disk = SimDisk::new();
     let mut log = small_batches(&disk, 3);
@@ -99,7 +98,7 @@ fn a_vote_that_is_lost_is_not_an_older_vote() {
     let path = Path::new(ROOT).join("p/meta");
     let bytes = disk.bytes_of(&path);
     for copy in (0..4).map(|copy| copy * 4_096) {
-        if bytes[copy..].windows(8).take(60).any(|window| window == b"the vote") {
+        if bytes[copy..].windows(8).take(200).any(|window| window == b"the vote") {
             disk.damage(&path, &Damage::Bit { position: copy as u64 + 60, bit: 0 });
         }
     }
@@ -145,14 +144,12 @@ fn swap(name: &str) -> SimDisk {
 }
 
 #[test]
-#[ignore = "`meta` does not say which log it is of"]
 fn the_hard_state_of_another_log_is_not_taken() {
     let found = log_of(&swap("meta"), 1, false).map(|log| log.meta().to_vec());
     assert!(matches!(found, Err(OpenError::Damaged(_))), "{found:?}");
 }
 
 #[test]
-#[ignore = "a checkpoint does not say which log it is of"]
 fn the_checkpoint_of_another_log_is_not_taken() {
     let log = log_of(&swap("00000000000000000008.ckpt"), 1, false).unwrap();
     assert_eq!(log.latest_checkpoint(Index(8)).unwrap(), None);

@@ -351,7 +351,7 @@ fn what_lies_beside_the_segments_is_looked_at_too() {
     let meta = stopped.folder().join("meta");
     let whole = fs::read(&meta).unwrap();
     (0..4).for_each(|copy| flip(&meta, copy * 4096 + 20));
-    stopped.data(&["verify"]).expect(3).has(&["no copy of the hard state is valid", "backup"]);
+    stopped.data(&["verify"]).expect(3).has(&["has no valid copy", "backup"]);
     stopped.data(&["recover", "--accept-loss", "--yes"]).expect(3).has(&["cannot be accepted"]);
     dump(&stopped.folder(), &[]).expect(3).has(&["one by one"]);
     dump(&stopped.segment(), &[]).expect(0).has(&["message 0"]);

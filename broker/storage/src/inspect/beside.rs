@@ -47,7 +47,7 @@ pub struct IndexReport {
 
 /// The hard state in `dir`; none where there is no file of it.
 pub fn meta(disk: &dyn Disk, dir: &Path) -> Result<Option<MetaReport>, OpenError> {
-    let meta = Meta::load(disk, dir)?;
+    let meta = Meta::load(disk, dir, None)?;
     Ok(meta.map(|meta| {
         let state = meta.state().clone();
         MetaReport {
@@ -80,5 +80,5 @@ pub fn index(disk: &dyn Disk, segment: &Path) -> io::Result<Option<IndexReport>>
 
 /// What the log's owner kept at an index; none where the file does not verify.
 pub fn checkpoint(disk: &dyn Disk, dir: &Path, at: Index) -> io::Result<Option<Vec<u8>>> {
-    crate::checkpoint::read(disk, dir, at)
+    crate::checkpoint::read(disk, dir, None, at)
 }

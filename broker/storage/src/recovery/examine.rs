@@ -82,7 +82,7 @@ pub(crate) fn examine(
     deep: bool,
 ) -> Result<Examined, OpenError> {
     let mut files = Files::open(disk, dir, uuid)?;
-    let meta = Meta::load(disk, dir)?;
+    let meta = Meta::load(disk, dir, Some(uuid))?;
     if meta.is_none() && !files.is_empty() {
         return Err(Meta::unreadable(dir));
     }

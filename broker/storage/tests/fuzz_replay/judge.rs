@@ -18,7 +18,7 @@ pub(crate) const KNOWN: [&str; 9] = [
     "a second open finds the same",
     "refused as if the device had failed",
     "what was appended is all that stands at its index",
-    "no copy of the hard state is valid",
+    "has no valid copy",
     "a segment is missing",
     "attempt to add with overflow (storage/src/log.rs)",
     "it was just appended: Damaged",
