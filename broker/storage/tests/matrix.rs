@@ -47,22 +47,9 @@ const KNOWN: &[Known] = &[
     // A page of the same segment in the place of another holds batches that verify: they are taken
     // for what follows the damage, and what is whole in front of where they belong for lost.
     Known { targets: IN_BATCHES, faults: &[Fault::MisdirectedPage], says: "whole" },
-    // Both copies of the newer generation: the older one is taken, as behind a torn store.
-    Known {
-        targets: &[Target::Meta],
-        faults: &[
-            Fault::Bit,
-            Fault::ZeroSector,
-            Fault::ZeroPage,
-            Fault::NoisePage,
-            Fault::StalePage,
-            Fault::MisdirectedPage,
-        ],
-        says: "another vote",
-    },
-    // Neither file says which log it is of.
-    Known { targets: &[Target::Meta], faults: &[Fault::Swapped], says: "another vote" },
-    Known { targets: &[Target::Checkpoint], faults: &[Fault::Swapped], says: "checkpoint" },
+    // Both copies of the newer generation as they were before: the device lost two writes, each of
+    // which it had flushed, and nothing else tells how new the hard state is.
+    Known { targets: &[Target::Meta], faults: &[Fault::StalePage], says: "another vote" },
 ];
 
 /// Runs of each time in which batches at the end of the log are lost with every trace of their
