@@ -12,40 +12,34 @@ use std::sync::Arc;
 use std::time::Instant;
 use weir_protocol::types::Index;
 
-/// How often a round takes in who asked while it handed others over: what is gained by one flush
-/// less must not be lost by waiting.
+/// How often a round takes in who asked while the device took the bytes of others: what is gained by
+/// one flush less must not be lost by waiting.
 const JOINS_MAX: usize = 4;
 
-/// A log's flush, and what became of handing its bytes over.
+/// A log's flush, and what became of beginning to hand its bytes over.
 type Begun = (Turn, io::Result<()>);
+/// A log's flush, and the device that took its bytes; none where it flushed by itself.
+type Taken = (Turn, io::Result<Option<DeviceId>>);
 
-/// Flushes everything that is dirty now in `logs`, and in those that `late` names while these are
-/// handed over, and tells those who waited for it.
+/// Flushes everything that is dirty now in `logs`, and in those that `late` names while the device
+/// takes the bytes of these, and tells those who waited for it.
 pub(super) fn flush(
     logs: Vec<Arc<LogFlush>>,
     late: impl Fn(&[Arc<LogFlush>]) -> Vec<Arc<LogFlush>>,
     observer: Option<&FlushObserver>,
 ) {
     let started = clock();
-    let (mut round, mut next, mut begun) = (Vec::new(), logs, Vec::new());
-    for _ in 0..=JOINS_MAX {
-        begun.extend(next.iter().filter_map(begin));
+    let (mut round, mut taken, mut next) = (Vec::new(), Vec::new(), logs);
+    for joins in 0..=JOINS_MAX {
+        let begun: Vec<Begun> = next.iter().filter_map(begin).collect();
+        taken.extend(begun.into_iter().map(|begun| take(begun, observer)));
         round.append(&mut next);
-        next = late(&round);
+        if joins < JOINS_MAX {
+            next = late(&round);
+        }
         if next.is_empty() {
             break;
         }
-    }
-    begun.extend(next.iter().filter_map(begin));
-    let alone = begun.len() == 1;
-    let mut taken: Vec<(Turn, io::Result<Option<DeviceId>>)> = Vec::with_capacity(begun.len());
-    for (turn, begun) in begun {
-        let begun = if is_planted(Bug::FailedHandOverCounted) { Ok(()) } else { begun };
-        let outcome = begun.and_then(|()| match alone {
-            true => turn.flush(observer).map(|()| None),
-            false => handed_over(&turn, observer),
-        });
-        taken.push((turn, outcome));
     }
     let flushed = flush_devices(&taken, started, observer);
     for (turn, taken) in taken {
@@ -73,7 +67,7 @@ fn begin(log: &Arc<LogFlush>) -> Option<Begun> {
 
 /// Flushes each device that took bytes, once.
 fn flush_devices(
-    taken: &[(Turn, io::Result<Option<DeviceId>>)],
+    taken: &[Taken],
     started: Instant,
     observer: Option<&FlushObserver>,
 ) -> Vec<(DeviceId, io::Result<()>)> {
@@ -102,12 +96,16 @@ fn hand_over(turn: &Turn) -> io::Result<()> {
 }
 
 /// Waits for the device to take a log's bytes; flushes them by themselves where that is not enough.
-fn handed_over(turn: &Turn, observer: Option<&FlushObserver>) -> io::Result<Option<DeviceId>> {
-    let Some((segment, range)) = &turn.dirty else { return Ok(None) };
-    match segment.file.handed_over(range.clone())? {
-        Some(device) => Ok(Some(device)),
-        None => turn.flush(observer).map(|()| None),
-    }
+fn take((turn, begun): Begun, observer: Option<&FlushObserver>) -> Taken {
+    let begun = if is_planted(Bug::FailedHandOverCounted) { Ok(()) } else { begun };
+    let taken = begun.and_then(|()| {
+        let Some((segment, range)) = &turn.dirty else { return Ok(None) };
+        match segment.file.handed_over(range.clone())? {
+            Some(device) => Ok(Some(device)),
+            None => turn.flush(observer).map(|()| None),
+        }
+    });
+    (turn, taken)
 }
 
 /// The log's own failure, or that of the flush that it shared.
