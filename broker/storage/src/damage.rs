@@ -165,16 +165,17 @@ impl DamageBook {
         }
     }
 
-    /// Drops what lies outside the indexes that the log still holds.
+    /// Drops what lies outside the indexes that the log still holds, the end of a range too.
     pub(crate) fn keep_within(&self, first: Index, last: Index) -> io::Result<()> {
         if !self.any.load(Ordering::Acquire) {
             return Ok(());
         }
         {
             let mut ranges = self.ranges();
-            let before = ranges.len();
+            let before = ranges.clone();
             ranges.retain(|range| range.last_index >= first && range.first_index <= last);
-            if ranges.len() == before {
+            ranges.iter_mut().for_each(|range| range.last_index = range.last_index.min(last));
+            if *ranges == before {
                 return Ok(());
             }
             self.any.store(!ranges.is_empty(), Ordering::Release);

@@ -150,19 +150,11 @@ impl Log {
         if torn == 0 && !open_index {
             return Ok(0);
         }
-        let (kept, bytes) = match open_index {
-            false => (last_index, 0),
-            true => {
-                let headers = self.reader().headers(last_index, usize::MAX);
-                let headers = headers.map_err(io::Error::other);
-                let headers = headers.map_err(OpenError::device(&self.dir))?;
-                let bytes = headers.iter().map(|header| header.stored_len() as u64).sum();
-                (Index(last_index.0 - 1), bytes)
-            }
-        };
+        // What stands there of an index counts from where its first batch begins.
+        let kept = if open_index { Index(last_index.0 - 1) } else { last_index };
+        let bytes = self.cut_after(kept).map_err(OpenError::device(&self.dir))?;
         let (dir, bytes_cut) = (self.dir.display(), torn + bytes);
         tracing::warn!(%dir, bytes_cut, "a torn tail was cut; it was never acknowledged");
-        self.cut_after(kept).map_err(OpenError::device(&self.dir))?;
         Ok(bytes)
     }
 

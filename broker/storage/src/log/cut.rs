@@ -8,7 +8,7 @@ use super::Log;
 use crate::device::Device;
 use crate::disk::remove_if_there;
 use crate::index;
-use crate::limits::SEGMENT_LADDER_BYTES;
+use crate::limits::{SEGMENT_HEADER_BYTES, SEGMENT_LADDER_BYTES};
 use crate::planted::{Bug, is_planted};
 use crate::reader::{Found, From, Walk};
 use crate::scan::Cursor;
@@ -17,6 +17,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use weir_protocol::batch::BatchHeader;
 use weir_protocol::types::Index;
 
 impl Log {
@@ -27,59 +28,42 @@ impl Log {
         if index >= self.shared.ends().last_index {
             return Ok(());
         }
-        self.cut_after(index)
+        self.cut_after(index).map(drop)
     }
 
     /// Cuts everything behind `index`, which is held or the one before the first, torn bytes
-    /// included.
-    pub(super) fn cut_after(&mut self, index: Index) -> io::Result<()> {
-        // Where nothing but bytes behind the last index goes, what stands before it need not be read.
-        let at_end = index == self.cursor.last_index && !self.cursor.open_index;
-        let first_index = self.shared.ends().first_index;
-        let kept = match at_end || index < first_index {
-            true => self.shared.ends().last.filter(|_| at_end),
-            false => {
-                let headers = self.reader().headers(index, usize::MAX).map_err(io::Error::other)?;
-                headers.into_iter().take_while(|header| header.index == index).last()
-            }
-        };
-        let place = match at_end {
-            true => self.active().map(|segment| (segment, self.position)),
-            false => self.end_of(index)?,
-        };
+    /// included. Returns the whole batches of the last segment that were cut, in bytes.
+    pub(super) fn cut_after(&mut self, index: Index) -> io::Result<u64> {
+        let (cut, active, end) = (self.cut_behind(index)?, self.sequence, self.position);
         // A small one: what the cut segment had left stays on the disk too, and counts.
         let [smallest, ..] = SEGMENT_LADDER_BYTES;
         let spare = self.device.pool.take(smallest)?.ok_or(io::ErrorKind::StorageFull)?;
+        let (mut sequence, mut position) = (0, 0);
         let mut dead: Vec<Arc<Segment>> = {
             let mut ends = self.shared.ends_mut();
-            ends.last = kept;
             ends.recent.retain(|(header, ..)| header.index <= index);
-            let sequence = place.as_ref().map_or(0, |(segment, _)| segment.header.sequence);
+            if let Some(cut) = cut {
+                (sequence, position) = (cut.segment.header.sequence, cut.position);
+                cut.segment.cut_at(position);
+                cut.segment.marks().truncate_after(index);
+                ends.last = cut.last;
+                self.cursor = cut.cursor;
+                (ends.last_index, ends.log_end) = (cut.cursor.last_index, cut.cursor.log_end);
+            }
             let count = ends.segments.partition_point(|s| s.header.sequence <= sequence);
-            let dead = ends.segments.drain(count..).collect();
-            if let Some((segment, position)) = &place {
-                segment.cut_at(*position);
-                segment.marks().truncate_after(index);
-            }
-            if let Some(header) = kept.filter(|_| !at_end) {
-                self.cursor.pass(&header);
-            } else if let Some((segment, _)) = place.as_ref().filter(|_| !at_end) {
-                self.cursor = Cursor::before(&segment.header);
-            }
-            (ends.last_index, ends.log_end) = (self.cursor.last_index, self.cursor.log_end);
-            dead
+            ends.segments.drain(count..).collect()
         };
         self.shared.forget_loaded(&dead);
         self.shared.flush.truncate(index);
         if is_planted(Bug::TruncatedTooEarly) {
             self.remove(&std::mem::take(&mut dead))?;
         }
-        let (sequence, position) =
-            place.map_or((0, 0), |(segment, position)| (segment.header.sequence, position));
         let linked = self.link(spare, sequence, position).and_then(|_| self.remove(&dead));
         let first_index = self.shared.ends().first_index;
         let linked = linked.and_then(|()| self.shared.damage.keep_within(first_index, index));
-        self.fence_unless(linked)
+        self.fence_unless(linked)?;
+        let first = if sequence == active { position } else { SEGMENT_HEADER_BYTES };
+        Ok(end.saturating_sub(first))
     }
 
     fn remove(&self, dead: &[Arc<Segment>]) -> io::Result<()> {
@@ -90,27 +74,29 @@ impl Log {
         self.device.disk().sync_dir(&self.dir)
     }
 
-    /// The segment and position behind the last batch of `index`.
-    fn end_of(&self, index: Index) -> io::Result<Option<(Arc<Segment>, u64)>> {
-        let segments: Vec<Arc<Segment>> = self.shared.ends().segments.iter().cloned().collect();
-        let mut place = None;
-        for segment in segments {
-            if segment.header.base_index > index && place.is_some() {
-                break;
-            }
-            self.shared.load_index(&segment)?;
-            let mut walk = Walk::towards(&self.shared, &segment, From::Index(index));
-            let mut position = walk.position();
-            while let Some(step) = walk.next()? {
-                match step {
-                    Found::Batch(_, header) if header.index > index => break,
-                    Found::Lost(range) if range.last_index > index => break,
-                    _ => position = walk.position(),
-                }
-            }
-            place = Some((segment, position));
+    /// The place behind the last batch of `index`; none where the log has no segment.
+    fn cut_behind(&self, index: Index) -> io::Result<Option<Cut>> {
+        if index == self.cursor.last_index && !self.cursor.open_index {
+            // Nothing but torn bytes goes: what stands before them need not be read.
+            let (position, cursor, last) = (self.position, self.cursor, self.shared.ends().last);
+            return Ok(self.active().map(|segment| Cut { segment, position, cursor, last }));
         }
-        Ok(place)
+        let segments: Vec<Arc<Segment>> = self.shared.ends().segments.iter().cloned().collect();
+        let holds = |segment: &&Arc<Segment>| segment.header.base_index <= index;
+        let Some(segment) = segments.iter().rfind(holds).or(segments.first()) else {
+            return Ok(None);
+        };
+        self.shared.load_index(segment)?;
+        let mut reached = walk_to(Walk::towards(&self.shared, segment, From::Index(index)), index)?;
+        if reached.last.is_none() {
+            // The batch that the index names is lost: what stands before it counts.
+            reached = walk_to(Walk::from_start(&self.shared, segment), index)?;
+        }
+        let Reached { position, mut cursor, last } = reached;
+        // What is lost may reach over the cut: nobody knows which of its offsets lie before.
+        cursor.last_index = cursor.last_index.min(index);
+        assert_eq!((cursor.last_index, cursor.open_index), (index, false), "whole indexes are cut");
+        Ok(Some(Cut { segment: segment.clone(), position, cursor, last }))
     }
 
     /// Gives up whole segments that hold nothing behind `upto`. Durable when this returns.
@@ -154,6 +140,37 @@ impl Log {
         trimmed.dead = dead.into();
         Ok(trimmed)
     }
+}
+
+/// Where a log ends once it is cut.
+struct Cut {
+    segment: Arc<Segment>,
+    position: u64,
+    cursor: Cursor,
+    /// The last batch that stays, if it can be read.
+    last: Option<BatchHeader>,
+}
+
+/// How far a walk came.
+struct Reached {
+    position: u64,
+    cursor: Cursor,
+    last: Option<BatchHeader>,
+}
+
+/// Walks behind everything that holds a part of `index`.
+fn walk_to(mut walk: Walk<'_>, index: Index) -> io::Result<Reached> {
+    let mut reached = Reached { position: walk.position(), cursor: walk.cursor(), last: None };
+    while let Some(step) = walk.next()? {
+        match step {
+            Found::Batch(_, header) if header.index > index => break,
+            Found::Lost(range) if range.first_index > index => break,
+            Found::Batch(_, header) if !header.batch_type.is_local() => reached.last = Some(header),
+            _ => {}
+        }
+        (reached.position, reached.cursor) = (walk.position(), walk.cursor());
+    }
+    Ok(reached)
 }
 
 /// Segments that are given up but still on the disk. Dropped unfinished, the next start of the
