@@ -95,12 +95,8 @@ pub(crate) struct StorageFloor(LogWriter);
 impl StorageFloor {
     pub(crate) fn open(dir: &Path) -> io::Result<Self> {
         let device = open_device(dir, Arc::new(ThreadExecutor::start()?))?;
-        let options = LogOptions {
-            uuid: 1,
-            retained_bytes: RETAINED_BYTES,
-            flush_inline: true,
-            ..LogOptions::default()
-        };
+        let options =
+            LogOptions { uuid: 1, retained_bytes: RETAINED_BYTES, ..LogOptions::default() };
         let mut writer = LogWriter::open(device, &dir.join("log"), options)?;
         writer.outgrow_small_segments()?;
         Ok(Self(writer))

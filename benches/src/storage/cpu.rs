@@ -108,12 +108,7 @@ pub(super) fn measure(dir: &Path, rounds: u32) -> io::Result<Vec<CpuFigure>> {
         MeteredExecutor { lanes: ThreadExecutor::start()?, making_ns: making_ns.clone() };
     let making = || Duration::from_nanos(making_ns.load(Ordering::Relaxed)).as_secs_f64();
     let logs = open_device(&dir.join("storage"), Arc::new(executor))?;
-    let options = LogOptions {
-        uuid: 1,
-        retained_bytes: RETAINED_BYTES,
-        flush_inline: true,
-        ..LogOptions::default()
-    };
+    let options = LogOptions { uuid: 1, retained_bytes: RETAINED_BYTES, ..LogOptions::default() };
     let mut log = LogWriter::open(logs, &dir.join("storage/log"), options)?;
     // From here on every segment that is taken is one that is given up.
     let fill = batch_of(FILL_GROUP_BYTES)?;

@@ -49,12 +49,7 @@ pub(super) fn measure(
 ) -> io::Result<Vec<GroupFigure>> {
     let file = zeroed_file(&dir.join("device"))?;
     let logs = open_device(&dir.join("storage"), Arc::new(ThreadExecutor::start()?))?;
-    let options = LogOptions {
-        uuid: 1,
-        retained_bytes: RETAINED_BYTES,
-        flush_inline: true,
-        ..LogOptions::default()
-    };
+    let options = LogOptions { uuid: 1, retained_bytes: RETAINED_BYTES, ..LogOptions::default() };
     let mut log = LogWriter::open(logs, &dir.join("storage/log"), options)?;
     log.outgrow_small_segments()?;
     let mut figures = Vec::new();

@@ -61,12 +61,7 @@ pub(super) fn measure(
     let fill = batch_of(FILL_GROUP_BYTES)?;
     let open = |number: u32| {
         let uuid = u128::from(number) + 1;
-        let options = LogOptions {
-            uuid,
-            retained_bytes: RETAINED_BYTES,
-            flush_inline: false,
-            ..LogOptions::default()
-        };
+        let options = LogOptions { uuid, retained_bytes: RETAINED_BYTES, ..LogOptions::default() };
         let mut log = LogWriter::open(logs.clone(), &dir.join(number.to_string()), options)?;
         for _ in 0..SETTLED_BYTES >> 20 {
             log.append(&fill)?;

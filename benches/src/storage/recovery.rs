@@ -172,10 +172,7 @@ impl Made {
 
 fn place_of(dir: &Path, number: u32, retained_bytes: u64) -> (PathBuf, LogOptions) {
     let uuid = u128::from(number) + 1;
-    (
-        dir.join(number.to_string()),
-        LogOptions { uuid, retained_bytes, flush_inline: true, ..LogOptions::default() },
-    )
+    (dir.join(number.to_string()), LogOptions { uuid, retained_bytes, ..LogOptions::default() })
 }
 
 /// Times of something that begins with nothing in memory.

@@ -163,11 +163,11 @@ impl Shared {
         match self.durability {
             Durability::Fsync => {
                 let done = move |outcome| callback.io_completed(flushed(outcome));
-                self.flusher.flush_elsewhere(Box::new(done));
+                self.flusher.flush(Box::new(done));
             }
             Durability::Memory => {
                 callback.io_completed(Ok(()));
-                self.flusher.flush_elsewhere(Box::new(move |outcome| drop(flushed(outcome))));
+                self.flusher.flush(Box::new(move |outcome| drop(flushed(outcome))));
             }
         }
         Ok(())
@@ -176,7 +176,7 @@ impl Shared {
     /// Waits until everything appended so far is durable.
     pub(super) async fn flushed(self: &Arc<Self>) -> io::Result<()> {
         let (done, wait) = oneshot::channel();
-        self.flusher.flush_elsewhere(Box::new(move |outcome| drop(done.send(outcome))));
+        self.flusher.flush(Box::new(move |outcome| drop(done.send(outcome))));
         match wait.await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(self.fenced_by(fence_of_flush(&error))),

@@ -44,8 +44,11 @@ pub(crate) struct LogFlush {
 
 #[derive(Default)]
 struct Pending {
-    /// The unflushed range. It lies in one segment: a segment is flushed before another follows.
+    /// The range that no flush covers yet. It lies in one segment: a segment is flushed before
+    /// another follows.
     dirty: Option<(Arc<Segment>, Range<u64>)>,
+    /// Bytes that the flush under way covers: until it ends they are not durable.
+    flushing_bytes: u64,
     waiting: VecDeque<(Index, FlushDone)>,
     /// Last index that `dirty` covers.
     index: Index,
@@ -132,7 +135,8 @@ impl LogFlush {
     }
 
     pub(crate) fn unflushed_bytes(&self) -> u64 {
-        self.pending().dirty.as_ref().map_or(0, |(_, range)| range.end - range.start)
+        let pending = self.pending();
+        pending.flushing_bytes + bytes_of(&pending.dirty)
     }
 
     /// Whether `bytes` more would exceed what the log, or its device, may hold unflushed.
@@ -160,7 +164,9 @@ impl LogFlush {
         self.take_turn();
         let (dirty, index) = {
             let mut pending = self.pending();
-            (pending.dirty.take(), pending.index)
+            let dirty = pending.dirty.take();
+            pending.flushing_bytes = bytes_of(&dirty);
+            (dirty, pending.index)
         };
         let turn = Turn { log: self.clone(), dirty, index };
         self.fence().map_or(Ok(turn), |error| Err(error.clone()))
@@ -188,6 +194,10 @@ impl Drop for LogFlush {
     }
 }
 
+fn bytes_of(dirty: &Option<(Arc<Segment>, Range<u64>)>) -> u64 {
+    dirty.as_ref().map_or(0, |(_, range)| range.end - range.start)
+}
+
 /// One flush of one log, from what it covers to what it proves.
 struct Turn {
     log: Arc<LogFlush>,
@@ -197,10 +207,9 @@ struct Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        if let Some((_, range)) = &self.dirty {
-            let bytes = range.end - range.start;
-            self.log.device_unflushed.fetch_sub(bytes, Ordering::Relaxed);
-        }
+        let bytes = bytes_of(&self.dirty);
+        self.log.device_unflushed.fetch_sub(bytes, Ordering::Relaxed);
+        self.log.pending().flushing_bytes = 0;
         self.log.end_turn();
     }
 }
@@ -262,26 +271,16 @@ fn clock() -> std::time::Instant {
 pub struct Flusher {
     coordinator: Arc<FlushCoordinator>,
     log: Arc<LogFlush>,
-    inline: bool,
 }
 
 impl Flusher {
-    pub(crate) fn new(
-        coordinator: Arc<FlushCoordinator>,
-        log: Arc<LogFlush>,
-        inline: bool,
-    ) -> Self {
-        Self { coordinator, log, inline }
+    pub(crate) fn new(coordinator: Arc<FlushCoordinator>, log: Arc<LogFlush>) -> Self {
+        Self { coordinator, log }
     }
 
     /// Asks that everything appended so far becomes durable; `done` is told, in order.
     pub fn flush(&self, done: FlushDone) {
-        self.coordinator.request(&self.log, done, self.inline);
-    }
-
-    /// The same, never on this thread.
-    pub fn flush_elsewhere(&self, done: FlushDone) {
-        self.coordinator.request(&self.log, done, false);
+        self.coordinator.request(&self.log, done);
     }
 }
 
@@ -328,10 +327,9 @@ impl FlushCoordinator {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks that everything appended to `log` so far becomes durable. With `inline` and an idle
-    /// device the flush runs here, before this returns: a hand-over to another thread costs more
-    /// than it gains while only one log is dirty.
-    pub(crate) fn request(self: &Arc<Self>, log: &Arc<LogFlush>, done: FlushDone, inline: bool) {
+    /// Asks that everything appended to `log` so far becomes durable. Never flushes here: who asks
+    /// would wait for a sick disk.
+    fn request(self: &Arc<Self>, log: &Arc<LogFlush>, done: FlushDone) {
         {
             let mut pending = log.pending();
             let index = pending.index;
@@ -346,9 +344,6 @@ impl FlushCoordinator {
         }
         state.running = true;
         drop(state);
-        if inline {
-            return self.rounds();
-        }
         let coordinator = self.clone();
         self.executor.submit(Lane::Flush, Box::new(move || coordinator.rounds()));
     }

@@ -32,10 +32,11 @@ pub const PWRITE_BODY_BYTES: usize = FILL_BYTES;
 pub const CONTROL_RESERVE_BYTES: u64 = 64 << 10;
 /// One row of the sparse index per so many bytes.
 pub const INDEX_STRIDE_BYTES: u64 = 64 << 10;
-/// Unflushed bytes of one log at any time: an append beyond waits for a flush. Recovery counts on
-/// it, so it is written into each segment.
+/// Unflushed bytes of one log at any time, those that a flush under way covers included: an append
+/// beyond waits for a flush. Recovery counts on it, so it is written into each segment.
 pub const UNFLUSHED_BYTES_MAX: u64 = 16 << 20;
-/// Unflushed bytes of all logs of a device, beyond which an append waits for a flush of its log.
+/// Unflushed bytes of all logs of a device, beyond which an append waits for a flush of its log. One
+/// that has nothing unflushed waits for nobody: each log may add one append.
 pub const DEVICE_UNFLUSHED_BYTES_MAX: u64 = 64 << 20;
 /// A scrub reads so much of a segment at a time, and one batch at least.
 pub const SCRUB_PIECE_BYTES: u64 = 1 << 20;

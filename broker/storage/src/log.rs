@@ -45,9 +45,6 @@ pub struct LogOptions {
     pub uuid: u128,
     /// Bytes that the topic retains: a segment is at most an eighth of it.
     pub retained_bytes: u64,
-    /// Flush on the thread that asks, unless a round of the device is running. For programs that wait
-    /// for every flush anyway.
-    pub flush_inline: bool,
     /// Open the log also where its end is damaged beyond knowledge, and pass over everything that is
     /// damaged: what cannot be read is given up for good.
     pub accept_loss: bool,
@@ -55,7 +52,7 @@ pub struct LogOptions {
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self { uuid: 0, retained_bytes: u64::MAX, flush_inline: false, accept_loss: false }
+        Self { uuid: 0, retained_bytes: u64::MAX, accept_loss: false }
     }
 }
 
@@ -426,8 +423,7 @@ impl Log {
 
     /// Asks for flushes while somebody else holds the log.
     pub fn flusher(&self) -> Flusher {
-        let (coordinator, log) = (self.device.flushes.clone(), self.shared.flush.clone());
-        Flusher::new(coordinator, log, self.options.flush_inline)
+        Flusher::new(self.device.flushes.clone(), self.shared.flush.clone())
     }
 
     /// Bytes that are appended but not known to be durable.

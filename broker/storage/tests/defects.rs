@@ -107,7 +107,7 @@ fn a_vote_that_is_lost_is_not_an_older_vote() {
 }
 
 fn log_of(disk: &SimDisk, uuid: u128, accept_loss: bool) -> Result<Log, OpenError> {
-    let options = LogOptions { uuid, flush_inline: true, accept_loss, ..LogOptions::default() };
+    let options = LogOptions { uuid, accept_loss, ..LogOptions::default() };
     Log::open(device_in(disk), &folder(uuid), options).map(|(log, _)| log)
 }
 

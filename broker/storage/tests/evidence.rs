@@ -5,7 +5,9 @@
 
 mod common;
 
-use common::{data, flush, last_of, log_of, reopen, segments_of};
+use common::{data, device_in, flush, last_of, log_of, open, reopen, segments_of};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex};
 use weir_protocol::types::Index;
 use weir_sim::disk::{Cut, Damage, SimDisk};
 use weir_storage::NewBatch;
@@ -51,6 +53,37 @@ fn no_more_is_unflushed_than_a_start_counts_on() {
     let (log, recovered) = reopen(&disk);
     assert!(recovered.damaged.is_empty(), "nothing that was flushed is lost: {recovered:?}");
     assert!(last_of(&log) > 30);
+}
+
+#[test]
+fn what_a_flush_under_way_covers_is_unflushed_until_it_ends() {
+    let disk = SimDisk::new();
+    let device = device_in(&disk);
+    let (mut log, _) = open(&device).unwrap();
+    let (begun, begins) = sync_channel(1);
+    let (goes, go) = sync_channel::<()>(1);
+    let first = Mutex::new(Some(go));
+    device.observe_flushes(Arc::new(move |_, _| {
+        if let Some(go) = first.lock().unwrap().take() {
+            begun.send(()).unwrap();
+            go.recv().unwrap();
+        }
+    }));
+    log.append(vec![data(1, 1, 8_000_000)]).unwrap();
+    let flusher = log.flusher();
+    std::thread::scope(|scope| {
+        scope.spawn(move || flusher.flush(Box::new(|outcome| outcome.unwrap())));
+        begins.recv().unwrap();
+        assert!(log.unflushed_bytes() > 8_000_000);
+        log.append(vec![data(2, 1, 8_000_000)]).unwrap();
+        assert!(log.unflushed_bytes() > 16_000_000);
+        let waiting = scope.spawn(move || {
+            log.append(vec![data(3, 1, 8_000_000)]).unwrap();
+            log.unflushed_bytes()
+        });
+        goes.send(()).unwrap();
+        assert!(waiting.join().unwrap() <= UNFLUSHED_BYTES_MAX);
+    });
 }
 
 /// A write that was lost or went astray leaves a batch that is whole in itself.

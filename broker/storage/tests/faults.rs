@@ -276,7 +276,7 @@ fn who_waited_for_what_was_cut_is_told_and_keeps_nobody_waiting() {
     let told = Arc::new(Mutex::new(Vec::new()));
     let ask = |log: &Log, name: &'static str| {
         let told = told.clone();
-        log.flusher().flush_elsewhere(Box::new(move |outcome| {
+        log.flusher().flush(Box::new(move |outcome| {
             outcome.unwrap();
             told.lock().unwrap().push(name);
         }));

@@ -32,8 +32,7 @@ struct Writer {
 }
 
 fn open(device: &Arc<Device>, uuid: u128) -> Log {
-    let options =
-        LogOptions { uuid, retained_bytes: 8 << 20, flush_inline: true, ..LogOptions::default() };
+    let options = LogOptions { uuid, retained_bytes: 8 << 20, ..LogOptions::default() };
     Log::open(device.clone(), &folder(device.root(), uuid), options).unwrap().0
 }
 

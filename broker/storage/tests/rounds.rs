@@ -23,8 +23,7 @@ fn folder(number: usize) -> PathBuf {
 
 fn open(device: &Arc<Device>, number: usize) -> Log {
     let uuid = number as u128;
-    let options =
-        LogOptions { uuid, retained_bytes: 8 << 20, flush_inline: false, ..LogOptions::default() };
+    let options = LogOptions { uuid, retained_bytes: 8 << 20, ..LogOptions::default() };
     Log::open(device.clone(), &folder(number), options).unwrap().0
 }
 

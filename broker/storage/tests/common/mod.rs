@@ -63,18 +63,13 @@ pub(crate) fn device(root: &Path) -> Arc<Device> {
 }
 
 pub(crate) fn open(device: &Arc<Device>) -> Result<(Log, Recovered), OpenError> {
-    let options = LogOptions { uuid: 5, flush_inline: true, ..LogOptions::default() };
+    let options = LogOptions { uuid: 5, ..LogOptions::default() };
     Log::open(device.clone(), &device.root().join("p"), options)
 }
 
 /// The log of a small topic: its segments stay at their smallest, 1 MiB.
 pub(crate) fn open_small(device: &Arc<Device>) -> Result<(Log, Recovered), OpenError> {
-    let options = LogOptions {
-        uuid: 5,
-        retained_bytes: 8 << 20,
-        flush_inline: true,
-        ..LogOptions::default()
-    };
+    let options = LogOptions { uuid: 5, retained_bytes: 8 << 20, ..LogOptions::default() };
     Log::open(device.clone(), &device.root().join("p"), options)
 }
 

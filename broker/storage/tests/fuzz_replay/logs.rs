@@ -56,7 +56,7 @@ pub(crate) fn device_on(disk: &SimDisk) -> Arc<Device> {
 
 pub(crate) fn options(accept_loss: bool) -> LogOptions {
     let retained_bytes = 8 << 20;
-    LogOptions { uuid: UUID, retained_bytes, flush_inline: true, accept_loss }
+    LogOptions { uuid: UUID, retained_bytes, accept_loss }
 }
 
 /// What a batch holds, without what is local to its place on a disk.

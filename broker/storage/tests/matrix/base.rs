@@ -56,7 +56,7 @@ pub(crate) struct Base {
 
 pub(crate) fn options(folder: &str, accept_loss: bool) -> LogOptions {
     let uuid = if folder == OWN { 5 } else { 6 };
-    LogOptions { uuid, retained_bytes: 8 << 20, flush_inline: true, accept_loss }
+    LogOptions { uuid, retained_bytes: 8 << 20, accept_loss }
 }
 
 fn opened(disk: &SimDisk, folder: &str, accept_loss: bool) -> Log {
