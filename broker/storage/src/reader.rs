@@ -280,8 +280,9 @@ impl LogReader {
         let loaded = segment.rows().is_some();
         let position = Walk::towards(&self.shared, &segment, from).position();
         let hot = loaded && self.shared.ends().is_hot(&segment, position);
-        let read = ColdRead { shared: self.shared.clone(), segment, from, bytes_max, hot };
-        if hot { read.run().map(Read::Hot) } else { Ok(Read::Cold(read)) }
+        let read = ColdRead { shared: self.shared.clone(), segment, from, bytes_max };
+        let found = if hot { read.at_once()? } else { None };
+        Ok(found.map_or(Read::Cold(read), Read::Hot))
     }
 
     /// The segment that holds what `from` names; none behind the log end.

@@ -155,6 +155,8 @@ pub(crate) struct Segment {
     pub(crate) file: Arc<dyn DiskFile>,
     /// Everything below is complete and never stored to again.
     published: AtomicU64,
+    /// What this process did not append lies below: nobody knows that it is in memory.
+    found: u64,
     /// Everything below is durable.
     flushed: AtomicU64,
     /// Where a later truncation cut it; batches behind are dead.
@@ -179,6 +181,7 @@ impl Segment {
             path,
             file,
             published: AtomicU64::new(published),
+            found: published,
             flushed: AtomicU64::new(published),
             cut: AtomicU64::new(u64::MAX),
             sealed: AtomicBool::new(false),
@@ -190,6 +193,11 @@ impl Segment {
     /// Where the batches end that are published and not cut.
     pub(crate) fn published(&self) -> u64 {
         self.published.load(Ordering::Acquire).min(self.cut.load(Ordering::Acquire))
+    }
+
+    /// Where the batches begin that this process appended.
+    pub(crate) fn found(&self) -> u64 {
+        self.found
     }
 
     /// Cuts everything at and behind `position`; its bytes stay as they are.

@@ -391,6 +391,31 @@ fn a_cold_read_waits_for_the_device_and_verifies_what_it_gets() {
     assert_eq!(last_of(&log), index - 1, "the rest is as it was");
 }
 
+/// Who asks may be a task that must not wait: what was found at a start, and what damage holds, is
+/// for a thread that may.
+#[test]
+fn only_what_this_process_appended_is_read_at_once() {
+    let disk = SimDisk::new();
+    let read = |log: &Log, index| log.reader().read_from_index(Index(index), 1).unwrap();
+    let log = log_of(&disk, 3);
+    assert!(matches!(read(&log, 3), Read::Hot(_)));
+    drop(log);
+    let (mut log, _) = reopen(&disk);
+    // The log's index names about every second batch of this size.
+    for index in 4..=8 {
+        log.append(vec![data(index, 1, 50_000)]).unwrap();
+    }
+    flush(&mut log).unwrap();
+    assert!(matches!(read(&log, 3), Read::Cold(_)));
+    assert!(matches!(read(&log, 8), Read::Hot(_)));
+    let before = log.reader().headers(Index(1), 7).unwrap();
+    let position = 4_096 + before.iter().map(|header| header.stored_len() as u64).sum::<u64>();
+    disk.damage(&segments_of(&disk)[0], &Damage::Bit { position: position + 150, bit: 0 });
+    let Read::Cold(damaged) = read(&log, 8) else { panic!("damage takes its time") };
+    assert!(matches!(damaged.run(), Err(ReadError::Damaged(_))));
+    assert_eq!(log.reader().damaged_ranges().len(), 1);
+}
+
 /// A flush that was under way when the log was cut says nothing of what came instead.
 #[test]
 fn a_flush_under_way_does_not_vouch_for_what_replaced_its_bytes() {

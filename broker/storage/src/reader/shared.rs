@@ -56,11 +56,13 @@ impl Ends {
         self.segments.get(count.checked_sub(1)?)
     }
 
-    /// Whether `position` of `segment` is so near to the log end that it is surely in memory.
+    /// Whether what stands at and behind `position` of `segment` was appended by this process, and so
+    /// lately that it is still in memory.
     pub(crate) fn is_hot(&self, segment: &Arc<Segment>, position: u64) -> bool {
         let behind = self.segments.iter().rev().take_while(|other| !Arc::ptr_eq(other, segment));
         let bytes: u64 = behind.map(|other| other.published()).sum();
-        bytes + segment.published().saturating_sub(position) <= HOT_BYTES
+        let near = bytes + segment.published().saturating_sub(position) <= HOT_BYTES;
+        near && position >= segment.found()
     }
 
     pub(crate) fn next_segment(&self, segment: &Arc<Segment>) -> Option<Arc<Segment>> {

@@ -32,13 +32,16 @@ pub(crate) struct Walk<'a> {
     cursor: Cursor,
     /// Something is lost in front of it: the next batch may go on with its last index.
     behind_loss: bool,
+    /// Whether to look for what damage holds, which takes its time; without, it is
+    /// [`io::ErrorKind::WouldBlock`].
+    may_wait: bool,
 }
 
 impl<'a> Walk<'a> {
     /// From the first batch of a segment.
     pub(crate) fn from_start(shared: &'a Shared, segment: &'a Arc<Segment>) -> Self {
         let cursor = Cursor::before(&segment.header);
-        Self { shared, segment, position: SEGMENT_HEADER_BYTES, cursor, behind_loss: false }
+        Self::at(shared, segment, SEGMENT_HEADER_BYTES, cursor)
     }
 
     /// From a place that another walk reached.
@@ -48,7 +51,7 @@ impl<'a> Walk<'a> {
         position: u64,
         cursor: Cursor,
     ) -> Self {
-        Self { shared, segment, position, cursor, behind_loss: false }
+        Self { shared, segment, position, cursor, behind_loss: false, may_wait: true }
     }
 
     /// From a batch that is surely not behind what is wanted. The segment's index is in memory.
@@ -97,6 +100,7 @@ impl<'a> Walk<'a> {
                 self.cursor.pass(&header);
                 Ok(Some(Found::Batch(position, header)))
             }
+            Ok(_) | Err(_) if !self.may_wait => Err(io::ErrorKind::WouldBlock.into()),
             // Damaged, or whole and in the wrong place.
             Ok(_) | Err(_) => {
                 let range = self.shared.discover(self.segment, position, &self.cursor)?;
@@ -134,29 +138,41 @@ pub struct ColdRead {
     pub(super) segment: Arc<Segment>,
     pub(super) from: From,
     pub(super) bytes_max: usize,
-    /// The bytes are in memory for sure.
-    pub(super) hot: bool,
 }
 
 impl ColdRead {
     /// Reads here; may wait for the device.
     pub fn run(mut self) -> Result<Vec<BatchSlice>, ReadError> {
         loop {
-            let found = self.run_segment()?;
+            let found = self.run_segment(true)?;
             // Everything that was wanted of it may be lost.
             let next = self.shared.ends().next_segment(&self.segment);
             match next.filter(|_| found.is_empty()) {
-                Some(next) => (self.segment, self.hot) = (next, false),
+                Some(next) => self.segment = next,
                 None => return Ok(found),
             }
         }
     }
 
-    fn run_segment(&self) -> Result<Vec<BatchSlice>, ReadError> {
+    /// Reads what is in memory; none where that is not all that it takes.
+    pub(super) fn at_once(&self) -> Result<Option<Vec<BatchSlice>>, ReadError> {
+        match self.run_segment(false) {
+            Ok(found) => Ok(Some(found).filter(|found| !found.is_empty())),
+            Err(ReadError::Device { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn run_segment(&self, may_wait: bool) -> Result<Vec<BatchSlice>, ReadError> {
         let device = |source| ReadError::Device { file: self.segment.path.clone(), source };
-        self.shared.load_index(&self.segment).map_err(device)?;
+        if may_wait {
+            self.shared.load_index(&self.segment).map_err(device)?;
+        }
         let mut walk = Walk::towards(&self.shared, &self.segment, self.from);
-        if !self.hot {
+        walk.may_wait = may_wait;
+        if may_wait {
             let position = walk.position();
             let ahead = position + self.bytes_max as u64 + BATCH_HEADER_BYTES as u64;
             self.prepare(position, ahead.min(self.segment.published())).map_err(device)?;
@@ -177,7 +193,7 @@ impl ColdRead {
             if !found.is_empty() && taken + header.stored_len() > self.bytes_max {
                 break;
             }
-            match self.slice(header, position).map_err(device)? {
+            match self.slice(header, position, may_wait).map_err(device)? {
                 Ok(slice) => {
                     taken += header.stored_len();
                     found.push(slice);
@@ -210,15 +226,19 @@ impl ColdRead {
         &self,
         header: BatchHeader,
         position: u64,
+        may_wait: bool,
     ) -> io::Result<Result<BatchSlice, DamagedRange>> {
         let end = position + header.stored_len() as u64;
-        if !self.hot {
+        if may_wait {
             self.prepare(position, end)?;
         }
         let bytes = self.segment.file.bytes(position..end)?;
         let checked = header.check_body(&bytes[BATCH_HEADER_BYTES..header.wire_len()]);
         if checked.is_ok() || is_planted(Bug::ReadUnverified) {
             return Ok(Ok(BatchSlice { header, bytes, salt: self.segment.header.salt }));
+        }
+        if !may_wait {
+            return Err(io::ErrorKind::WouldBlock.into());
         }
         let range = DamagedRange::of_batch(self.segment.header.sequence, position, &header);
         self.shared.damage.record(range.clone());
