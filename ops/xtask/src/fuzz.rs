@@ -46,6 +46,10 @@ pub(crate) fn run(
         return Err(format!("no target is called {unknown}: there are {}", known.join(", ")));
     }
     targets.retain(|target| names.is_empty() || names.contains(&target.name));
+    // A folder that lost its seeds is not part of a clone, and libFuzzer's word for it is obscure.
+    if let Some(target) = targets.iter().find(|target| !has_files(&target.seeds)) {
+        return Err(format!("{} has no seeds in {}", target.name, target.seeds.display()));
+    }
     let mut summary = Vec::new();
     for target in &targets {
         let found = fuzz(target, &out, (seconds, seed))?;
@@ -79,6 +83,10 @@ fn build(workspace: &Path, out: &Path) -> Result<Vec<Target>, String> {
         .collect();
     targets.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(targets)
+}
+
+fn has_files(folder: &Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut items| items.next().is_some())
 }
 
 fn platform() -> Result<String, String> {
