@@ -150,23 +150,28 @@ impl Batches<'_> {
         from: u64,
         cursor: &Cursor,
     ) -> io::Result<Option<(u64, BatchHeader)>> {
-        self.next_where(from, |header| cursor.may_precede(header))
+        // A batch never says that more was flushed than stood in front of it: this one was written
+        // further behind, and is here in a page that is in the wrong place.
+        let is_misplaced = |position, header: &BatchHeader| header.durable_pos > position;
+        self.next_where(from, |position, header| {
+            cursor.may_precede(header) && !is_misplaced(position, header)
+        })
     }
 
     /// Where the next whole batch stands at or behind `from`, whatever it is.
     pub(crate) fn next_whole_anywhere(&self, from: u64) -> io::Result<Option<u64>> {
-        Ok(self.next_where(from, |_| true)?.map(|(position, _)| position))
+        Ok(self.next_where(from, |_, _| true)?.map(|(position, _)| position))
     }
 
     fn next_where(
         &self,
         from: u64,
-        fits: impl Fn(&BatchHeader) -> bool,
+        fits: impl Fn(u64, &BatchHeader) -> bool,
     ) -> io::Result<Option<(u64, BatchHeader)>> {
         let mut position = from.next_multiple_of(BATCH_ALIGN_BYTES as u64);
         while let Some(found) = self.next_header(position)? {
             if let Ok(Whole { header, .. }) = self.whole_at(found)?
-                && fits(&header)
+                && fits(found, &header)
             {
                 return Ok(Some((found, header)));
             }

@@ -14,8 +14,7 @@ use std::sync::Once;
 
 /// What is known to break, without its numbers. Each is proved by files of the corpus; who removes
 /// a cause removes it here, and says in those files what they turn out to be now.
-pub(crate) const KNOWN: [&str; 9] = [
-    "a second open finds the same",
+pub(crate) const KNOWN: [&str; 8] = [
     "refused as if the device had failed",
     "what was appended is all that stands at its index",
     "has no valid copy",
