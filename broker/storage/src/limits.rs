@@ -54,6 +54,9 @@ pub const META_COPY_BYTES: usize = 4 << 10;
 pub const META_BLOB_BYTES_MAX: usize = 2 << 10;
 /// Free bytes below which no further segment is made.
 pub const DISK_RESERVE_BYTES: u64 = 16 << 20;
+/// Sequences, indexes and offsets of a log stay below: whatever names a larger one was not written
+/// by a log.
+pub const NUMBERS_END: u64 = 1 << 62;
 
 const _: () = assert!(BATCH_BYTES_MAX as u64 + BATCH_ALIGN_BYTES as u64 <= UNFLUSHED_BYTES_MAX);
 const _: () = assert!(UNFLUSHED_BYTES_MAX < DEVICE_UNFLUSHED_BYTES_MAX);

@@ -277,7 +277,10 @@ impl Log {
     fn roll(&mut self, spare: Spare) -> io::Result<Arc<Segment>> {
         let Some(active) = self.active() else { return self.link(spare, 0, 0) };
         if !active.is_sealed() {
-            self.append_local(&active, BatchType::Seal)?;
+            // Only a file that was damaged leaves no room for it; the successor says the same.
+            if self.position + BATCH_HEADER_BYTES as u64 <= active.file.len() {
+                self.append_local(&active, BatchType::Seal)?;
+            }
             active.seal();
         }
         let stored = self.index_of(&active);

@@ -6,6 +6,7 @@
 
 use crate::disk::DiskFile;
 use crate::error::CorruptionKind;
+use crate::limits::NUMBERS_END;
 use crate::planted::{Bug, is_planted};
 use crate::segment::SegmentHeader;
 use std::io;
@@ -57,7 +58,7 @@ impl Cursor {
         (header.index, header.base_offset) == (due, self.log_end)
     }
 
-    /// Whether a batch may stand somewhere behind: batches between were lost.
+    /// Whether a batch may stand somewhere behind, where batches between were lost.
     fn may_precede(&self, header: &BatchHeader) -> bool {
         let least = if header.batch_type.is_local() { self.last_index } else { self.next_index() };
         header.index >= least && header.base_offset >= self.log_end
@@ -86,6 +87,32 @@ impl Cursor {
     }
 }
 
+/// Index and offset of what stands behind a stretch of batches, which none of them reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Edge {
+    pub(crate) index: Index,
+    pub(crate) offset: Offset,
+}
+
+impl Edge {
+    /// Where nothing tells what stands behind.
+    pub(crate) const UNKNOWN: Self = Self { index: Index(u64::MAX), offset: Offset(u64::MAX) };
+
+    /// In front of the first batch of a segment.
+    pub(crate) fn before(header: &SegmentHeader) -> Self {
+        Self { index: header.base_index, offset: header.base_offset }
+    }
+
+    /// Behind everything that a cursor passed.
+    pub(crate) fn behind(cursor: &Cursor) -> Self {
+        Self { index: Index(cursor.last_index.0 + 1), offset: cursor.log_end }
+    }
+
+    fn is_behind(&self, header: &BatchHeader) -> bool {
+        header.index < self.index && header.end_offset() <= self.offset
+    }
+}
+
 /// The batches of one file, below `end`.
 pub(crate) struct Batches<'a> {
     pub(crate) file: &'a dyn DiskFile,
@@ -103,16 +130,19 @@ pub(crate) struct Whole {
 }
 
 impl Batches<'_> {
-    /// The batch at `position`, if it is whole and follows `cursor`.
+    /// The batch at `position`, if it is whole, follows `cursor` and does not reach over `edge`.
     pub(crate) fn at(
         &self,
         position: u64,
-        cursor: &Cursor,
+        (cursor, edge): (&Cursor, Edge),
     ) -> io::Result<Result<Whole, CorruptionKind>> {
         Ok(match self.whole_at(position)? {
             Err(error) => Err(CorruptionKind::Batch(error)),
-            Ok(whole) if cursor.is_followed_by(&whole.header, whole.control_crc) => Ok(whole),
-            Ok(_) => Err(CorruptionKind::OutOfPlace),
+            Ok(whole) => {
+                let follows = cursor.is_followed_by(&whole.header, whole.control_crc);
+                let fits = follows && edge.is_behind(&whole.header);
+                if fits { Ok(whole) } else { Err(CorruptionKind::OutOfPlace) }
+            }
         })
     }
 
@@ -136,25 +166,25 @@ impl Batches<'_> {
         }
         let mut bytes = [0u8; BATCH_HEADER_BYTES];
         self.file.read_at(position, &mut bytes)?;
-        // No log gets so far that its numbers could overflow.
         let fits = |header: &BatchHeader| {
-            position + header.stored_len() as u64 <= self.end && header.index.0 < u64::MAX
+            position + header.stored_len() as u64 <= self.end && is_possible(header)
         };
         let header = BatchHeader::decode(&bytes, self.salt);
         Ok(header.and_then(|header| fits(&header).then_some(header).ok_or(HeaderError::Lengths)))
     }
 
-    /// The next whole batch at or behind `from` that may stand behind `cursor`.
+    /// The next whole batch at or behind `from` that may stand between `cursor` and `edge`.
     pub(crate) fn next_whole(
         &self,
         from: u64,
-        cursor: &Cursor,
+        (cursor, edge): (&Cursor, Edge),
     ) -> io::Result<Option<(u64, BatchHeader)>> {
         // A batch never says that more was flushed than stood in front of it: this one was written
         // further behind, and is here in a page that is in the wrong place.
         let is_misplaced = |position, header: &BatchHeader| header.durable_pos > position;
         self.next_where(from, |position, header| {
-            cursor.may_precede(header) && !is_misplaced(position, header)
+            let fits = cursor.may_precede(header) && edge.is_behind(header);
+            fits && !is_misplaced(position, header)
         })
     }
 
@@ -203,6 +233,11 @@ impl Batches<'_> {
         })?;
         Ok(evidence)
     }
+}
+
+/// Whether a log writes such a header: none gets so far that its numbers could overflow.
+pub(crate) fn is_possible(header: &BatchHeader) -> bool {
+    header.index.0 < NUMBERS_END && header.base_offset.0 < NUMBERS_END
 }
 
 /// What valid headers testify to.

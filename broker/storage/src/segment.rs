@@ -16,9 +16,9 @@
 
 use crate::disk::DiskFile;
 use crate::index::{Marks, SparseIndex};
-use crate::limits::SEGMENT_HEADER_BYTES;
+use crate::limits::{NUMBERS_END, SEGMENT_HEADER_BYTES};
 use crate::planted::{Bug, is_planted};
-use crate::scan::Batches;
+use crate::scan::{Batches, is_possible};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -72,6 +72,14 @@ pub(crate) enum SegmentHeaderError {
 }
 
 impl SegmentHeader {
+    /// Whether a log writes such a header: indexes begin at 1, links lead back, and no number gets so
+    /// far that it could overflow.
+    pub(crate) fn is_possible(&self) -> bool {
+        (1..NUMBERS_END).contains(&self.base_index.0)
+            && self.base_offset.0 < NUMBERS_END
+            && self.prev_sequence < self.sequence
+    }
+
     fn encode(&self) -> [u8; COPY_BYTES] {
         let mut bytes = [0u8; COPY_BYTES];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
@@ -254,13 +262,16 @@ impl Segment {
         position: u64,
     ) -> std::io::Result<Result<BatchHeader, HeaderError>> {
         let mut bytes = [0u8; BATCH_HEADER_BYTES];
-        if position + BATCH_HEADER_BYTES as u64 > self.published() {
+        // A file that lost its end holds less than what was published.
+        let end = self.published().min(self.file.len());
+        if position + BATCH_HEADER_BYTES as u64 > end {
             return Ok(Err(HeaderError::Lengths));
         }
         self.file.read_at(position, &mut bytes)?;
         let header = BatchHeader::decode(&bytes, self.header.salt);
-        let end = self.published();
-        let fits = |header: &BatchHeader| position + header.stored_len() as u64 <= end;
+        let fits = |header: &BatchHeader| {
+            position + header.stored_len() as u64 <= end && is_possible(header)
+        };
         Ok(header.and_then(|header| fits(&header).then_some(header).ok_or(HeaderError::Lengths)))
     }
 

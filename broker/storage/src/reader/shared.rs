@@ -10,7 +10,7 @@ use crate::flush::LogFlush;
 use crate::index::{self, SparseIndex};
 use crate::limits::{HOT_BYTES, INDEXES_LOADED_MAX, SEGMENT_HEADER_BYTES};
 use crate::recovery::{Behind, lost_range, next_that_follows};
-use crate::scan::Cursor;
+use crate::scan::{Cursor, Edge};
 use crate::segment::Segment;
 use std::collections::VecDeque;
 use std::io;
@@ -70,16 +70,16 @@ impl Ends {
         self.segments.get(at).cloned()
     }
 
-    /// What stands behind the batches of `segment`: position, index and offset.
-    fn end_of(&self, segment: &Arc<Segment>) -> (u64, Index, Offset) {
+    /// Where the batches of `segment` end, and what stands behind them.
+    fn end_of(&self, segment: &Arc<Segment>) -> (u64, Edge) {
         if let Some(next) = self.next_segment(segment) {
-            return (segment.published(), next.header.base_index, next.header.base_offset);
+            return (segment.published(), Edge::before(&next.header));
         }
         let newest = self.recent.back().filter(|(_, of, _)| Arc::ptr_eq(of, segment));
         let end = newest.map_or(segment.published(), |(header, _, position)| {
             position + header.stored_len() as u64
         });
-        (end, Index(self.last_index.0 + 1), self.log_end)
+        (end, Edge { index: Index(self.last_index.0 + 1), offset: self.log_end })
     }
 }
 
@@ -164,15 +164,15 @@ impl Shared {
         position: u64,
         cursor: &Cursor,
     ) -> io::Result<Option<DamagedRange>> {
-        let (end, next_index, next_offset) = self.ends().end_of(segment);
+        let (end, edge) = self.ends().end_of(segment);
         if position >= end {
             return Ok(None);
         }
         let mut batches = segment.batches();
         batches.end = end.min(segment.file.len()).max(SEGMENT_HEADER_BYTES);
-        let (until, behind) = match next_that_follows(&batches, position, cursor)? {
+        let (until, behind) = match next_that_follows(&batches, position, (cursor, edge))? {
             Some((found, batch)) => (found, Behind::batch(&batch)),
-            None => (end, Behind::edge(next_index, next_offset)),
+            None => (end, Behind::edge(edge)),
         };
         let range = lost_range(cursor, segment.header.sequence, position..until, behind);
         self.damage.record(range.clone());

@@ -100,16 +100,23 @@ impl<'a> Walk<'a> {
                 self.cursor.pass(&header);
                 Ok(Some(Found::Batch(position, header)))
             }
-            Ok(_) | Err(_) if !self.may_wait => Err(io::ErrorKind::WouldBlock.into()),
             // Damaged, or whole and in the wrong place.
-            Ok(_) | Err(_) => {
-                let range = self.shared.discover(self.segment, position, &self.cursor)?;
-                if let Some(range) = &range {
-                    self.pass_lost(range);
-                }
-                Ok(range.map(Found::Lost))
-            }
+            Ok(_) | Err(_) => Ok(self.lose(position, self.cursor)?.map(Found::Lost)),
         }
+    }
+
+    /// Finds out what is lost from `position` on, in front of which `before` holds, and goes on
+    /// behind it. How long a damaged batch says it is counts for nothing.
+    fn lose(&mut self, position: u64, before: Cursor) -> io::Result<Option<DamagedRange>> {
+        if !self.may_wait {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let range = self.shared.discover(self.segment, position, &before)?;
+        if let Some(range) = &range {
+            self.cursor = before;
+            self.pass_lost(range);
+        }
+        Ok(range)
     }
 
     fn is_due(&self, header: &BatchHeader) -> bool {
@@ -179,27 +186,30 @@ impl ColdRead {
         }
         let (mut taken, mut found) = (0, Vec::new());
         while found.is_empty() || taken < self.bytes_max {
-            let (position, header) = match walk.next().map_err(device)? {
+            let before = walk.cursor();
+            let lost = match walk.next().map_err(device)? {
                 None => break,
-                Some(Found::Lost(range)) if range.accepted || self.from.is_behind(&range) => {
-                    continue;
+                Some(Found::Lost(range)) => range,
+                Some(Found::Batch(position, header)) => {
+                    if !self.from.wants(&header) || header.batch_type.is_local() {
+                        continue;
+                    }
+                    if !found.is_empty() && taken + header.stored_len() > self.bytes_max {
+                        break;
+                    }
+                    if let Some(slice) = self.slice(header, position, may_wait).map_err(device)? {
+                        taken += header.stored_len();
+                        found.push(slice);
+                        continue;
+                    }
+                    match walk.lose(position, before).map_err(device)? {
+                        Some(range) => range,
+                        None => break,
+                    }
                 }
-                Some(Found::Lost(range)) => return self.up_to(range, found),
-                Some(Found::Batch(position, header)) => (position, header),
             };
-            if !self.from.wants(&header) || header.batch_type.is_local() {
-                continue;
-            }
-            if !found.is_empty() && taken + header.stored_len() > self.bytes_max {
-                break;
-            }
-            match self.slice(header, position, may_wait).map_err(device)? {
-                Ok(slice) => {
-                    taken += header.stored_len();
-                    found.push(slice);
-                }
-                Err(range) if range.accepted => {}
-                Err(range) => return self.up_to(range, found),
+            if !lost.accepted && !self.from.is_behind(&lost) {
+                return self.up_to(lost, found);
             }
         }
         Ok(found)
@@ -221,28 +231,21 @@ impl ColdRead {
         self.segment.file.prepare(start..end.max(start))
     }
 
-    /// The bytes of a batch, verified; or the range that it turned out to be damaged in.
+    /// The bytes of a batch, verified; none where they are not what was written.
     fn slice(
         &self,
         header: BatchHeader,
         position: u64,
         may_wait: bool,
-    ) -> io::Result<Result<BatchSlice, DamagedRange>> {
+    ) -> io::Result<Option<BatchSlice>> {
         let end = position + header.stored_len() as u64;
         if may_wait {
             self.prepare(position, end)?;
         }
         let bytes = self.segment.file.bytes(position..end)?;
         let checked = header.check_body(&bytes[BATCH_HEADER_BYTES..header.wire_len()]);
-        if checked.is_ok() || is_planted(Bug::ReadUnverified) {
-            return Ok(Ok(BatchSlice { header, bytes, salt: self.segment.header.salt }));
-        }
-        if !may_wait {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        let range = DamagedRange::of_batch(self.segment.header.sequence, position, &header);
-        self.shared.damage.record(range.clone());
-        Ok(Err(range))
+        let whole = checked.is_ok() || is_planted(Bug::ReadUnverified);
+        Ok(whole.then(|| BatchSlice { header, bytes, salt: self.segment.header.salt }))
     }
 }
 

@@ -10,10 +10,10 @@ use crate::damage::{self, DamagedRange};
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Corruption, CorruptionKind, OpenError};
 use crate::index::{self, Marks, SparseIndex, StoredIndex};
-use crate::limits::SEGMENT_HEADER_BYTES;
+use crate::limits::{NUMBERS_END, SEGMENT_HEADER_BYTES};
 use crate::meta::{Mark, Meta};
 use crate::planted::{Bug, is_planted};
-use crate::scan::{Batches, Cursor, Whole, flushed_below, is_touched, last_byte_in};
+use crate::scan::{Batches, Cursor, Edge, Whole, flushed_below, is_touched, last_byte_in};
 use crate::segment::SegmentHeader;
 use std::collections::VecDeque;
 use std::io;
@@ -161,12 +161,11 @@ struct Unread {
 }
 
 impl Reading<'_> {
-    fn all(&mut self, links: VecDeque<Link>) -> Result<(), OpenError> {
-        let mut links = links.into_iter().peekable();
+    fn all(&mut self, mut links: VecDeque<Link>) -> Result<(), OpenError> {
         // A segment that is lost, as long as nothing behind it tells what it held.
         let mut lost: Option<(u64, Corruption)> = None;
         let mut is_first = true;
-        while let Some(link) = links.next() {
+        while let Some(link) = links.pop_front() {
             let (file, cut) = match link {
                 Link::Lost { sequence, what } => {
                     self.examined.sequence = self.examined.sequence.max(sequence);
@@ -182,9 +181,9 @@ impl Reading<'_> {
             let missing = lost.take().map_or(file.header.prev_sequence, |(sequence, _)| sequence);
             self.begin_segment(&file, missing, is_first)?;
             is_first = false;
-            let next = match links.peek() {
+            let next = match links.front() {
                 None => Next::Nothing,
-                Some(Link::Lost { .. }) => Next::Lost,
+                Some(Link::Lost { .. }) => Next::Lost(self.edge_behind(&file.header, &links)),
                 Some(Link::Segment(next, _)) => Next::Segment(next.header.clone()),
             };
             self.segment(file, cut, &next)?;
@@ -203,6 +202,17 @@ impl Reading<'_> {
         Ok(())
     }
 
+    /// What stands behind a segment whose successor is lost.
+    fn edge_behind(&self, segment: &SegmentHeader, links: &VecDeque<Link>) -> Edge {
+        let whole = links.iter().find_map(|link| match link {
+            Link::Segment(file, _) => Some(Edge::before(&file.header)),
+            Link::Lost { .. } => None,
+        });
+        let mark = self.mark.filter(|mark| mark.sequence > segment.sequence);
+        let mark = mark.map(|mark| Edge::behind(&mark.cursor));
+        whole.or(mark).unwrap_or(Edge::UNKNOWN)
+    }
+
     /// Checks that a segment continues the log, and notes what is lost in between.
     fn begin_segment(&mut self, file: &File, missing: u64, first: bool) -> Result<(), OpenError> {
         let header = &file.header;
@@ -217,7 +227,7 @@ impl Reading<'_> {
             (self.examined.first_index, self.examined.first_offset) =
                 (header.base_index, header.base_offset);
         } else if lost {
-            let behind = Behind::edge(header.base_index, header.base_offset);
+            let behind = Behind::edge(Edge::before(header));
             self.lose(missing, self.end_of(missing), behind);
         } else if !follows || header.prev_chain != cursor.chain {
             let kind = CorruptionKind::OutOfPlace;
@@ -316,9 +326,10 @@ impl Reading<'_> {
         let limit = cut.unwrap_or(u64::MAX).min(file.len());
         let batches = Batches { file: &*file, salt: segment.header.salt, end: limit };
         let is_last = matches!(next, Next::Nothing);
-        let mark = self.mark.filter(|mark| is_last && mark.sequence == segment.header.sequence);
+        let mark = self.mark.filter(|mark| is_last && vouches_for(mark, &segment.header, &*file));
         let (mut flushed, mut count) = (mark.map_or(SEGMENT_HEADER_BYTES, |m| m.position), 0);
         let shortened = is_last && file.len() < segment.header.capacity;
+        let around = Around { cut, next, mark };
         while !(segment.sealed && cut.is_none()) {
             let position = segment.end;
             // A file that lost its end, or its watermark's place, may end where a batch does.
@@ -326,7 +337,8 @@ impl Reading<'_> {
             if position >= limit && !more {
                 break;
             }
-            match batches.at(position, &self.examined.cursor)? {
+            let (_, edge) = around.ahead_of(position);
+            match batches.at(position, (&self.examined.cursor, edge))? {
                 Ok(Whole { header: batch, zero_padded, .. }) => {
                     let unflushed_max = u64::from(segment.header.unflushed_max);
                     if !zero_padded && is_last {
@@ -339,8 +351,6 @@ impl Reading<'_> {
                     self.accept(&mut segment, &batch);
                 }
                 Err(kind) => {
-                    let mark = mark.filter(|mark| mark.position > position);
-                    let around = Around { cut, next, mark };
                     if !self.stopped(&mut segment, &batches, &around, (kind, flushed))? {
                         break;
                     }
@@ -352,7 +362,9 @@ impl Reading<'_> {
             self.lose_rest(&mut segment, cut, next);
         }
         if is_last {
-            self.examined.unproven = flushed.min(segment.end)..segment.end;
+            // A file that lost its end may end before its log does.
+            let end = segment.end.min(file.len());
+            self.examined.unproven = flushed.min(end)..end;
         }
         segment.sealed |= !matches!(next, Next::Nothing);
         segment.cursor = self.examined.cursor;
@@ -400,6 +412,7 @@ impl Reading<'_> {
         let position = segment.end;
         let cursor = self.examined.cursor;
         let Around { cut, next, mark } = *around;
+        let mark = mark.filter(|mark| mark.position > position);
         let is_last = matches!(next, Next::Nothing);
         let (rest, torn_bytes, proven) = match is_last {
             true => rest_of(segment, batches, position)?,
@@ -408,7 +421,11 @@ impl Reading<'_> {
         let shortened = segment.file.len() < segment.header.capacity;
         let resumes = match rest {
             Rest::Zeros | Rest::Stale => None,
-            Rest::Written => next_that_follows(batches, position, &cursor)?,
+            Rest::Written => {
+                let (end, edge) = around.ahead_of(position);
+                let batches = Batches { end: batches.end.min(end), ..*batches };
+                next_that_follows(&batches, position, (&cursor, edge))?
+            }
         };
         let stop = Stop {
             position,
@@ -451,7 +468,7 @@ impl Reading<'_> {
 
     /// Everything from here to the watermark is lost. Returns whether more may stand behind it.
     fn lose_up_to(&mut self, segment: &mut ExaminedSegment, mark: &Mark) -> bool {
-        let behind = Behind::edge(Index(mark.cursor.last_index.0 + 1), mark.cursor.log_end);
+        let behind = Behind::edge(Edge::behind(&mark.cursor));
         self.lose(segment.header.sequence, segment.end..mark.position, behind);
         self.examined.cursor = mark.cursor;
         segment.end = mark.position;
@@ -464,7 +481,7 @@ impl Reading<'_> {
     fn lose_rest(&mut self, segment: &mut ExaminedSegment, cut: Option<u64>, next: &Next) {
         let end = cut.unwrap_or(segment.end).min(segment.file.len()).max(segment.end);
         if let Next::Segment(next) = next {
-            let behind = Behind::edge(next.base_index, next.base_offset);
+            let behind = Behind::edge(Edge::before(next));
             self.lose(segment.header.sequence, segment.end..end, behind);
             self.examined.cursor = Cursor::before(next);
         }
@@ -472,19 +489,43 @@ impl Reading<'_> {
     }
 }
 
+/// Whether a watermark is of this segment, and lies where one of it may.
+fn vouches_for(mark: &Mark, header: &SegmentHeader, file: &dyn DiskFile) -> bool {
+    let begins = Cursor::before(header);
+    let Cursor { last_index, log_end, .. } = mark.cursor;
+    mark.sequence == header.sequence
+        && mark.position <= header.capacity.max(file.len())
+        && (begins.last_index..Index(NUMBERS_END)).contains(&last_index)
+        && (begins.log_end..Offset(NUMBERS_END)).contains(&log_end)
+}
+
 /// What is known of the end of a segment from elsewhere.
 #[derive(Clone, Copy)]
 struct Around<'a> {
     cut: Option<u64>,
     next: &'a Next,
-    /// The log's watermark, where it lies ahead.
+    /// The log's watermark, where it is of this segment.
     mark: Option<Mark>,
+}
+
+impl Around<'_> {
+    /// The first place behind `position` of which something is known, and what stands behind it.
+    fn ahead_of(&self, position: u64) -> (u64, Edge) {
+        match (self.mark, self.next) {
+            (Some(mark), _) if mark.position > position => {
+                (mark.position, Edge::behind(&mark.cursor))
+            }
+            (_, Next::Segment(next)) => (u64::MAX, Edge::before(next)),
+            (_, Next::Lost(edge)) => (u64::MAX, *edge),
+            (_, Next::Nothing) => (u64::MAX, Edge::UNKNOWN),
+        }
+    }
 }
 
 /// What stands behind a segment.
 enum Next {
     Nothing,
-    Lost,
+    Lost(Edge),
     Segment(SegmentHeader),
 }
 
@@ -511,8 +552,8 @@ impl Behind {
     }
 
     /// The beginning of a segment, or the end of the log: no index reaches over it.
-    pub(crate) fn edge(index: Index, offset: Offset) -> Self {
-        Self { index, offset, inside: false }
+    pub(crate) fn edge(edge: Edge) -> Self {
+        Self { index: edge.index, offset: edge.offset, inside: false }
     }
 }
 
@@ -548,11 +589,11 @@ pub(crate) fn lost_range(
 pub(crate) fn next_that_follows(
     batches: &Batches<'_>,
     position: u64,
-    cursor: &Cursor,
+    (cursor, edge): (&Cursor, Edge),
 ) -> io::Result<Option<(u64, BatchHeader)>> {
-    match batches.next_whole(position, cursor)? {
+    match batches.next_whole(position, (cursor, edge))? {
         Some((found, batch)) if found == position && cursor.is_at(&batch) => {
-            batches.next_whole(position + 1, cursor)
+            batches.next_whole(position + 1, (cursor, edge))
         }
         found => Ok(found),
     }

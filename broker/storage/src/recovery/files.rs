@@ -5,7 +5,7 @@
 
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Corruption, CorruptionKind, OpenError};
-use crate::limits::SEGMENT_HEADER_BYTES;
+use crate::limits::{NUMBERS_END, SEGMENT_HEADER_BYTES};
 use crate::segment::{SEGMENT_VERSION, SegmentHeader, SegmentHeaderError};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -68,9 +68,7 @@ impl Files {
                     return Err(OpenError::Newer { file: path, found, known: SEGMENT_VERSION });
                 }
                 Err(SegmentHeaderError::Damaged) => foreign(CorruptionKind::SegmentHeader),
-                Ok(header) if header.base_index == Index(0) => {
-                    foreign(CorruptionKind::SegmentHeader)
-                }
+                Ok(header) if !header.is_possible() => foreign(CorruptionKind::SegmentHeader),
                 Ok(header)
                     if (header.partition_uuid, header.base_index, header.sequence)
                         != (uuid, base_index, sequence) =>
@@ -153,15 +151,12 @@ impl Files {
     }
 }
 
-/// Sequences stay below.
-const SEQUENCE_END: u64 = 1 << 62;
-
 /// Base index and sequence in a segment's name.
 fn parse_name(name: &str) -> Option<(Index, u64)> {
     let (base_index, sequence) = name.strip_suffix(".seg")?.split_once('-')?;
     let sequence = u64::from_str_radix(sequence, 16).ok()?;
     // No log gets so far: a name like that is nobody's.
-    (sequence < SEQUENCE_END).then_some((Index(base_index.parse().ok()?), sequence))
+    (sequence < NUMBERS_END).then_some((Index(base_index.parse().ok()?), sequence))
 }
 
 /// The name of a segment.
@@ -169,7 +164,8 @@ pub(crate) fn segment_name(base_index: Index, sequence: u64) -> String {
     format!("{:020}-{sequence:08x}.seg", base_index.0)
 }
 
-/// A cut that lies within the file of the segment that it cuts.
+/// A cut that lies within the file of the segment that it cuts, also where the file grew or shrank.
 pub(crate) fn is_cut_within(file: &File, cut: Option<u64>) -> bool {
-    cut.is_none_or(|cut| (SEGMENT_HEADER_BYTES..=file.header.capacity).contains(&cut))
+    let end = file.header.capacity.max(file.file.len());
+    cut.is_none_or(|cut| (SEGMENT_HEADER_BYTES..=end).contains(&cut))
 }
