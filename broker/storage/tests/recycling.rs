@@ -1,5 +1,6 @@
 //! Files of trimmed segments are used again, and nobody sees it: not who still reads the old
-//! segment, nor a log after a power cut in the middle.
+//! segment, nor a log after a power cut in the middle. Nothing of the earlier life comes back,
+//! neither its bytes nor its name.
 
 #![allow(clippy::unwrap_used, reason = "a test may unwrap")]
 
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use weir_protocol::types::{Index, Offset};
 use weir_sim::disk::{Cut, SimDisk};
-use weir_storage::{Backend, Device, Disk, Log, LogOptions, OsDisk, Read};
+use weir_storage::{Backend, Device, Disk, Log, LogOptions, OsDisk, Read, Recovered};
 
 const CUTS: [Cut; 7] = [
     Cut::LosesAll,
@@ -31,9 +32,10 @@ struct Writer {
     flushed_at: Vec<usize>,
 }
 
-fn open(device: &Arc<Device>, uuid: u128) -> Log {
+/// A log of segments of 1 MiB.
+fn open(device: &Arc<Device>, uuid: u128) -> (Log, Recovered) {
     let options = LogOptions { uuid, retained_bytes: 8 << 20, ..LogOptions::default() };
-    Log::open(device.clone(), &folder(device.root(), uuid), options).unwrap().0
+    Log::open(device.clone(), &folder(device.root(), uuid), options).unwrap()
 }
 
 fn folder(root: &Path, uuid: u128) -> PathBuf {
@@ -47,7 +49,7 @@ fn body(uuid: u128, index: u64) -> Bytes {
 
 impl Writer {
     fn new(device: &Arc<Device>, uuid: u128) -> Self {
-        Self { log: open(device, uuid), uuid, flushed_at: Vec::new() }
+        Self { log: open(device, uuid).0, uuid, flushed_at: Vec::new() }
     }
 
     /// Appends and flushes; three of these fill a segment.
@@ -80,7 +82,10 @@ impl Writer {
             let uuid = crashed.bytes_of(&path)[24..40].try_into().unwrap();
             assert_eq!(u128::from_le_bytes(uuid), self.uuid, "{} is another's", path.display());
         }
-        let log = open(&device_in(crashed), self.uuid);
+        let log = open(&device_in(crashed), self.uuid).0;
+        let count = segments(crashed, &own).0;
+        // A log that was cut off before its first segment has none.
+        assert!(count <= log.reader().sealed_segments().len() + 1, "a name has come back");
         let found = contents(&log);
         let first = log.reader().bounds().first_index.0;
         assert!(first <= first_max && log.reader().damaged_ranges().is_empty());
@@ -143,6 +148,28 @@ fn bytes_of_a_map_outlive_their_segment() {
 fn no_byte_is_stored_to_that_somebody_holds() {
     let root = Path::new(common::ROOT);
     bytes_that_are_held_outlive_their_segment(Arc::new(SimDisk::new()), root);
+}
+
+#[test]
+fn bytes_of_an_earlier_life_are_none_of_the_log() {
+    let disk = SimDisk::new();
+    let device = device_in(&disk);
+    let mut writer = Writer::new(&device, 1);
+    (0..4).for_each(|_| writer.append(|| 0));
+    writer.trim_one();
+    (0..3).for_each(|_| writer.append(|| 0));
+    let newest = disk.paths(".seg").pop().unwrap();
+    let last = disk.bytes_of(&newest).iter().rposition(|byte| *byte != 0).unwrap();
+    assert!(last > 500_000, "the file was filled before, and the log has one batch in it");
+    let before = contents(&writer.log);
+    drop((writer, device));
+    disk.cut_power(Cut::LosesAll);
+    let (mut log, recovered) = open(&device_in(&disk), 1);
+    assert_eq!((recovered.bytes_cut, &recovered.damaged[..]), (0, &[][..]));
+    assert!(contents(&log) == before);
+    log.append(vec![data(8, 1, 300_000)]).unwrap();
+    flush(&mut log).unwrap();
+    assert_eq!(log.reader().bounds().last_index, Index(8));
 }
 
 #[test]
