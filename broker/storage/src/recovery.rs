@@ -23,11 +23,11 @@
 mod decision;
 mod examine;
 mod files;
+mod lost;
 
-pub(crate) use examine::{
-    Behind, Examined, ExaminedSegment, examine, lost_range, next_that_follows,
-};
+pub(crate) use examine::{Examined, ExaminedSegment, examine};
 pub(crate) use files::segment_name;
+pub(crate) use lost::{Behind, lost_range, next_that_follows};
 
 use crate::damage::{self, DamageBook};
 use crate::device::Device;
