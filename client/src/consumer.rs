@@ -184,6 +184,8 @@ impl Consumer {
                 {
                     let state = self.shared.lock();
                     match &state.end {
+                        // What arrived in front of the error is handed over first.
+                        End::Failed(Some(error)) if state.was_open(error) => return Ok(()),
                         End::Failed(Some(error)) => return Err(error.clone()),
                         _ if state.is_ending() => return Err(crate::shared::closed()),
                         _ if state.lanes.iter().all(|lane| lane.view().is_some()) => return Ok(()),
@@ -210,7 +212,8 @@ impl Consumer {
     }
 
     /// The next message. `None`: the consumer was stopped or drained. An error is final; broken
-    /// connections are not errors, the consumer resumes where it stood.
+    /// connections are not errors, the consumer resumes where it stood. Behind a damaged range
+    /// reading goes on from [`Error::damaged_end`].
     ///
     /// Cancel safe.
     pub async fn next(&mut self) -> Option<Result<Delivered>> {

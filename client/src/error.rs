@@ -128,23 +128,32 @@ impl fmt::Display for Reason {
 #[derive(Clone)]
 pub struct Error(Arc<Content>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Content {
     kind: ErrorKind,
     code: Option<u16>,
     outcome: Outcome,
     retry_after: Option<Duration>,
     overload: Option<Reason>,
+    partition: Option<u32>,
+    damaged_end: Option<u64>,
     text: String,
     causes: Vec<String>,
 }
 
 impl Error {
     fn build(kind: ErrorKind, code: Option<u16>, outcome: Outcome, text: String) -> Self {
-        let overload = code.and_then(Reason::from_code);
-        let content =
-            Content { kind, code, outcome, retry_after: None, overload, text, causes: Vec::new() };
-        Self(Arc::new(content))
+        Self(Arc::new(Content {
+            kind,
+            code,
+            outcome,
+            retry_after: None,
+            overload: code.and_then(Reason::from_code),
+            partition: None,
+            damaged_end: None,
+            text,
+            causes: Vec::new(),
+        }))
     }
 
     /// A failure that the client itself found; nothing was stored.
@@ -184,6 +193,9 @@ impl Error {
         if let Some(reason) = Reason::from_bits(refusal.reason_bits) {
             content.overload = content.overload.or(Some(reason));
         }
+        if refusal.code == ErrorCode::DamagedRange.number() && refusal.limit > 0 {
+            content.damaged_end = Some(refusal.limit);
+        }
         error
     }
 
@@ -209,20 +221,13 @@ impl Error {
         self
     }
 
+    pub(crate) fn with_partition(mut self, partition: u32) -> Self {
+        self.content_mut().partition = Some(partition);
+        self
+    }
+
     fn content_mut(&mut self) -> &mut Content {
-        if Arc::get_mut(&mut self.0).is_none() {
-            let old = &self.0;
-            self.0 = Arc::new(Content {
-                kind: old.kind,
-                code: old.code,
-                outcome: old.outcome,
-                retry_after: old.retry_after,
-                overload: old.overload,
-                text: old.text.clone(),
-                causes: old.causes.clone(),
-            });
-        }
-        Arc::get_mut(&mut self.0).expect("the copy above has one owner")
+        Arc::make_mut(&mut self.0)
     }
 
     /// What kind of failure it is.
@@ -265,6 +270,20 @@ impl Error {
     /// Why no more may be sent, if that is what this error says.
     pub fn overload(&self) -> Option<Reason> {
         self.0.overload
+    }
+
+    /// The partition whose refusal, or whose bytes, ended a consumer.
+    pub fn partition(&self) -> Option<u32> {
+        self.0.partition
+    }
+
+    /// The first offset behind a damaged range (`DAMAGED_RANGE`) that a consumer met. Everything in
+    /// front of the range was handed over. An application that can do without what is lost opens
+    /// another [reader](crate::Client::reader) of [`Error::partition`] from here; a durable
+    /// subscription stays where it is until the range is restored or given up. `None`: the error
+    /// is another, or nothing can be passed over.
+    pub fn damaged_end(&self) -> Option<u64> {
+        self.0.damaged_end
     }
 
     /// The last reasons to wait, of a deadline error; the newest last.
@@ -351,6 +370,22 @@ mod tests {
         assert_eq!((error.code(), error.error_code()), (Some(0x01ee), None));
         assert_eq!(error.overload(), Some(Reason::Other));
         assert!(error.is_retryable());
+    }
+
+    #[test]
+    fn only_a_damaged_range_has_an_end_to_go_on_from() {
+        for code in ErrorCode::ALL {
+            let mut refusal = Refusal::new(*code, "because");
+            assert_eq!(
+                Error::refused(&refusal).damaged_end(),
+                None,
+                "a partition that is read-only"
+            );
+            refusal.limit = 46;
+            let error = Error::refused(&refusal).with_partition(3);
+            let end = (*code == ErrorCode::DamagedRange).then_some(46);
+            assert_eq!((error.partition(), error.damaged_end()), (Some(3), end));
+        }
     }
 
     #[test]

@@ -350,6 +350,40 @@ async fn a_consumer_that_was_taken_over_ends_with_that_error() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_damaged_range_ends_a_consumer_behind_what_lies_in_front_and_says_where_to_go_on() {
+    let (client, _network, mut peer) = connect().await;
+    let (mut consumer, stream) = open(client.reader("orders").credit(ROOM), &mut peer, 0).await;
+    deliver_two(&mut peer, stream, 0).await;
+    let mut damaged = refusal(ErrorCode::DamagedRange, Outcome::NotStored);
+    damaged.limit = 7;
+    peer.send(Frame::StreamClosed(StreamClosed { stream, refusal: Some(damaged) })).await;
+    assert_eq!(offsets(&take(&mut consumer, 2).await), [0, 1]);
+    let error = consumer.next().await.unwrap().unwrap_err();
+    assert_eq!(error.error_code(), Some(ErrorCode::DamagedRange));
+    assert_eq!((error.partition(), error.damaged_end()), (Some(0), Some(7)));
+    let behind = client.reader("orders").partition(0).from(Start::Offset(7)).credit(ROOM);
+    let (mut consumer, stream) = open(behind, &mut peer, 7).await;
+    deliver_two(&mut peer, stream, 7).await;
+    assert_eq!(offsets(&take(&mut consumer, 2).await), [7, 8]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_lies_in_front_of_an_error_is_not_lost_when_opening_takes_longer() {
+    let config = TopicConfig { partitions: 2, ..TopicConfig::default() };
+    let (client, _network, mut peer) = connect_to(config).await;
+    let (consumer, ()) = tokio::join!(client.reader("orders").subscribe(), async {
+        let stream = peer.open_consumer(0, 50).await.stream;
+        deliver_two(&mut peer, stream, 0).await;
+        let refusal = Some(refusal(ErrorCode::DamagedRange, Outcome::NotStored));
+        peer.send(Frame::StreamClosed(StreamClosed { stream, refusal })).await;
+    });
+    let mut consumer = consumer.expect("the partition was opened");
+    assert_eq!(offsets(&take(&mut consumer, 2).await), [0, 1]);
+    let error = consumer.next().await.unwrap().unwrap_err();
+    assert_eq!(error.error_code(), Some(ErrorCode::DamagedRange));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stream_that_the_broker_ends_for_a_while_is_opened_again() {
     let (client, _network, mut peer) = connect().await;
     let (mut consumer, stream) = open(client.reader("orders").credit(ROOM), &mut peer, 0).await;

@@ -216,7 +216,9 @@ impl ReadLane {
         let partition = self.partition;
         if self.damaged > DAMAGED_ATTEMPTS_MAX {
             let text = format!("partition {partition}, batch at offset {at}: {error}");
-            return Some(Error::protocol(ErrorCode::BadChecksum, text));
+            return Some(
+                Error::protocol(ErrorCode::BadChecksum, text).with_partition(self.partition),
+            );
         }
         tracing::warn!(partition, offset = at, %error, "a batch arrived damaged, asking again");
         self.rewind(at.max(batch.skip_below));
@@ -429,7 +431,9 @@ impl ReadLane {
         if self.damaged > DAMAGED_ATTEMPTS_MAX {
             let text =
                 format!("partition {}, behind offset {}: {error}", self.partition, self.received);
-            return Some(Error::protocol(ErrorCode::BadChecksum, text));
+            return Some(
+                Error::protocol(ErrorCode::BadChecksum, text).with_partition(self.partition),
+            );
         }
         self.start_anew();
         None
@@ -470,7 +474,7 @@ impl ReadLane {
             }
             _ => {
                 self.phase = Phase::Over;
-                Some(Error::refused(refusal))
+                Some(Error::refused(refusal).with_partition(self.partition))
             }
         }
     }

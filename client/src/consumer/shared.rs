@@ -93,6 +93,12 @@ impl ConsumerState {
         matches!(self.end, End::Failed(_))
     }
 
+    /// Whether the partition that an error speaks of was open before.
+    pub(crate) fn was_open(&self, error: &Error) -> bool {
+        let concerns = |lane: &&ReadLane| Some(lane.partition) == error.partition();
+        self.lanes.iter().find(concerns).is_some_and(|lane| lane.view().is_some())
+    }
+
     /// The lane has something to hand over; returns who waits for it.
     pub(crate) fn mark_ready(&mut self, lane: usize) -> Option<Waker> {
         if self.lanes[lane].has_batch() && !self.ready.contains(&lane) {
