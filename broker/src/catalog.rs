@@ -107,7 +107,7 @@ impl Catalog {
         for partition in self.table.open() {
             partition.stop().await;
         }
-        self.metadata.replica().clone().shutdown().await;
+        self.metadata.stop().await;
         // A segment may still be in the making.
         let (done, idle) = oneshot::channel();
         let made = move || done.send(()).unwrap_or(());

@@ -18,7 +18,7 @@ mod proposing;
 mod tests;
 
 use super::command::Command;
-use super::refusal::{PublishRefusal, SubscribeRefusal};
+use super::refusal::{Loss, PublishRefusal, SubscribeRefusal};
 use super::request::{PublisherState, SubscribedState};
 use super::retention::{self, Held, Sealed};
 use super::state::State;
@@ -33,7 +33,7 @@ use weir_protocol::batch::BatchHeader;
 use weir_protocol::error_code::reason_bits;
 use weir_protocol::frame::{Deliver, Overflow, Settled, Start, StoredRange, TopicConfig};
 use weir_protocol::types::{Name, Offset, ProducerId, Term};
-use weir_storage::{BatchSlice, DamagedRange};
+use weir_storage::BatchSlice;
 
 /// A request whose place for the answer the shell keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,7 +79,7 @@ pub(super) enum Event<R> {
     /// The next batch of the log is committed.
     Applied { header: BatchHeader, commands: Vec<Command> },
     /// The next batches of the log are committed and cannot be read.
-    Lost(DamagedRange),
+    Lost(Loss),
     /// The replica has moved.
     Replica(Seen),
     /// A proposal was not handed over; its first batch has this number.
@@ -147,7 +147,7 @@ pub(super) struct Core<R> {
     draining: bool,
     /// The first loss that nobody accepted: what the state lacks is not known, so nothing may
     /// build on it.
-    lost: Option<DamagedRange>,
+    lost: Option<Loss>,
 }
 
 impl<R> Core<R> {
@@ -261,9 +261,9 @@ impl<R> Core<R> {
 
     /// Goes on behind batches that are lost. Unless somebody accepted that, nothing is changed any
     /// more: neither a duplicate nor a cursor could be told for sure.
-    fn pass_over(&mut self, lost: DamagedRange, out: &mut Effects<R>) {
-        self.state.pass_over(&lost);
-        if lost.accepted || self.lost.is_some() {
+    fn pass_over(&mut self, lost: Loss, out: &mut Effects<R>) {
+        self.state.pass_over(&lost.range);
+        if lost.range.accepted || self.lost.is_some() {
             return;
         }
         self.lost = Some(lost.clone());

@@ -5,10 +5,30 @@
 
 use crate::flow::PartitionKey;
 use crate::replication::{Fence, StoredOutcome};
+use std::fmt;
 use weir_protocol::error_code::{ErrorCode, Outcome, Scope, reason_bits};
 use weir_protocol::frame::Refusal;
 use weir_protocol::types::{Offset, Sequence};
 use weir_storage::DamagedRange;
+
+/// Where somebody who was woken up finds the way out.
+const DAMAGE_RUNBOOK: &str = "ops/runbook/damaged-range.md";
+
+/// What a partition lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Loss {
+    /// The partition.
+    pub key: PartitionKey,
+    /// The range of its log.
+    pub range: DamagedRange,
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PartitionKey { topic, partition } = &self.key;
+        write!(f, "topic {topic}, partition {partition}: {}", self.range)
+    }
+}
 
 /// Why a publish, or a publisher, was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +54,7 @@ pub(super) enum PublishRefusal {
     /// The replica has ended.
     Fenced { text: String, outcome: StoredOutcome },
     /// What the partition knows may lack what was lost: it is read-only.
-    ReadOnly { lost: DamagedRange, outcome: StoredOutcome },
+    ReadOnly { lost: Loss, outcome: StoredOutcome },
 }
 
 impl PublishRefusal {
@@ -124,16 +144,16 @@ impl PublishRefusal {
     }
 }
 
-fn read_only_text(lost: &DamagedRange) -> String {
+fn read_only_text(lost: &Loss) -> String {
     format!(
-        "the partition is read-only, because {lost}, and producers and subscriptions may have \
-         changed in there; stop the broker and accept the loss with `weir data recover \
-         --accept-loss`, or restore the partition"
+        "{lost}; the partition is read-only, because producers and subscriptions may have changed \
+         in there: stop the broker, and restore the partition or accept the loss with `weir data \
+         recover --accept-loss` ({DAMAGE_RUNBOOK})"
     )
 }
 
 /// A change of a partition that takes none.
-pub(super) fn read_only(lost: &DamagedRange) -> Refusal {
+pub(super) fn read_only(lost: &Loss) -> Refusal {
     Refusal { scope: Scope::Stream, ..Refusal::new(ErrorCode::DamagedRange, read_only_text(lost)) }
 }
 
@@ -177,11 +197,11 @@ pub(super) enum SubscribeRefusal {
     /// Its subscription was deleted.
     SubscriptionDeleted,
     /// What it would read is lost.
-    Damaged { key: PartitionKey, lost: DamagedRange },
+    Damaged(Loss),
     /// What it would read cannot be read.
     Unreadable { text: String },
     /// What the partition knows may lack what was lost: it is read-only.
-    ReadOnly(DamagedRange),
+    ReadOnly(Loss),
 }
 
 impl SubscribeRefusal {
@@ -224,12 +244,10 @@ impl SubscribeRefusal {
             Self::SubscriptionDeleted => {
                 stream(ErrorCode::TakenOver, "the subscription was deleted")
             }
-            Self::Damaged { key: PartitionKey { topic, partition }, lost } => {
-                let behind = lost.end_offset;
-                let text = format!(
-                    "topic {topic}, partition {partition}: {lost}; subscribe from offset {behind} \
-                     to go on"
-                );
+            Self::Damaged(lost) => {
+                let behind = lost.range.end_offset;
+                let text =
+                    format!("{lost}; subscribe from offset {behind} to go on ({DAMAGE_RUNBOOK})");
                 Refusal { limit: behind.0, ..stream(ErrorCode::DamagedRange, &text) }
             }
             Self::Unreadable { text } => stream(ErrorCode::DamagedRange, text),

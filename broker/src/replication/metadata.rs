@@ -63,6 +63,13 @@ pub enum OpenMetadataError {
     /// The checkpoint cannot be read.
     #[error("the metadata checkpoint cannot be read: {0}")]
     Checkpoint(#[from] CodecError),
+    /// What was committed cannot be read to its end, and without it all that follows would be
+    /// misread.
+    #[error(
+        "the metadata log cannot be read to its end: {0}; `weir data verify` says what is damaged, \
+         ops/runbook/damaged-metadata.md what can be done"
+    )]
+    Read(ChangeError),
     /// The cluster could not be named.
     #[error("the cluster could not be formed: {0}")]
     Form(#[from] ChangeError),
@@ -97,6 +104,7 @@ struct Request {
 #[derive(Clone)]
 pub struct Metadata {
     requests: mpsc::Sender<Request>,
+    stops: mpsc::Sender<oneshot::Sender<()>>,
     catalog: watch::Receiver<Arc<Catalog>>,
     replica: Replica,
 }
@@ -114,11 +122,12 @@ impl Metadata {
         let (requests, mailbox) = mpsc::channel(MAILBOX_COMMANDS);
         let (mut keeper, catalog) = Keeper::new(replica.clone(), applied, state, options.wall);
         if alone {
-            keeper.lead().await?;
+            keeper.lead().await.map_err(OpenMetadataError::Read)?;
         }
         let formed = keeper.state.catalog().cluster != 0;
-        task::spawn("metadata", TaskKind::Core, keeper.keep(mailbox));
-        let metadata = Self { requests, catalog, replica };
+        let (stops, stopping) = mpsc::channel(1);
+        task::spawn("metadata", TaskKind::Core, keeper.keep(mailbox, stopping));
+        let metadata = Self { requests, stops, catalog, replica };
         if alone && !formed {
             let form = Command::Form { cluster: options.cluster, broker: options.broker };
             metadata.propose(form).await?;
@@ -135,6 +144,17 @@ impl Metadata {
             Err(mpsc::error::TrySendError::Full(_)) => Err(ChangeError::Busy),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(self.ended()),
         }
+    }
+
+    /// Checkpoints what was changed and ends the replica. The next start need not read it then:
+    /// what rots meanwhile keeps nobody from starting.
+    pub async fn stop(&self) {
+        let (done, stopped) = oneshot::channel();
+        // Nobody listens where the log has ended before.
+        if self.stops.send(done).await.is_ok() {
+            let _ = stopped.await;
+        }
+        self.replica.clone().shutdown().await;
     }
 
     /// The catalog as of the last command that was applied here.
@@ -175,6 +195,8 @@ struct Keeper {
     state: State,
     /// The last index that is in the state.
     applied: Index,
+    /// The last index of a command.
+    changed: Index,
     checkpointed: Index,
     /// The last index that had a watermark behind it.
     marked: Index,
@@ -202,6 +224,7 @@ impl Keeper {
             replica,
             state,
             applied,
+            changed: applied,
             checkpointed: applied,
             marked: Index(0),
             answers: Vec::new(),
@@ -232,7 +255,11 @@ impl Keeper {
         }
     }
 
-    async fn keep(mut self, mut mailbox: mpsc::Receiver<Request>) {
+    async fn keep(
+        mut self,
+        mut mailbox: mpsc::Receiver<Request>,
+        mut stopping: mpsc::Receiver<oneshot::Sender<()>>,
+    ) {
         let mut seen = self.replica.state();
         loop {
             tokio::select! {
@@ -252,6 +279,12 @@ impl Keeper {
                         requests.push(next);
                     }
                     self.propose(requests);
+                }
+                Some(stopped) = stopping.recv() => {
+                    if self.changed > self.checkpointed {
+                        self.checkpoint().await;
+                    }
+                    let _ = stopped.send(());
                 }
                 () = tokio::time::sleep(WATERMARK_AFTER), if self.is_unmarked() => {
                     self.leave_watermark().await;
@@ -340,13 +373,18 @@ impl Keeper {
                 Ok(slices) => slices,
                 Err(error) => return Err(self.replica.shared.fail_reading(from, &error)),
             };
-            if slices.is_empty() {
+            // A command that is missing changes the meaning of all that follow, also where somebody
+            // accepted its loss because a checkpoint covered it then.
+            let dense = slices.iter().zip(from.0..).take_while(|(slice, next)| {
+                slice.header.index.0 == *next && slice.header.index <= committed
+            });
+            for (slice, _) in dense {
+                self.apply(slice)?;
+            }
+            if self.applied < from {
                 let text = format!("index {from} is committed but not in the log");
                 self.replica.shared.fence(Fence::Engine(text));
                 return Err(self.replica.shared.fence_or(Fence::Shutdown));
-            }
-            for slice in slices.iter().take_while(|slice| slice.header.index <= committed) {
-                self.apply(slice)?;
             }
         }
         self.settle_broken_run(committed);
@@ -360,7 +398,7 @@ impl Keeper {
             let _ = reply.send(outcome);
         }
         if committed.0 >= self.checkpointed.0 + CHECKPOINT_COMMANDS {
-            self.checkpoint().await;
+            self.checkpoint_and_trim().await;
         }
         Ok(())
     }
@@ -377,6 +415,7 @@ impl Keeper {
             self.replica.shared.fence(Fence::Engine(text));
             self.replica.shared.fence_or(Fence::Shutdown)
         };
+        self.changed = header.index;
         let command = Command::decode(control_section(slice)).map_err(unreadable)?;
         let outcome = self.state.apply(&command).map_err(ChangeError::from);
         let ours = (header.term, header.run) == (self.term, self.run)
@@ -404,14 +443,19 @@ impl Keeper {
         (self.run, self.next_number) = (self.run + 1, 0);
     }
 
+    /// The log behind a checkpoint stays until the next one stands: what rots first has another
+    /// copy.
+    async fn checkpoint_and_trim(&mut self) {
+        let before = self.checkpointed;
+        self.checkpoint().await;
+        if let Err(error) = self.replica.trim(before).await {
+            tracing::warn!(%error, index = before.0, "the metadata log was not trimmed");
+        }
+    }
+
     async fn checkpoint(&mut self) {
         let at = self.applied;
-        let state = self.state.encode().into();
-        let done = async {
-            self.replica.checkpoint(at, state).await?;
-            self.replica.trim(at).await
-        };
-        if let Err(error) = done.await {
+        if let Err(error) = self.replica.checkpoint(at, self.state.encode().into()).await {
             tracing::warn!(%error, index = at.0, "the metadata was not checkpointed");
         }
         self.checkpointed = at;

@@ -9,7 +9,7 @@ use super::{Core, Effect, Effects, Ticket};
 use crate::connection::outbox::ConsumerId;
 use crate::partition::command::{Command, SubscriptionId};
 use crate::partition::limits::CONSUMERS_MAX;
-use crate::partition::refusal::{SubscribeRefusal, read_only, settle_beyond};
+use crate::partition::refusal::{Loss, SubscribeRefusal, read_only, settle_beyond};
 use crate::partition::request::SubscribedState;
 use crate::partition::subscription::consumer::{BeyondDelivered, Consumers, Registers};
 use crate::partition::subscription::{Settles, Subscriptions};
@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use tokio::time::Instant;
 use weir_protocol::frame::{Deliver, Settled, Start};
 use weir_protocol::types::{Name, Offset, StreamId};
-use weir_storage::{BatchSlice, DamagedRange};
+use weir_storage::BatchSlice;
 
 /// A subscription that does not exist yet, and the consumers that wait for it.
 #[derive(Debug)]
@@ -310,7 +310,7 @@ impl<R> Core<R> {
     }
 
     /// Nothing is changed here any more: whoever waits for a change hears of it.
-    pub(super) fn refuse_changes(&mut self, lost: &DamagedRange, out: &mut Effects<R>) {
+    pub(super) fn refuse_changes(&mut self, lost: &Loss, out: &mut Effects<R>) {
         let refusal = || SubscribeRefusal::ReadOnly(lost.clone());
         for (_, creating) in std::mem::take(&mut self.consuming.creating) {
             let waiting = creating.waiting.into_iter();

@@ -6,6 +6,7 @@ use super::Task;
 use crate::partition::command::{self, Command};
 use crate::partition::core::{Event, Seen};
 use crate::partition::limits::{HEADERS_PER_READ, PROPOSAL_BYTES_MAX};
+use crate::partition::refusal::Loss;
 use crate::partition::wire::WireError;
 use crate::replication::control_section;
 use tokio::time::Instant;
@@ -84,11 +85,11 @@ impl Task {
         known.filter(|range| range.last_index > applied).ok_or(error)
     }
 
-    fn pass_over(&mut self, lost: DamagedRange, now: Instant) {
-        let partition = &self.around.options.key;
-        match lost.accepted {
-            true => tracing::warn!(?partition, "passed over what is lost and was accepted: {lost}"),
-            false => tracing::error!(?partition, "the partition is read-only: {lost}"),
+    fn pass_over(&mut self, range: DamagedRange, now: Instant) {
+        let lost = Loss { key: self.around.options.key.clone(), range };
+        match lost.range.accepted {
+            true => tracing::warn!("passed over what is lost and was accepted: {lost}"),
+            false => tracing::error!("the partition is read-only: {lost}"),
         }
         self.tell(Event::Lost(lost), now);
     }

@@ -6,7 +6,7 @@ use super::{Asked, Attached, ColdDone, Paid, Task, registers_of};
 use crate::connection::outbox::ConsumerId;
 use crate::partition::core::{Effect, Event, Ticket};
 use crate::partition::limits::COLD_READS_MAX;
-use crate::partition::refusal::{PublishRefusal, SubscribeRefusal};
+use crate::partition::refusal::{Loss, PublishRefusal, SubscribeRefusal};
 use crate::partition::request::SubscribedState;
 use crate::partition::subscription::consumer::Wanted;
 use crate::partition::view::SubscriptionView;
@@ -153,7 +153,7 @@ impl Task {
                 let key = self.around.options.key.clone();
                 tracing::error!(partition = ?key, %error, "a read failed");
                 let refusal = match error {
-                    ReadError::Damaged(lost) => SubscribeRefusal::Damaged { key, lost },
+                    ReadError::Damaged(range) => SubscribeRefusal::Damaged(Loss { key, range }),
                     error => SubscribeRefusal::Unreadable { text: error.to_string() },
                 };
                 self.tell(Event::Closed(id), now);

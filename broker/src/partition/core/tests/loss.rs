@@ -1,12 +1,15 @@
 //! The core behind batches that cannot be read.
 
 use super::*;
+use crate::flow::PartitionKey;
 use weir_protocol::error_code::{ErrorCode, Outcome};
+use weir_protocol::types::PartitionId;
+use weir_storage::DamagedRange;
 
 /// The next `indexes` indexes are lost, with `records` records in them.
-fn lose(world: &mut World, indexes: u64, records: u64, accepted: bool) -> DamagedRange {
+fn lose(world: &mut World, indexes: u64, records: u64, accepted: bool) -> Loss {
     let (first, offset) = (world.index(), world.log_end());
-    let lost = DamagedRange {
+    let range = DamagedRange {
         sequence: 1,
         positions: 4_096..8_192,
         first_index: first,
@@ -17,20 +20,23 @@ fn lose(world: &mut World, indexes: u64, records: u64, accepted: bool) -> Damage
     };
     // What is appended next lies behind it.
     let mut header = BatchHeader::empty(BatchType::Void);
-    (header.index, header.base_offset) = (lost.last_index, lost.end_offset);
+    (header.index, header.base_offset) = (range.last_index, range.end_offset);
     header.term = world.term;
     world.log.push((header, Vec::new()));
+    let topic = Name::new("orders").unwrap();
+    let lost = Loss { key: PartitionKey { topic, partition: PartitionId(3) }, range };
     world.tell(Event::Lost(lost.clone()));
     world.lead();
     lost
 }
 
-fn is_read_only(refusal: &PublishRefusal, lost: &DamagedRange) {
+fn is_read_only(refusal: &PublishRefusal, lost: &Loss) {
     let outcome = StoredOutcome::NotStored;
     assert_eq!(*refusal, PublishRefusal::ReadOnly { lost: lost.clone(), outcome });
     let peer = refusal.to_peer();
     assert_eq!((peer.code, peer.outcome), (ErrorCode::DamagedRange.number(), Outcome::NotStored));
-    let names = [&lost.to_string()[..], "read-only", "--accept-loss"];
+    let lost = lost.range.to_string();
+    let names = ["topic orders, partition 3: ", &lost, "read-only", "--accept-loss", "runbook"];
     assert!(names.iter().all(|named| peer.text.contains(named)), "{}", peer.text);
 }
 
