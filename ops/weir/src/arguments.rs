@@ -20,7 +20,8 @@ use weir_client::{Durability, Name, Overflow, Start};
 
 const EXIT_CODES: &str = "\
 Exit status: 0 everything was done; 1 something was not done (the reason is on stderr);
-2 the command line or the configuration is wrong; 3 data on disk is damaged (`weir data`).";
+2 the command line or the configuration is wrong; 3 data on disk is damaged (`weir data`, or
+`weir sub` met a range that is).";
 
 const TIME_HELP: &str = "\
 Forms of TIME: 2026-11-21T03:00:00Z (RFC 3339, UTC), -15m (that long ago; ms, s, m, h, d),
@@ -171,10 +172,13 @@ pub(crate) enum TopicCommand {
         #[command(flatten)]
         output: OutputArguments,
     },
-    /// Show a topic and its partitions
+    /// Show a topic and its partitions, and what of them is damaged
     Info {
         #[arg(value_parser = parse_name)]
         topic: Name,
+        /// Admin address of the broker: HOST:PORT [default: the endpoint's host, port 7421]
+        #[arg(long, env = "WEIR_ADMIN", value_name = "ADDRESS")]
+        admin: Option<String>,
         #[command(flatten)]
         output: OutputArguments,
     },

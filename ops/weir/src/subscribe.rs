@@ -26,7 +26,8 @@ pub(crate) async fn run(arguments: SubArguments) -> Result<(), Failure> {
         .name("weir sub")
         .connect()
         .await?;
-    let mut consumer = attach(&client, &arguments).await?;
+    let explain = |error| explained(error, &arguments);
+    let mut consumer = attach(&client, &arguments).await.map_err(explain)?;
     let mut printer = Printer {
         form,
         topic: arguments.topic.to_string(),
@@ -36,8 +37,27 @@ pub(crate) async fn run(arguments: SubArguments) -> Result<(), Failure> {
     };
     let outcome = printer.print_all(&mut consumer).await;
     printer.out.flush()?;
-    consumer.close().await?;
-    outcome
+    let closed = consumer.close().await;
+    outcome.map_err(explain)?;
+    Ok(closed?)
+}
+
+/// What a damaged range means for whoever reads here, and how to go on.
+fn explained(failure: Failure, arguments: &SubArguments) -> Failure {
+    let Failure::Client(error) = &failure else { return failure };
+    let Some((partition, end)) = error.partition().zip(error.damaged_end()) else { return failure };
+    let topic = &arguments.topic;
+    let stays = match &arguments.subscription {
+        Some(name) => format!(
+            "subscription {name} stays in front of it until it is restored or its loss accepted; "
+        ),
+        None => String::new(),
+    };
+    Failure::Damaged(format!(
+        "{error}\nall that this command read in front of it was printed; {stays}`weir sub {topic} \
+         --partition {partition} --from {end}` reads on behind it; `weir topic info {topic}` says \
+         what to do about it"
+    ))
 }
 
 async fn attach(client: &Client, arguments: &SubArguments) -> Result<Consumer, Failure> {

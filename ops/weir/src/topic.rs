@@ -2,9 +2,12 @@
 //!
 //! Owns: how topics are shown. Never: removes anything without `--yes`.
 
+mod damage;
+
 use crate::arguments::{Output, TopicArguments, TopicCommand, TopicSettings};
 use crate::failure::Failure;
 use crate::output::{bytes_text, print_json, print_table};
+use damage::Health;
 use serde_json::{Value, json};
 use std::time::Duration;
 use weir_client::{Client, Durability, Name, Overflow, TopicChange, TopicConfig, TopicView};
@@ -15,13 +18,17 @@ pub(crate) async fn run(arguments: TopicArguments) -> Result<(), Failure> {
         .name("weir topic")
         .connect()
         .await?;
+    let endpoint = arguments.endpoint.endpoint.first().map_or("", String::as_str);
     match arguments.command {
         TopicCommand::Create { topic, partitions, settings } => {
             client.create_topic(topic.as_str(), config_of(partitions, &settings)?).await?;
             eprintln!("topic {topic} created");
         }
         TopicCommand::Ls { output } => list(&client, output.output).await?,
-        TopicCommand::Info { topic, output } => show(&client, &topic, output.output).await?,
+        TopicCommand::Info { topic, admin, output } => {
+            let admin = admin.unwrap_or_else(|| damage::admin_beside(endpoint));
+            show(&client, &topic, &admin, output.output).await?;
+        }
         TopicCommand::Set { topic, partitions, settings } => {
             client.alter_topic(topic.as_str(), change_of(partitions, &settings)?).await?;
             eprintln!("topic {topic} changed");
@@ -72,10 +79,11 @@ async fn list(client: &Client, output: Output) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn show(client: &Client, topic: &Name, output: Output) -> Result<(), Failure> {
+async fn show(client: &Client, topic: &Name, admin: &str, output: Output) -> Result<(), Failure> {
     let topic = client.topic(topic.as_str()).await?;
+    let health = damage::ask(admin, &topic).await;
     if output == Output::Json {
-        print_json(&topic_json(&topic))?;
+        print_json(&with_health(topic_json(&topic), &health))?;
         return Ok(());
     }
     let config = &topic.config;
@@ -88,10 +96,12 @@ async fn show(client: &Client, topic: &Name, output: Output) -> Result<(), Failu
         ms => println!("max age     {}", humantime::format_duration(Duration::from_millis(ms))),
     }
     println!();
-    let headings = ["partition", "leader", "log start", "high watermark", "bytes"];
-    let rows = topic.partitions.iter().map(|partition| {
+    let known = health.as_deref().unwrap_or_default();
+    let headings = ["partition", "state", "leader", "log start", "high watermark", "bytes"];
+    let rows = topic.partitions.iter().enumerate().map(|(at, partition)| {
         [
             partition.partition.to_string(),
+            known.get(at).map_or("unknown", Health::word).to_owned(),
             partition.leader.map_or("none".to_owned(), |leader| leader.to_string()),
             partition.log_start.to_string(),
             partition.high_watermark.to_string(),
@@ -99,6 +109,10 @@ async fn show(client: &Client, topic: &Name, output: Output) -> Result<(), Failu
         ]
     });
     print_table(headings, rows)?;
+    match &health {
+        Ok(known) => damage::report(&topic, known).iter().for_each(|line| println!("\n{line}")),
+        Err(error) => println!("\nwhether anything is damaged is not known: {error}"),
+    }
     Ok(())
 }
 
@@ -153,6 +167,19 @@ fn topic_json(topic: &TopicView) -> Value {
         "max_age_ms": topic.config.max_age_ms,
         "partitions": partitions.collect::<Vec<_>>(),
     })
+}
+
+/// Adds to each partition how it is; null where that is not known, and then `health_error` says why.
+fn with_health(mut topic: Value, health: &Result<Vec<Health>, String>) -> Value {
+    let known = health.as_deref().unwrap_or_default();
+    for (at, partition) in topic["partitions"].as_array_mut().into_iter().flatten().enumerate() {
+        let health = known.get(at);
+        partition["state"] = json!(health.map(|health| &health.state));
+        partition["read_only"] = json!(health.and_then(|health| health.read_only));
+        partition["damaged"] = json!(health.map(|health| &health.damaged));
+    }
+    topic["health_error"] = json!(health.as_ref().err());
+    topic
 }
 
 fn durability_text(durability: Durability) -> &'static str {

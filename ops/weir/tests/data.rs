@@ -4,155 +4,12 @@
 
 mod common;
 
+use common::stopped::{Stopped, dump, file_in, flip, said};
 use common::{Broker, WEIR};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-
-/// A data directory whose broker was stopped: topic `t`, six batches of one record each.
-struct Stopped {
-    _scratch: tempfile::TempDir,
-    dir: PathBuf,
-}
-
-impl Stopped {
-    fn new() -> Self {
-        let scratch = tempfile::tempdir().unwrap();
-        let dir = scratch.path().join("data");
-        let broker = Broker::start(&dir);
-        broker.ok(&["topic", "create", "t"]);
-        for number in 0..5 {
-            broker.ok(&["pub", "t", "-m", &format!("message {number}"), "-k", "k", "-H", "a=1"]);
-        }
-        broker.ok_with_input(&["pub", "t"], b"no \xff text\x1b\n");
-        assert_eq!(broker.terminate(), Some(0));
-        Self { _scratch: scratch, dir }
-    }
-
-    /// `weir data ARGS --data-dir` this one.
-    fn data(&self, args: &[&str]) -> Said {
-        let mut command = Command::new(WEIR);
-        command.arg("data").args(args).arg("--data-dir").arg(&self.dir);
-        said(command)
-    }
-
-    fn folder(&self) -> PathBuf {
-        let names = fs::read_dir(&self.dir).unwrap().map(|item| item.unwrap().path());
-        let is_partition =
-            |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("p-");
-        names.into_iter().find(is_partition).unwrap()
-    }
-
-    fn name(&self) -> String {
-        self.folder().file_name().unwrap().to_string_lossy().into_owned()
-    }
-
-    fn segment(&self) -> PathBuf {
-        file_in(&self.folder(), "seg")
-    }
-
-    /// Where the batch that holds an offset stands, and how long it is.
-    fn batch_of(&self, offset: u64) -> (u64, u64) {
-        let lines = dump(&self.segment(), &["-o", "json"]).json_lines();
-        let holds = |line: &&Value| line["type"] == "data" && line["base_offset"] == offset;
-        let batch = lines.iter().find(holds).unwrap();
-        (batch["position"].as_u64().unwrap(), batch["bytes"].as_u64().unwrap())
-    }
-
-    /// Changes a byte in the payload of the batch that holds an offset.
-    fn damage(&self, offset: u64) {
-        let (position, _) = self.batch_of(offset);
-        flip(&self.segment(), position + 140);
-    }
-
-    fn read_all(&self) -> String {
-        let broker = Broker::start(&self.dir);
-        let mut reader = broker.weir(&["sub", "t", "--from", "earliest", "--exit-at-end"]);
-        let output = reader.output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    /// Every file but LOCK, with its bytes.
-    fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
-        let mut files = BTreeMap::new();
-        let mut folders = vec![self.dir.clone()];
-        while let Some(folder) = folders.pop() {
-            for item in fs::read_dir(folder).unwrap() {
-                let path = item.unwrap().path();
-                if path.is_dir() {
-                    folders.push(path);
-                } else if !path.ends_with("LOCK") {
-                    files.insert(path.clone(), fs::read(path).unwrap());
-                }
-            }
-        }
-        files
-    }
-}
-
-fn file_in(folder: &Path, extension: &str) -> PathBuf {
-    let mut paths = fs::read_dir(folder).unwrap().map(|item| item.unwrap().path());
-    paths.find(|path| path.extension().is_some_and(|found| found == extension)).unwrap()
-}
-
-fn flip(path: &Path, position: u64) {
-    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, position).unwrap();
-    file.write_all_at(&[!byte[0]], position).unwrap();
-}
-
-/// What a command printed and how it ended.
-#[derive(Debug)]
-struct Said {
-    status: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl Said {
-    #[track_caller]
-    fn expect(self, status: i32) -> Self {
-        assert_eq!(self.status, Some(status), "{self:?}");
-        self
-    }
-
-    #[track_caller]
-    fn has(self, words: &[&str]) -> Self {
-        let all = format!("{}{}", self.out, self.err);
-        for word in words {
-            assert!(all.contains(word), "{word:?} is not in:\n{all}");
-        }
-        self
-    }
-
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap()
-    }
-
-    fn json_lines(&self) -> Vec<Value> {
-        self.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-}
-
-fn said(mut command: Command) -> Said {
-    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().unwrap();
-    Said {
-        status: status.code(),
-        out: String::from_utf8(stdout).unwrap(),
-        err: String::from_utf8(stderr).unwrap(),
-    }
-}
-
-fn dump(path: &Path, more: &[&str]) -> Said {
-    let mut command = Command::new(WEIR);
-    command.args(["data", "dump"]).arg(path).args(more);
-    said(command)
-}
+use std::process::{Command, Stdio};
 
 /// The log of the topic in what `-o json` printed.
 fn log_of(printed: &Value) -> &Value {
@@ -248,8 +105,7 @@ fn a_damaged_range_is_named_kept_and_accepted_when_told_to() {
 /// it rotted is found all the same.
 #[test]
 fn damage_behind_an_index_is_found_and_accepted_too() {
-    let scratch = tempfile::tempdir().unwrap();
-    let stopped = Stopped { dir: scratch.path().join("data"), _scratch: scratch };
+    let stopped = Stopped::empty();
     let broker = Broker::start(&stopped.dir);
     broker.ok(&["topic", "create", "t", "--max-bytes", "40MiB"]);
     let lines = ("x".repeat(1_000) + "\n").repeat(9_000);
@@ -275,35 +131,6 @@ fn damage_behind_an_index_is_found_and_accepted_too() {
     fs::remove_file(index.with_extension("seg")).unwrap();
     stopped.data(&["verify"]).expect(3).has(&["whose file is missing"]);
     dump(&stopped.folder(), &["--headers"]).expect(0).has(&["missing: offsets"]);
-}
-
-/// A broker that was killed left no checkpoint behind: its start has to read everything.
-#[test]
-fn what_a_start_has_to_read_is_told_apart() {
-    let scratch = tempfile::tempdir().unwrap();
-    let stopped = Stopped { dir: scratch.path().join("data"), _scratch: scratch };
-    let broker = Broker::start(&stopped.dir);
-    broker.ok(&["topic", "create", "t"]);
-    for number in 0..4 {
-        broker.ok(&["pub", "t", "-m", &format!("message {number}")]);
-    }
-    broker.ok(&["topic", "set", "t", "--max-age", "1h"]);
-    broker.kill();
-    stopped.damage(1);
-    stopped.data(&["verify"]).expect(3).has(&["offsets 1 to 1", "no checkpoint covers it"]);
-    stopped.data(&["recover", "--accept-loss", "--yes"]).expect(0);
-    assert_eq!(stopped.read_all(), "message 0\nmessage 2\nmessage 3\n");
-
-    // What made a topic is never passed over: the numbers of all later ones would change.
-    let metadata = file_in(&stopped.dir.join("metadata"), "seg");
-    let lines = dump(&metadata, &["-o", "json"]).json_lines();
-    let control = lines.iter().filter(|line| line["type"] == "control").nth(1).unwrap();
-    flip(&metadata, control["position"].as_u64().unwrap() + 140);
-    stopped.data(&["verify"]).expect(3).has(&["the broker does not start", "cannot be accepted"]);
-    let before = stopped.files();
-    let words = ["left alone", "cannot be accepted", "still damaged"];
-    stopped.data(&["recover", "--accept-loss", "--yes"]).expect(3).has(&words);
-    assert!(stopped.files() == before, "nothing was changed");
 }
 
 #[test]

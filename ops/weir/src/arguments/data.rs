@@ -24,8 +24,8 @@ What it says, and what comes next:
                        run: it serves what else there is, and refuses these offsets by name
                        (DAMAGED_RANGE)
   no checkpoint covers it
-                       a start has to read what is damaged: this partition is not served (or,
-                       if it is the metadata, no broker starts) before that is settled
+                       nobody knows what it changed: this partition is read-only (or, if it is
+                       the metadata, no broker starts) before that is settled
   the end is lost      the log does not open: as above, but nothing tells how much is gone
   unread               the device failed, or a newer build wrote it: nothing is known of it
 

@@ -102,12 +102,13 @@ pub(super) fn range_line(range: &DamagedRange, surveyed: &Surveyed) -> String {
         _ if range.accepted => "the loss is accepted: readers pass over it",
         (false, _) => "readers are refused there",
         (true, false) => {
-            "no checkpoint covers it: the partition is not served before the file is back or the \
-             loss accepted"
+            "no checkpoint covers it: readers are refused there, and the partition is read-only \
+             until the file is back or the loss accepted"
         }
         (true, true) => {
             "no checkpoint covers it: the broker does not start, and this loss cannot be accepted, \
-             for what follows would be misread: bring the file back from a backup"
+             for what follows would be misread: bring the file back from a backup, or see \
+             ops/runbook/damaged-metadata.md"
         }
     };
     format!("{range}{file}; {fate}")
