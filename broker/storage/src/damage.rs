@@ -68,6 +68,34 @@ impl DamagedRange {
         self.first_index > self.last_index && self.first_offset == self.end_offset
     }
 
+    /// Whether a range begins where this one does.
+    pub(crate) fn begins_with(&self, range: &Self) -> bool {
+        (self.sequence, self.positions.start) == (range.sequence, range.positions.start)
+    }
+
+    /// Of a range that begins with this accepted one: what of it is accepted, and what is not.
+    pub(crate) fn accepted_of(&self, range: Self) -> (Option<Self>, Option<Self>) {
+        let ends = |of: &Self| (of.positions.end, of.last_index, of.end_offset);
+        let (known, found) = (ends(self), ends(&range));
+        if found.0 <= known.0 && found.1 <= known.1 && found.2 <= known.2 {
+            return (Some(Self { accepted: true, ..range }), None);
+        }
+        if self.positions.is_empty()
+            || known.0 >= found.0
+            || known.1 >= found.1
+            || known.2 > found.2
+        {
+            return (None, Some(range));
+        }
+        let rest = Self {
+            positions: known.0..found.0,
+            first_index: Index(known.1.0 + 1),
+            first_offset: known.2,
+            ..range
+        };
+        (Some(self.clone()), Some(rest))
+    }
+
     fn holds_offset(&self, offset: Offset) -> bool {
         self.first_offset <= offset && offset < self.end_offset
     }

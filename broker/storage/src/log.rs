@@ -226,7 +226,7 @@ impl Log {
             segment.note(position, &header);
             stored.push((header, position));
         }
-        let last_index = stored.last().map_or(Index(0), |(header, _)| header.index);
+        let last_index = self.cursor.last_index;
         self.shared.flush.dirty(segment, start..self.position, last_index);
         segment.publish(self.position);
         {

@@ -5,11 +5,12 @@
 
 mod common;
 
-use common::{contents, data, device_in, flush, last_of, log_of, open, reopen, segments_of};
+use common::{ROOT, contents, data, device_in, flush, last_of, log_of, open, reopen, segments_of};
+use std::path::Path;
 use weir_protocol::batch::ATTR_LAST_OF_INDEX;
 use weir_protocol::types::{Index, Offset};
-use weir_sim::disk::SimDisk;
-use weir_storage::{DamagedRange, Disk, Log, OpenError, Read, ReadError};
+use weir_sim::disk::{Damage, SimDisk};
+use weir_storage::{DamagedRange, Disk, Log, LogOptions, OpenError, Read, ReadError};
 
 #[test]
 fn a_torn_tail_of_every_length_is_cut_to_the_last_whole_batch() {
@@ -319,4 +320,46 @@ fn a_segment_header_survives_the_loss_of_one_copy_and_lies_to_nobody() {
         other => panic!("a format of the future: {other:?}"),
     }
     assert!(matches!(with_field(24, 6), Err(OpenError::Damaged(_))), "of another log");
+}
+
+/// Who accepted a loss accepted what was shown, and nothing that is lost later.
+#[test]
+fn what_is_damaged_beside_an_accepted_loss_is_not_accepted() {
+    let disk = SimDisk::new();
+    let mut log = log_of(&disk, 6);
+    log.leave_watermark().unwrap();
+    let headers = log.reader().headers(Index(1), 6).unwrap();
+    let position_of = |index: usize| {
+        4_096 + headers[..index - 1].iter().map(|header| header.stored_len() as u64).sum::<u64>()
+    };
+    drop(log);
+    let damage = |index| {
+        let position = position_of(index) + 150;
+        disk.damage(&segments_of(&disk)[0], &Damage::Bit { position, bit: 0 });
+    };
+    let ranges = |log: &Log| -> Vec<(u64, u64, bool)> {
+        let of = |range: &DamagedRange| (range.first_index.0, range.last_index.0, range.accepted);
+        log.reader().damaged_ranges().iter().map(of).collect()
+    };
+    damage(3);
+    drop(open_and_accept(&disk));
+    damage(4);
+    for _ in 0..2 {
+        let (log, _) = reopen(&disk);
+        assert_eq!(ranges(&log), [(3, 3, true), (4, 4, false)]);
+        let refused = log.reader().read_from_index(Index(4), 1);
+        assert!(matches!(refused, Err(ReadError::Damaged(range)) if !range.accepted));
+    }
+    drop(open_and_accept(&disk));
+    damage(5);
+    damage(2);
+    for _ in 0..2 {
+        // What stands in front of an accepted range was not accepted with it.
+        assert_eq!(ranges(&reopen(&disk).0), [(2, 5, false)]);
+    }
+}
+
+fn open_and_accept(disk: &SimDisk) -> Log {
+    let options = LogOptions { uuid: 5, accept_loss: true, ..LogOptions::default() };
+    Log::open(device_in(disk), &Path::new(ROOT).join("p"), options).unwrap().0
 }

@@ -242,12 +242,20 @@ impl Reading<'_> {
 
     /// Notes that everything between the cursor and what stands behind is lost.
     fn lose(&mut self, sequence: u64, positions: Range<u64>, behind: Behind) {
-        let range = lost_range(&self.examined.cursor, sequence, positions, behind);
-        let accepted = |known: &&DamagedRange| {
-            (known.sequence, known.positions.start) == (range.sequence, range.positions.start)
-        };
-        let accepted = self.known.iter().find(accepted).is_some_and(|known| known.accepted);
-        damage::insert(&mut self.examined.damage, DamagedRange { accepted, ..range });
+        let mut range = lost_range(&self.examined.cursor, sequence, positions, behind);
+        // A loss was accepted as it was shown: what was lost since is a range of its own.
+        let mut accepted = self.known.iter().filter(|known| known.accepted);
+        while let Some(known) = accepted.find(|known| known.begins_with(&range)) {
+            let (given_up, rest) = known.accepted_of(range);
+            if let Some(given_up) = given_up {
+                damage::insert(&mut self.examined.damage, given_up);
+            }
+            match rest {
+                Some(rest) => range = rest,
+                None => return,
+            }
+        }
+        damage::insert(&mut self.examined.damage, range);
     }
 
     fn segment(&mut self, file: File, cut: Option<u64>, next: &Next) -> Result<(), OpenError> {
