@@ -1,7 +1,7 @@
 //! Deterministic simulation of the real Weir broker.
 //!
 //! Owns: a disk that loses what was not flushed, a network, clocks and threads of its own, and the
-//! scenarios that run the real broker and the real client on them.
+//! scenarios that run the real broker and the real client on them; the judge of their histories.
 //! Never: is imported by what it simulates, but for its tests. Those of the storage take the disk
 //! alone, without the feature `broker`.
 
@@ -12,6 +12,7 @@ pub mod clock;
 pub mod disk;
 #[cfg(feature = "broker")]
 pub mod executor;
+pub mod history;
 #[cfg(feature = "broker")]
 pub mod network;
 #[cfg(feature = "broker")]
