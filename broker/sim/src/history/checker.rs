@@ -329,7 +329,7 @@ impl Checker {
                 let lease = subscription.lease_mut(offset);
                 lease.is_ended |= lease.attempt == attempt;
             }
-            What::Exit { exit, .. } => subscription.lease_mut(offset).exit = Some(exit),
+            What::Exit { exit, .. } => subscription.lease_mut(offset).exit = Some((exit, at_ns)),
             What::Redriven { .. } => {
                 let lease = subscription.lease_mut(offset);
                 lease.exit = None;

@@ -43,7 +43,7 @@ impl SubscriptionLog {
         if lease.attempt == 0 {
             judge_first(delivery, r);
         } else {
-            judge_again(delivery, &lease, r);
+            judge_again(delivery, &lease, flight_ns, r);
         }
         if self.mode == Some(Mode::KeyedQueue) {
             self.judge_key(delivery, r);
@@ -65,7 +65,8 @@ impl SubscriptionLog {
     fn judge_settled(&self, delivery: Delivery, lease: &Lease, flight_ns: u64, r: &mut Report) {
         let Delivery { place, offset, attempt, .. } = delivery;
         let Place { at_ns, subscription, partition, .. } = place;
-        if let Some(exit) = lease.exit.filter(|_| lease.attempt < attempt) {
+        let is_new = |at: u64| lease.attempt < attempt && at_ns > at.saturating_add(flight_ns);
+        if let Some((exit, _)) = lease.exit.filter(|(_, at)| is_new(*at)) {
             let text = format_args!(
                 "offset {offset} of partition {partition} was delivered with token {attempt} \
                  after it had left subscription {subscription} ({exit:?})"
@@ -177,8 +178,8 @@ impl SubscriptionLog {
                 lease.settled_ns = lease.settled_ns.min(at_ns);
                 lease.settled_attempt = lease.settled_attempt.max(attempt);
             }
-            Verb::Reject => lease.exit = Some(Exit::DeadLettered),
-            Verb::Park => lease.exit = Some(Exit::Parked),
+            Verb::Reject => lease.exit = Some((Exit::DeadLettered, at_ns)),
+            Verb::Park => lease.exit = Some((Exit::Parked, at_ns)),
             Verb::Release | Verb::Fail | Verb::Extend => {}
         }
         None
@@ -218,10 +219,15 @@ fn judge_first(delivery: Delivery, r: &mut Report) {
 }
 
 /// Checks 8 and 10.
-fn judge_again(delivery: Delivery, lease: &Lease, r: &mut Report) {
+fn judge_again(delivery: Delivery, lease: &Lease, flight_ns: u64, r: &mut Report) {
     let Delivery { place, offset, attempt, count, .. } = delivery;
     let Place { at_ns, consumer, partition, .. } = place;
     if attempt == lease.attempt && consumer == lease.consumer && delivery.began_ns > lease.last_ns {
+        return;
+    }
+    // A resend that a release overtook: the newer token went to another connection.
+    let is_overtaken = attempt < lease.attempt && consumer != lease.consumer;
+    if is_overtaken && at_ns <= lease.last_ns.saturating_add(flight_ns) {
         return;
     }
     if attempt <= lease.attempt {

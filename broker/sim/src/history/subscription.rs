@@ -30,7 +30,8 @@ pub(super) struct Lease {
     pub(super) is_asked: bool,
     /// Something ended the newest lease, or may have.
     pub(super) is_ended: bool,
-    pub(super) exit: Option<Exit>,
+    /// How it left without an ack, and when that was recorded.
+    pub(super) exit: Option<(Exit, u64)>,
 }
 
 impl Default for Lease {
