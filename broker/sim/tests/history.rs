@@ -2,18 +2,19 @@
 
 #[path = "history/model.rs"]
 mod model;
+#[path = "history/mutators.rs"]
+mod mutators;
 
-use weir_sim::history::{Event, Limits, Report, check};
+use mutators::{Case, MUTATORS, SILENT};
+use weir_sim::history::{CHECKS, Check, Event, Limits, Report, What, check};
 
 /// Histories of the model, each of a few hundred events.
 const SEEDS: u64 = 3_000;
-
-fn limits() -> Limits {
-    Limits { flight_ns: 5_000_000, ..Limits::default() }
-}
+/// Of these, those that every mutator is tried on.
+const MUTATED_SEEDS: u64 = 1_000;
 
 fn judge(history: &[Event]) -> Report {
-    check(history, limits())
+    check(history, Limits { flight_ns: 5_000_000, ..Limits::default() })
 }
 
 #[test]
@@ -26,4 +27,89 @@ fn what_keeps_every_promise_is_accepted() {
         events += report.events;
     }
     assert!(events > 200 * SEEDS, "{events}");
+}
+
+#[test]
+fn every_mutator_is_caught_by_its_check_wherever_it_applies() {
+    let mut applied = vec![0_u32; MUTATORS.len() + SILENT.len()];
+    for seed in 0..MUTATED_SEEDS {
+        let history = model::history(seed);
+        for (number, (name, check, apply)) in MUTATORS.iter().chain(&SILENT).enumerate() {
+            let mut case = Case::new(history.clone(), seed);
+            if apply(&mut case).is_none() {
+                continue;
+            }
+            applied[number] += 1;
+            let report = judge(&case.history);
+            assert!(report.count(*check) > 0, "seed {seed}, {name}, {check:?} missed it: {report}");
+            assert!(report.violations.iter().any(|violation| violation.check == *check));
+        }
+    }
+    if std::env::var("SHOW").is_ok() {
+        for ((name, ..), applied) in MUTATORS.iter().chain(&SILENT).zip(&applied) {
+            println!("{applied} {name}");
+        }
+    }
+    for ((name, ..), applied) in MUTATORS.iter().chain(&SILENT).zip(&applied) {
+        assert!(*applied >= 10, "{name} was applicable in {applied} histories");
+    }
+    let is_named = |check: &Check| MUTATORS.iter().chain(&SILENT).any(|(_, by, _)| by == check);
+    assert!(CHECKS.iter().all(is_named), "every check has a mutator");
+}
+
+#[test]
+fn the_same_history_gives_the_same_report() {
+    for seed in 0..20 {
+        for (_, _, apply) in MUTATORS {
+            let mut case = Case::new(model::history(seed), seed);
+            // Whether it applies makes no difference here.
+            let _ = apply(&mut case);
+            assert_eq!(judge(&case.history), judge(&case.history));
+        }
+    }
+}
+
+/// Removes from every drain of replica 1 the offsets that `is_lost` names, out of `0..end`.
+fn lossy(seed: u64, is_lost: impl Fn(u32, u32) -> bool) -> (u32, Report) {
+    let mut history = model::history(seed);
+    let ends = history.iter().find_map(|event| match event.what {
+        What::Drained { partition: 0, end, .. } => Some(end),
+        _ => None,
+    });
+    let end = ends.expect("partition 0 is drained");
+    let first = history.iter().position(|event| matches!(event.what, What::Chain { .. }));
+    let drains = first.unwrap_or(0);
+    let mut at = 0;
+    let mut lost = 0;
+    history.retain(|event| {
+        at += 1;
+        let gone = at > drains
+            && matches!(event.what, What::Deliver { partition: 0, replica: 1, offset, .. }
+                if is_lost(offset, end));
+        lost += u32::from(gone);
+        !gone
+    });
+    (lost, judge(&history))
+}
+
+#[test]
+fn what_is_lost_is_told_by_replica_and_by_place() {
+    let untrimmed = |seed: &u64| {
+        let history = model::history(*seed);
+        let trims = |event: &Event| matches!(event.what, What::Trim { .. });
+        let records = history.iter().filter(|event| matches!(event.what, What::Stored { .. }));
+        !history.iter().any(trims) && records.count() > 40
+    };
+    let seed = (0..SEEDS).find(untrimmed).expect("some histories trim nothing");
+    let (lost, report) = lossy(seed, |offset, _| offset < 2);
+    let loss = report.losses[0];
+    assert_eq!((report.losses.len(), loss.replica, loss.partition), (1, 1, 0));
+    assert_eq!((lost, loss.prefix, loss.middle, loss.postfix), (2, 2, 0, 0), "{report}");
+    let (lost, report) = lossy(seed, |offset, _| offset == 3 || offset == 5);
+    let loss = report.losses[0];
+    assert_eq!((lost, loss.prefix, loss.middle, loss.postfix), (2, 0, 2, 0), "{report}");
+    let (lost, report) = lossy(seed, |offset, end| offset + 3 >= end);
+    let loss = report.losses[0];
+    assert_eq!((lost, loss.prefix, loss.middle, loss.postfix), (3, 0, 0, 3), "{report}");
+    assert_eq!(loss.total(), 3);
 }

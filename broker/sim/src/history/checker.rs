@@ -329,10 +329,15 @@ impl Checker {
                 let lease = subscription.lease_mut(offset);
                 lease.is_ended |= lease.attempt == attempt;
             }
-            What::Exit { exit, .. } => subscription.lease_mut(offset).exit = Some((exit, at_ns)),
+            What::Exit { exit, .. } => {
+                let lease = subscription.lease_mut(offset);
+                lease.exit = Some((exit, at_ns));
+                lease.is_declared = true;
+            }
             What::Redriven { .. } => {
                 let lease = subscription.lease_mut(offset);
                 lease.exit = None;
+                lease.is_declared = false;
                 lease.settled_ns = NEVER;
                 lease.is_ended = true;
             }

@@ -32,6 +32,8 @@ pub(super) struct Lease {
     pub(super) is_ended: bool,
     /// How it left without an ack, and when that was recorded.
     pub(super) exit: Option<(Exit, u64)>,
+    /// The exit was declared, and is not a settle's.
+    pub(super) is_declared: bool,
 }
 
 impl Default for Lease {
@@ -48,6 +50,7 @@ impl Default for Lease {
             is_asked: false,
             is_ended: false,
             exit: None,
+            is_declared: false,
         }
     }
 }
@@ -145,7 +148,7 @@ impl Suspect {
         };
         let from = self.offsets.start.max(trimmed);
         let mut unexplained = (from..self.offsets.end)
-            .filter(|at| subscription.lease(*at).exit.is_none() && !log.is_damaged(*at));
+            .filter(|at| !subscription.lease(*at).is_declared && !log.is_damaged(*at));
         let Some(first) = unexplained.next() else { return };
         let count = unexplained.count() + 1;
         let Self { subscription, consumer, partition, .. } = self;
