@@ -3,6 +3,8 @@
 //! Invariants: what a check judges at the end, it judges by arrays, so that the report depends on the
 //! history alone.
 
+mod verdict;
+
 use super::Limits;
 use super::consumer::{Consumer, Consumers};
 use super::credit::Account;
@@ -10,7 +12,6 @@ use super::event::{Event, Message, Mode, Peer, SettleResult, What};
 use super::finding::{Check, Report};
 use super::liveness::Faults;
 use super::log::{NEVER, PartitionLog};
-use super::loss;
 use super::queue::{Delivery, Settling};
 use super::reader::{self, Place};
 use super::replica::Replicas;
@@ -174,6 +175,9 @@ impl Checker {
             What::Fault => self.faults.begin(),
             What::Heal => self.faults.heal(at_ns),
             What::Drained { consumer, partition, replica, end } => {
+                let log = slot(&mut self.logs, partition);
+                TailQuery { partition, at_least: 0 }.judge(at_ns, end, log, r);
+                let end = end.min(log.published);
                 if let Some(consumer) = self.consumers.known(at_ns, consumer, r)
                     && let Some(reading) = consumer.reading_mut(partition)
                 {
@@ -193,7 +197,16 @@ impl Checker {
         from: u32,
     ) {
         let (at_ns, r) = (self.now_ns, &mut self.report);
-        let log_start = slot(&mut self.logs, partition).log_start();
+        let log = slot(&mut self.logs, partition);
+        let log_start = log.log_start();
+        if from > log.published {
+            let text = format_args!(
+                "consumer {consumer} reads partition {partition} from offset {from}, although \
+                 only {} messages were published",
+                log.published
+            );
+            return r.add(Check::WellFormed, at_ns, text);
+        }
         let attached = slot(&mut self.consumers.0, consumer);
         let attached = attached.get_or_insert_with(|| Consumer::new(name, mode));
         if (attached.subscription, attached.mode) != (name, mode) {
@@ -246,15 +259,15 @@ impl Checker {
             let text = format_args!("consumer {consumer} does not read partition {partition}");
             return r.add(Check::WellFormed, at_ns, text);
         };
-        if matches!(mode, Mode::Queue | Mode::KeyedQueue) {
-            if is_placed {
-                let began_ns = reading.began_ns;
-                self.on_lease(place, message, offset, (attempt, count), began_ns);
-            }
+        let began_ns = reading.began_ns;
+        if !is_placed {
             return;
         }
+        if matches!(mode, Mode::Queue | Mode::KeyedQueue) {
+            return self.on_lease(place, message, offset, (attempt, count), began_ns);
+        }
         self.suspects.extend(reader::on_deliver(place, offset, mode, reading, r));
-        if mode == Mode::Stream && is_placed {
+        if mode == Mode::Stream {
             let subscription = slot(slot(&mut self.subscriptions, name), partition);
             let lease = subscription.lease_mut(offset);
             lease.first_ns = lease.first_ns.min(at_ns);
@@ -284,7 +297,7 @@ impl Checker {
         // First deliveries are cut from the queue in order, also on their way to one consumer.
         if subscription.mode == Some(Mode::Queue)
             && attempt == 1
-            && lease.attempt == 0
+            && !lease.was_out()
             && let Some(to) = self.consumers.known(place.at_ns, place.consumer, r)
             && let Some(reading) = to.reading_mut(place.partition)
         {
@@ -362,7 +375,9 @@ impl Checker {
         let at_ns = self.now_ns;
         let log = slot(&mut self.logs, partition);
         let before = log.log_start();
-        log.on_trim(at_ns, log_start, &mut self.report);
+        if !log.on_trim(at_ns, log_start, &mut self.report) {
+            return;
+        }
         for (name, partitions) in self.subscriptions.iter().enumerate() {
             let Some(subscription) = partitions.get(usize::from(partition)) else { continue };
             if !subscription.is_durable() {
@@ -373,79 +388,6 @@ impl Checker {
                 .filter(|offset| !subscription.is_asked(*offset))
                 .map(|offset| place.owes(Owed::Trimmed, offset..offset + 1));
             self.suspects.extend(owed);
-        }
-    }
-
-    /// Judges what can be judged at the end only.
-    pub fn finish(mut self) -> Report {
-        let (end_ns, limits) = (self.now_ns, self.limits);
-        let r = &mut self.report;
-        let nothing = SubscriptionLog::default();
-        for suspect in &self.suspects {
-            let subscription = self.subscriptions.get(usize::from(suspect.subscription));
-            let subscription = subscription.and_then(|all| all.get(usize::from(suspect.partition)));
-            let log = &self.logs[usize::from(suspect.partition)];
-            suspect.judge(limits.flight_ns, log, subscription.unwrap_or(&nothing), r);
-        }
-        for (partition, log) in self.logs.iter().enumerate() {
-            let partition = partition as u16;
-            log.judge_order(partition, end_ns, r);
-            self.faults.judge_outcomes(end_ns, partition, log, limits, r);
-        }
-        self.faults.judge(end_ns, limits, r);
-        self.judge_subscriptions();
-        self.judge_drains();
-        self.report
-    }
-
-    fn judge_subscriptions(&mut self) {
-        let (at_ns, limits, r) = (self.now_ns, self.limits, &mut self.report);
-        let mut attached = vec![false; self.subscriptions.len()];
-        for consumer in self.consumers.0.iter().flatten().filter(|one| one.is_attached) {
-            if let Some(attached) = attached.get_mut(usize::from(consumer.subscription)) {
-                *attached |= !matches!(consumer.mode, Mode::Reader | Mode::Drain);
-            }
-        }
-        for (name, partitions) in self.subscriptions.iter().enumerate() {
-            for (partition, subscription) in partitions.iter().enumerate() {
-                if !subscription.is_durable() {
-                    continue;
-                }
-                let log = &self.logs[partition];
-                let (name, partition) = (name as u16, partition as u16);
-                if subscription.mode != Some(Mode::Stream)
-                    && !self.faults.were_any()
-                    && !self.any_cut
-                {
-                    let place = Place { at_ns, subscription: name, consumer: 0, partition };
-                    subscription.judge_gaps(place, log, r);
-                }
-                if attached[usize::from(name)] {
-                    let what = (log, subscription);
-                    self.faults.judge_unseen(at_ns, (name, partition), what, limits, r);
-                }
-            }
-        }
-    }
-
-    fn judge_drains(&mut self) {
-        let (end_ns, r) = (self.now_ns, &mut self.report);
-        let mut drained = vec![false; self.logs.len()];
-        for consumer in self.consumers.0.iter().flatten().filter(|one| one.mode == Mode::Drain) {
-            for (partition, reading) in consumer.readings.iter().enumerate() {
-                let Some(reading) = reading else { continue };
-                drained[partition] |= reading.ended.is_some();
-                loss::judge_drain(end_ns, partition as u16, reading, &self.logs[partition], r);
-            }
-        }
-        for (partition, log) in self.logs.iter().enumerate() {
-            if log.known_end > 0 && !drained[partition] {
-                let text = format_args!(
-                    "partition {partition}: no drain came to its end, of {} records",
-                    log.known_end
-                );
-                r.add(Check::NoLoss, end_ns, text);
-            }
         }
     }
 }

@@ -138,7 +138,7 @@ pub enum What {
     },
     /// The consumer lets the lease run out on purpose.
     Lapse { consumer: u16, partition: u16, offset: u32, attempt: u16 },
-    /// The broker says that the record left the subscription.
+    /// The broker says that the record left the subscription; recorded when it did.
     Exit { subscription: u16, partition: u16, offset: u32, exit: Exit },
     /// A parked or dead-lettered record comes back to the subscription.
     Redriven { subscription: u16, partition: u16, offset: u32 },

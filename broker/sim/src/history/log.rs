@@ -227,13 +227,19 @@ impl PartitionLog {
         true
     }
 
-    pub(super) fn on_trim(&mut self, at_ns: u64, log_start: u32, r: &mut Report) {
-        let before = self.log_start();
-        if log_start < before {
-            let text = format_args!("the log start fell from {before} to {log_start}");
-            return r.add(Check::WellFormed, at_ns, text);
+    /// False if the log cannot begin there.
+    pub(super) fn on_trim(&mut self, at_ns: u64, log_start: u32, r: &mut Report) -> bool {
+        let (before, published) = (self.log_start(), self.published);
+        let is_possible = (before..=published).contains(&log_start);
+        if is_possible {
+            self.trims.push((at_ns, log_start));
+        } else {
+            let text = format_args!(
+                "the log start went from {before} to {log_start}, of {published} messages"
+            );
+            r.add(Check::WellFormed, at_ns, text);
         }
-        self.trims.push((at_ns, log_start));
+        is_possible
     }
 
     pub(super) fn on_damaged(&mut self, range: Range<u32>) {

@@ -92,7 +92,7 @@ impl SubscriptionLog {
     fn judge_key(&mut self, delivery: Delivery, r: &mut Report) {
         let Delivery { place, message, offset, .. } = delivery;
         let tail = *super::checker::slot(&mut self.keys, message.producer);
-        let is_first = self.lease(offset).attempt == 0;
+        let is_first = !self.lease(offset).was_out();
         if let Some(before) = tail.filter(|_| is_first) {
             let held = self.lease(before);
             if offset < before {

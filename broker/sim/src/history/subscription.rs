@@ -56,6 +56,11 @@ impl Default for Lease {
 }
 
 impl Lease {
+    /// It was delivered or redriven before: what comes now is no first delivery.
+    pub(super) fn was_out(&self) -> bool {
+        self.attempt > 0 || self.is_ended
+    }
+
     pub(super) fn is_out(&self) -> bool {
         self.settled_ns != NEVER || self.exit.is_some()
     }
@@ -147,8 +152,9 @@ impl Suspect {
             Owed::Trimmed | Owed::Claimed => 0,
         };
         let from = self.offsets.start.max(trimmed);
+        let is_damaged = |at: u32| self.why != Owed::Claimed && log.is_damaged(at);
         let mut unexplained = (from..self.offsets.end)
-            .filter(|at| !subscription.lease(*at).is_declared && !log.is_damaged(*at));
+            .filter(|at| !subscription.lease(*at).is_declared && !is_damaged(*at));
         let Some(first) = unexplained.next() else { return };
         let count = unexplained.count() + 1;
         let Self { subscription, consumer, partition, .. } = self;

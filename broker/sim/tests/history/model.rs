@@ -3,9 +3,13 @@
 //! Owns: what happens at the broker and when it is on its way; the history as clients see it.
 //! Never: breaks a promise: a violation of its history is a mistake of the checker.
 
+mod consume;
+mod publish;
+mod retention;
+
 use fastrand::Rng;
-use std::collections::{BTreeMap, BTreeSet};
-use weir_sim::history::{Event, Exit, Message, Mode, Peer, SettleResult, Verb, What};
+use std::collections::BTreeMap;
+use weir_sim::history::{Event, Message, Mode, SettleResult, Verb, What};
 
 const STREAM: u16 = 0;
 const READER: u16 = 99;
@@ -98,12 +102,15 @@ struct Model {
     queries: u16,
     is_ending: bool,
     has_faults: bool,
+    has_cuts: bool,
     history: Vec<Event>,
 }
 
 /// A valid history.
 pub(crate) fn history(seed: u64) -> Vec<Event> {
     let mut model = Model::new(seed);
+    model.has_cuts = model.random.u32(..4) > 0;
+    model.has_faults = model.has_cuts && model.random.bool();
     model.attach_all();
     let actions = model.random.u32(60..260);
     for _ in 0..actions {
@@ -114,7 +121,8 @@ pub(crate) fn history(seed: u64) -> Vec<Event> {
         model.fault();
     }
     model.is_ending = true;
-    for _ in 0..400 {
+    let stored: usize = model.partitions.iter().map(|of| of.log.len()).sum();
+    for _ in 0..400 + 10 * stored {
         model.finish_work();
         model.pass(400_000);
     }
@@ -140,7 +148,8 @@ impl Model {
             partition.queues.insert(2, Queue::default());
         }
         Self {
-            has_faults: random.bool(),
+            has_faults: false,
+            has_cuts: false,
             random,
             now_ns: 1_000,
             steps: BTreeMap::new(),
@@ -216,7 +225,7 @@ impl Model {
             38..62 => self.deliver(partition),
             62..82 => self.settle(),
             82..85 => self.lapse(),
-            85..88 => self.cut_consumer(),
+            85..88 if self.has_cuts => self.cut_consumer(),
             88..90 => self.expire(partition),
             90..92 => self.redrive(partition),
             92..94 => self.trim(partition),
@@ -279,6 +288,11 @@ impl Model {
     }
 
     fn drain_all(&mut self) {
+        let damaged = self.random.u32(..12)..self.random.u32(..16);
+        let (from, to) = (damaged.start, damaged.end);
+        if from < to {
+            self.note(What::Damaged { partition: 0, from, to });
+        }
         let first = self.consumers.len() as u16;
         for (replica, consumer) in (0..REPLICAS).zip(first..) {
             for partition in 0..self.partitions.len() as u16 {
@@ -295,429 +309,14 @@ impl Model {
                         let index = u64::from(offset);
                         self.note(What::Chain { replica, partition, index, chain });
                     }
-                    if offset >= from {
+                    let is_damaged = partition == 0 && damaged.contains(&offset);
+                    if offset >= from && !is_damaged {
                         self.note(deliver(*message, offset, consumer, (0, 0), replica));
                     }
                 }
                 let end = log.len() as u32;
                 self.note(What::Drained { consumer, partition, replica, end });
             }
-        }
-    }
-}
-
-fn deliver(
-    message: Message,
-    offset: u32,
-    consumer: u16,
-    (attempt, count): (u16, u16),
-    replica: u8,
-) -> What {
-    let partition = message.partition;
-    What::Deliver { message, offset, consumer, partition, attempt, count, replica }
-}
-
-/// Publishing.
-impl Model {
-    fn publish(&mut self, partition: u16) {
-        let producer = self.random.u16(..self.producers.len() as u16);
-        let sent = &mut self.producers[usize::from(producer)].sent[usize::from(partition)];
-        // A client settles what it does not know before it publishes on.
-        if sent
-            .iter()
-            .any(|one| one.known == Known::Unknown || one.had_unknown && one.known == Known::Open)
-        {
-            return;
-        }
-        let sequence = sent.len() as u32;
-        let bytes = self.random.u32(16..1_500);
-        sent.push(Sent {
-            bytes,
-            known: Known::Open,
-            had_unknown: false,
-            is_dead: false,
-            offset: None,
-        });
-        self.hand_over(Message { producer, partition, sequence }, bytes);
-    }
-
-    fn hand_over(&mut self, message: Message, bytes: u32) {
-        self.note(What::Publish { message, bytes });
-        let cost = bytes.max(512);
-        let producer = &mut self.producers[usize::from(message.producer)];
-        let (era, due_ns) = (producer.era, producer.due_ns);
-        let peer = Peer::Producer(message.producer);
-        producer.spent += u64::from(cost);
-        if producer.spent > producer.limit {
-            producer.limit = producer.spent + 2_000;
-            let limit_cost = producer.limit;
-            self.note(What::Grant { peer, epoch: era, limit_cost, limit_messages: u64::MAX });
-        }
-        self.note(What::Spend { peer, epoch: era, cost });
-        let due_ns = self.send(due_ns, Step::Publish { message, era });
-        self.producers[usize::from(message.producer)].due_ns = due_ns;
-    }
-
-    fn sent(&mut self, message: Message) -> &mut Sent {
-        let producer = &mut self.producers[usize::from(message.producer)];
-        &mut producer.sent[usize::from(message.partition)][message.sequence as usize]
-    }
-
-    fn on_publish(&mut self, message: Message, era: u16) {
-        let producer = &self.producers[usize::from(message.producer)];
-        let sent = &producer.sent[usize::from(message.partition)];
-        let is_next = sent[..message.sequence as usize]
-            .iter()
-            .all(|before| before.is_dead || before.offset.is_some());
-        let due_ns = producer.due_ns;
-        let refuses = !self.is_ending && self.random.u32(..25) == 0;
-        if self.sent(message).is_dead {
-            return;
-        }
-        if self.sent(message).offset.is_none() && is_next && !refuses {
-            let log = &mut self.partitions[usize::from(message.partition)];
-            log.log.push(message);
-            for queue in log.queues.values_mut() {
-                queue.places.push((Place::Ready, 0));
-            }
-            let offset = log.log.len() as u32 - 1;
-            self.sent(message).offset = Some(offset);
-        }
-        let stored = self.sent(message).offset;
-        let due_ns = self.send(due_ns, Step::Answer { message, era, stored });
-        self.producers[usize::from(message.producer)].due_ns = due_ns;
-    }
-
-    fn on_answer(&mut self, message: Message, era: u16, stored: Option<u32>) {
-        let forgets = self.random.u32(..3) == 0;
-        let is_current = self.producers[usize::from(message.producer)].era == era;
-        let sent = self.sent(message);
-        if !is_current || sent.known != Known::Open {
-            return;
-        }
-        let had_unknown = sent.had_unknown;
-        match stored {
-            Some(offset) => {
-                sent.known = Known::Final;
-                let offset = Some(offset).filter(|_| !(forgets && had_unknown));
-                self.note(What::Stored { message, offset });
-            }
-            None => {
-                sent.is_dead = !had_unknown;
-                sent.known = if had_unknown { Known::Unknown } else { Known::Final };
-                self.note(What::NotStored { message });
-            }
-        }
-    }
-
-    fn cut_producer(&mut self) {
-        let producer = self.random.u16(..self.producers.len() as u16);
-        self.producers[usize::from(producer)].era += 1;
-        self.producers[usize::from(producer)].limit = 0;
-        self.producers[usize::from(producer)].spent = 0;
-        for message in self.messages_of(producer, Known::Open) {
-            self.sent(message).known = Known::Unknown;
-            self.sent(message).had_unknown = true;
-            self.note(What::Unknown { message });
-        }
-    }
-
-    fn messages_of(&self, producer: u16, known: Known) -> Vec<Message> {
-        let sent = &self.producers[usize::from(producer)].sent;
-        let all = (0..).zip(sent).flat_map(|(partition, sent)| {
-            (0..).zip(sent).map(move |(sequence, one)| (partition, sequence, one.known))
-        });
-        all.filter(|(.., of)| *of == known)
-            .map(|(partition, sequence, _)| Message { producer, partition, sequence })
-            .collect()
-    }
-
-    /// Asks again for unknown outcomes, or gives up what a fence has made impossible.
-    fn resolve(&mut self) {
-        for producer in 0..self.producers.len() as u16 {
-            let unknown = self.messages_of(producer, Known::Unknown);
-            let gives_up = self.random.u32(..4) == 0;
-            for message in unknown {
-                if self.sent(message).offset.is_none() && gives_up {
-                    self.sent(message).is_dead = true;
-                    self.sent(message).known = Known::Final;
-                    self.note(What::Void { message });
-                    continue;
-                }
-                self.sent(message).known = Known::Open;
-                let bytes = self.sent(message).bytes;
-                self.hand_over(message, bytes);
-            }
-        }
-    }
-}
-
-/// Consuming.
-impl Model {
-    fn attach(&mut self, by: usize) {
-        self.consumers[by].era += 1;
-        self.consumers[by].is_attached = true;
-        self.consumers[by].spent = (0, 0);
-        self.consumers[by].limit = (WINDOW_COST, WINDOW_MESSAGES);
-        let Consumer { subscription, mode, era, .. } = self.consumers[by];
-        let consumer = by as u16;
-        for partition in 0..self.partitions.len() as u16 {
-            let of = &self.partitions[usize::from(partition)];
-            let from = match mode {
-                Mode::Stream => of.cursor,
-                Mode::Reader => self.random.u32(of.log_start..=of.log.len() as u32),
-                _ => 0,
-            };
-            self.consumers[by].next[usize::from(partition)] = from;
-            self.note(What::Subscribe { consumer, subscription, partition, mode, from });
-        }
-        let peer = Peer::Consumer(consumer);
-        let (limit_cost, limit_messages) = (WINDOW_COST, WINDOW_MESSAGES);
-        self.note(What::Grant { peer, epoch: era, limit_cost, limit_messages });
-        // What the session still has is sent to it again, under the same token.
-        for partition in 0..self.partitions.len() as u16 {
-            let of = &mut self.partitions[usize::from(partition)];
-            let Some(queue) = of.queues.get_mut(&subscription) else { continue };
-            let mut again = Vec::new();
-            for (offset, (place, attempt)) in (0..).zip(&mut queue.places) {
-                if let Place::Leased { to, is_held } = place
-                    && *to == by
-                {
-                    *is_held = false;
-                    again.push((offset, *attempt));
-                }
-            }
-            for (offset, attempt) in again {
-                self.hand(by, partition, offset, attempt);
-            }
-        }
-    }
-
-    fn cut_consumer(&mut self) {
-        let by = self.random.usize(..self.consumers.len());
-        self.note(What::Detach { consumer: by as u16 });
-        self.consumers[by].era += 1;
-        self.consumers[by].held.clear();
-        if self.random.bool() {
-            for queue in self.partitions.iter_mut().flat_map(|of| of.queues.values_mut()) {
-                for (place, _) in &mut queue.places {
-                    if matches!(place, Place::Leased { to, .. } if *to == by) {
-                        *place = Place::Ready;
-                    }
-                }
-            }
-        }
-        self.attach(by);
-    }
-
-    /// Sends a record that the credit allows.
-    fn hand(&mut self, to: usize, partition: u16, offset: u32, attempt: u16) {
-        let message = self.partitions[usize::from(partition)].log[offset as usize];
-        let bytes = u64::from(self.sent(message).bytes);
-        let consumer = &mut self.consumers[to];
-        consumer.spent = (consumer.spent.0 + bytes, consumer.spent.1 + 1);
-        if consumer.spent.0 > consumer.limit.0 || consumer.spent.1 > consumer.limit.1 {
-            consumer.limit = (consumer.spent.0 + WINDOW_COST, consumer.spent.1 + WINDOW_MESSAGES);
-            let (limit_cost, limit_messages) = consumer.limit;
-            let (peer, epoch) = (Peer::Consumer(to as u16), consumer.era);
-            self.note(What::Grant { peer, epoch, limit_cost, limit_messages });
-        }
-        let (era, due_ns) = (self.consumers[to].era, self.consumers[to].due_ns);
-        let what = deliver(message, offset, to as u16, (attempt, attempt), 0);
-        self.consumers[to].due_ns = self.send(due_ns, Step::Hand { to, era, what });
-    }
-
-    fn on_hand(&mut self, to: usize, era: u16, what: What) {
-        let What::Deliver { partition, offset, attempt, .. } = what else { return };
-        if self.consumers[to].era != era {
-            return;
-        }
-        self.note(what);
-        self.consumers[to].held.push((partition, offset, attempt));
-        let subscription = self.consumers[to].subscription;
-        let of = &mut self.partitions[usize::from(partition)];
-        if let Some(queue) = of.queues.get_mut(&subscription)
-            && let (Place::Leased { is_held, to: holder }, _) = &mut queue.places[offset as usize]
-        {
-            *is_held |= *holder == to;
-        }
-    }
-
-    /// The subscriptions' turn in one partition: one record each.
-    fn deliver(&mut self, partition: u16) {
-        for by in [0, 5] {
-            let of = &self.partitions[usize::from(partition)];
-            let next = self.consumers[by].next[usize::from(partition)].max(of.log_start);
-            if next < of.log.len() as u32 {
-                self.consumers[by].next[usize::from(partition)] = next + 1;
-                self.hand(by, partition, next, 0);
-            }
-        }
-        for (subscription, to) in [(1, 1), (2, 3)] {
-            let to = to + self.random.usize(..2);
-            let Some(offset) = self.pick(partition, subscription) else { continue };
-            let of = &mut self.partitions[usize::from(partition)];
-            let Some(queue) = of.queues.get_mut(&subscription) else { continue };
-            let (place, attempt) = &mut queue.places[offset as usize];
-            *place = Place::Leased { to, is_held: false };
-            *attempt += 1;
-            let attempt = *attempt;
-            self.hand(to, partition, offset, attempt);
-        }
-    }
-
-    /// What the queue delivers next: redeliveries first; in order of its key where it is ordered.
-    fn pick(&self, partition: u16, subscription: u16) -> Option<u32> {
-        let of = &self.partitions[usize::from(partition)];
-        let mut busy = BTreeSet::new();
-        let mut fresh = None;
-        for (offset, (place, attempt)) in (0..).zip(&of.queues[&subscription].places) {
-            let key = of.log[offset as usize].producer;
-            let is_free = subscription == 1 || !busy.contains(&key);
-            match place {
-                Place::Ready if is_free && *attempt > 0 => return Some(offset),
-                Place::Ready if is_free => fresh = fresh.or(Some(offset)),
-                _ => {}
-            }
-            if matches!(place, Place::Ready | Place::Leased { .. }) {
-                busy.insert(key);
-            }
-        }
-        fresh
-    }
-
-    fn settle(&mut self) {
-        for by in 0..self.consumers.len() {
-            if self.consumers[by].held.is_empty() {
-                continue;
-            }
-            let at = self.random.usize(..self.consumers[by].held.len());
-            let (partition, offset, attempt) = self.consumers[by].held.remove(at);
-            let verb = match self.random.u32(..20) {
-                0 if by != 0 && !self.is_ending => Verb::Release,
-                1 if by != 0 && !self.is_ending => Verb::Fail,
-                2 if by != 0 => Verb::Reject,
-                3 if by != 0 => Verb::Park,
-                _ => Verb::Ack,
-            };
-            if self.consumers[by].mode == Mode::Reader {
-                continue;
-            }
-            let consumer = by as u16;
-            self.note(What::Settle { consumer, partition, offset, attempt, verb });
-            let (era, due_ns) = (self.consumers[by].era, self.consumers[by].due_ns);
-            let step = Step::Settle { by, era, partition, offset, attempt, verb };
-            self.consumers[by].due_ns = self.send(due_ns, step);
-        }
-    }
-
-    fn on_settle(
-        &mut self,
-        by: usize,
-        (partition, offset, attempt): (u16, u32, u16),
-        verb: Verb,
-    ) -> SettleResult {
-        let of = &mut self.partitions[usize::from(partition)];
-        let subscription = self.consumers[by].subscription;
-        let Some(queue) = of.queues.get_mut(&subscription) else {
-            of.cursor = of.cursor.max(offset + 1);
-            return SettleResult::Ok;
-        };
-        let (place, newest) = &mut queue.places[offset as usize];
-        let is_holder = matches!(place, Place::Leased { to, .. } if *to == by);
-        let is_current = is_holder && *newest == attempt;
-        match (*place, verb) {
-            (Place::Settled, Verb::Ack) => return SettleResult::AlreadySettled,
-            (Place::Settled | Place::Out { .. }, _) => return SettleResult::Refused,
-            (_, Verb::Ack) if is_current || subscription == 1 => *place = Place::Settled,
-            (_, Verb::Release | Verb::Fail) if is_current => *place = Place::Ready,
-            (_, Verb::Reject) if is_current => *place = Place::Out { parked_ns: None },
-            (_, Verb::Park) if is_current => {
-                *place = Place::Out { parked_ns: Some(self.now_ns) };
-            }
-            _ => return SettleResult::Refused,
-        }
-        SettleResult::Ok
-    }
-
-    /// A consumer lets a lease run out, and may settle late all the same.
-    fn lapse(&mut self) {
-        let by = self.random.usize(1..5);
-        let Some(&(partition, offset, attempt)) = self.consumers[by].held.first() else { return };
-        let subscription = self.consumers[by].subscription;
-        let of = &mut self.partitions[usize::from(partition)];
-        let Some(queue) = of.queues.get_mut(&subscription) else { return };
-        let (place, newest) = &mut queue.places[offset as usize];
-        if *newest == attempt && *place == (Place::Leased { to: by, is_held: true }) {
-            *place = Place::Ready;
-            let consumer = by as u16;
-            self.note(What::Lapse { consumer, partition, offset, attempt });
-        }
-    }
-
-    fn expire(&mut self, partition: u16) {
-        let subscription = self.random.u16(1..=2);
-        let now_ready = |(place, _): &(Place, u16)| *place == Place::Ready;
-        let of = &mut self.partitions[usize::from(partition)];
-        let Some(queue) = of.queues.get_mut(&subscription) else { return };
-        if let Some(offset) = queue.places.iter().position(now_ready) {
-            queue.places[offset].0 = Place::Out { parked_ns: None };
-            let exit = if self.random.bool() { Exit::Expired } else { Exit::Skipped };
-            self.note(What::Exit { subscription, partition, offset: offset as u32, exit });
-        }
-    }
-
-    fn redrive(&mut self, partition: u16) {
-        let subscription = self.random.u16(1..=2);
-        let now_ns = self.now_ns;
-        let log_start = self.partitions[usize::from(partition)].log_start as usize;
-        let of = &mut self.partitions[usize::from(partition)];
-        let Some(queue) = of.queues.get_mut(&subscription) else { return };
-        // The operator reads the list of parked records after those who parked were answered.
-        let is_old = |(place, _): &(Place, u16)| matches!(place, Place::Out { parked_ns: Some(at) } if at + 20_000_000 < now_ns);
-        let found = queue.places.iter().position(is_old).filter(|offset| *offset >= log_start);
-        // In key order, only what nothing of its key has followed.
-        if let Some(offset) = found.filter(|_| subscription == 1) {
-            queue.places[offset].0 = Place::Ready;
-            self.note(What::Redriven { subscription, partition, offset: offset as u32 });
-        }
-    }
-
-    /// Trims what every subscription has settled; where the policy is `expire`, what none holds.
-    fn trim(&mut self, partition: u16) {
-        let expires = self.random.u32(..3) == 0;
-        let of = &mut self.partitions[usize::from(partition)];
-        let is_left = |place: &Place| match place {
-            Place::Leased { .. } => true,
-            Place::Ready => !expires,
-            Place::Settled | Place::Out { .. } => false,
-        };
-        let floors = of.queues.values().map(|queue| {
-            let first = queue.places.iter().position(|(place, _)| is_left(place));
-            first.unwrap_or(queue.places.len()) as u32
-        });
-        let stream = if expires { of.log.len() as u32 } else { of.cursor };
-        let log_start = floors.min().unwrap_or(0).min(stream).max(of.log_start);
-        if log_start == of.log_start {
-            return;
-        }
-        let mut exits = Vec::new();
-        for offset in of.cursor..log_start {
-            exits.push((STREAM, offset));
-        }
-        for (subscription, queue) in &mut of.queues {
-            for (offset, (place, _)) in (0..log_start).zip(&mut queue.places) {
-                if *place == Place::Ready {
-                    *place = Place::Out { parked_ns: None };
-                    exits.push((*subscription, offset));
-                }
-            }
-        }
-        of.cursor = of.cursor.max(log_start);
-        of.log_start = log_start;
-        self.note(What::Trim { partition, log_start });
-        for (subscription, offset) in exits {
-            self.note(What::Exit { subscription, partition, offset, exit: Exit::Expired });
         }
     }
 
@@ -743,4 +342,15 @@ impl Model {
             self.note(What::Leader { replica, partition, term });
         }
     }
+}
+
+fn deliver(
+    message: Message,
+    offset: u32,
+    consumer: u16,
+    (attempt, count): (u16, u16),
+    replica: u8,
+) -> What {
+    let partition = message.partition;
+    What::Deliver { message, offset, consumer, partition, attempt, count, replica }
 }
