@@ -32,6 +32,7 @@ fn what_keeps_every_promise_is_accepted() {
         let history = model::history(seed);
         let report = judge(&history);
         assert!(report.is_clean(), "seed {seed}: {report}");
+        assert_eq!(report.unmetered, 0, "seed {seed}");
         events += report.events;
     }
     assert!(events > 200 * seeds(), "{events}");

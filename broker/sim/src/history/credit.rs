@@ -9,6 +9,8 @@ use super::finding::{Check, Report};
 /// The credit of one peer within one epoch.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Account {
+    /// Something was granted: a history without grants is not judged by them.
+    is_open: bool,
     epoch: u16,
     /// The first limit of the epoch: what may be outstanding.
     window_cost: u64,
@@ -20,9 +22,8 @@ pub(super) struct Account {
 
 impl Account {
     pub(super) fn grant(&mut self, epoch: u16, limit_cost: u64, limit_messages: u64) {
-        let opened = self.limit_cost | self.limit_messages != 0;
-        if epoch > self.epoch || !opened {
-            *self = Self { epoch, window_cost: limit_cost, ..Self::default() };
+        if epoch > self.epoch || !self.is_open {
+            *self = Self { epoch, is_open: true, window_cost: limit_cost, ..Self::default() };
         }
         if epoch == self.epoch {
             self.limit_cost = self.limit_cost.max(limit_cost);
@@ -38,6 +39,10 @@ impl Account {
 
     /// Spends one message in the account's own epoch.
     pub(super) fn spend(&mut self, at_ns: u64, peer: Peer, cost: u64, r: &mut Report) {
+        if !self.is_open {
+            r.unmetered += 1;
+            return;
+        }
         // What is larger than all credit may go when nothing else is outstanding.
         let is_alone = self.limit_cost.saturating_sub(self.spent_cost) >= self.window_cost
             && matches!(peer, Peer::Consumer(_))

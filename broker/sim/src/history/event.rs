@@ -125,7 +125,7 @@ pub enum What {
     },
     /// A body was delivered that nobody made: [`identify`](super::identify) gave `None`.
     Foreign { consumer: u16, partition: u16, offset: u32, replica: u8 },
-    /// A settle begins.
+    /// A settle begins; one of each verb at a time under each token.
     Settle { consumer: u16, partition: u16, offset: u32, attempt: u16, verb: Verb },
     /// A settle was answered, or will not be.
     Settled {

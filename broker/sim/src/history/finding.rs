@@ -117,6 +117,8 @@ pub struct Report {
     pub events: u64,
     /// Drains that came to their end.
     pub drains: u32,
+    /// Messages to and from peers without a recorded grant, which check 11 cannot judge.
+    pub unmetered: u64,
 }
 
 impl Report {

@@ -74,13 +74,14 @@ impl SubscriptionLog {
             r.add(Check::SettledStaysSettled, at_ns, text);
         }
         // In an unordered queue an ack may overtake a redelivery that is under way already.
-        let is_fenced = self.mode == Some(Mode::KeyedQueue) && attempt > lease.settled_attempt;
+        let is_fenced = self.mode == Some(Mode::KeyedQueue)
+            && lease.settled_attempt != 0
+            && attempt > lease.settled_attempt;
         let settled_ns = lease.settled_ns;
         if settled_ns != NEVER && (is_fenced || at_ns > settled_ns.saturating_add(flight_ns)) {
             let text = format_args!(
                 "offset {offset} of partition {partition} was delivered with token {attempt}, \
-                 although its ack with token {} was confirmed to subscription {subscription} at {}",
-                lease.settled_attempt,
+                 although subscription {subscription} knew it to be settled at {}",
                 Time(settled_ns)
             );
             r.add(Check::SettledStaysSettled, at_ns, text);
@@ -119,7 +120,8 @@ impl SubscriptionLog {
         let Settling { offset, attempt, verb, .. } = settling;
         let lease = self.lease_mut(offset);
         if attempt < lease.attempt {
-            lease.late_attempt = lease.late_attempt.max(attempt);
+            let late = &mut lease.late_attempts[verb as usize];
+            *late = attempt.max(*late);
         }
         match verb {
             Verb::Ack | Verb::Reject | Verb::Park => lease.is_asked = true,
@@ -143,7 +145,6 @@ impl SubscriptionLog {
             SettleResult::Refused | SettleResult::Unknown => return None,
             SettleResult::AlreadySettled if lease.is_asked => {
                 lease.settled_ns = lease.settled_ns.min(at_ns);
-                lease.settled_attempt = lease.settled_attempt.max(attempt);
                 return None;
             }
             SettleResult::AlreadySettled => {
@@ -154,7 +155,9 @@ impl SubscriptionLog {
         let is_old = attempt < lease.attempt;
         let is_late_ack = verb == Verb::Ack && !is_keyed;
         let is_fenced = is_old && !is_late_ack;
-        if is_fenced && (attempt <= lease.late_attempt || (is_keyed && verb == Verb::Ack)) {
+        if is_fenced
+            && (attempt <= lease.late_attempts[verb as usize] || (is_keyed && verb == Verb::Ack))
+        {
             let text = format_args!(
                 "consumer {}: {verb:?} of offset {offset} of partition {} succeeded with token \
                  {attempt}, although {} had been delivered at {}",

@@ -16,13 +16,15 @@ pub(super) struct Lease {
     pub(super) first_ns: u64,
     /// Delivered last.
     pub(super) last_ns: u64,
-    /// An ack was first confirmed, or [`NEVER`].
+    /// It was first confirmed to be settled, or [`NEVER`].
     pub(super) settled_ns: u64,
     /// The newest token that was seen; 0 = none.
     pub(super) attempt: u16,
+    /// The newest token whose ack succeeded; 0 = none.
     pub(super) settled_attempt: u16,
-    /// The newest token under which a settle began although a newer one had been delivered.
-    pub(super) late_attempt: u16,
+    /// By verb, the newest token under which a settle began although a newer one had been
+    /// delivered.
+    pub(super) late_attempts: [u16; 6],
     pub(super) count: u16,
     /// Who got it last.
     pub(super) consumer: u16,
@@ -44,7 +46,7 @@ impl Default for Lease {
             settled_ns: NEVER,
             attempt: 0,
             settled_attempt: 0,
-            late_attempt: 0,
+            late_attempts: [0; 6],
             count: 0,
             consumer: 0,
             is_asked: false,

@@ -149,7 +149,7 @@ impl Model {
                 1 if by != 0 && !self.is_ending => Verb::Fail,
                 2 if by != 0 => Verb::Reject,
                 3 if by != 0 => Verb::Park,
-                4 if by != 0 => Verb::Extend,
+                4 if by != 0 && !self.is_settling(by) => Verb::Extend,
                 _ => Verb::Ack,
             };
             if self.consumers[by].mode == Mode::Reader {
@@ -164,6 +164,13 @@ impl Model {
             let step = Step::Settle { by, era, partition, offset, attempt, verb };
             self.consumers[by].due_ns = self.send(due_ns, step);
         }
+    }
+
+    /// A settle is on its way, or its answer is.
+    fn is_settling(&self, who: usize) -> bool {
+        self.steps.values().any(
+            |step| matches!(step, Step::Settle { by, .. } | Step::Settled { by, .. } if *by == who),
+        )
     }
 
     pub(super) fn on_settle(

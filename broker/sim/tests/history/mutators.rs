@@ -195,14 +195,10 @@ impl Case {
         }
     }
 
-    fn has_faults(&self) -> bool {
-        self.history.iter().any(|event| event.what == What::Fault)
-    }
-
     /// Neither a fault nor a lost connection can explain anything.
     fn is_calm(&self) -> bool {
-        let cuts = |event: &Event| matches!(event.what, What::Detach { .. });
-        !self.has_faults() && !self.history.iter().any(cuts)
+        let cuts = |event: &Event| matches!(event.what, What::Fault | What::Detach { .. });
+        !self.history.iter().any(cuts)
     }
 }
 

@@ -78,10 +78,17 @@ pub(super) fn skip_in_queue(case: &mut Case) -> Option<()> {
 
 pub(super) fn repeat_token(case: &mut Case) -> Option<()> {
     let all = case.deliveries(is_queue);
-    let at = case.any(all)?.at;
-    let what = case.history[at].what;
-    case.insert(at + 1, what);
-    Some(())
+    let d = case.any(all.clone())?;
+    // An old one that was overtaken on its way is nobody's any more.
+    let is_newer = |other: &Delivered| {
+        other.subscription == d.subscription
+            && other.message == d.message
+            && other.attempt > d.attempt
+            && other.at < d.at
+    };
+    let what = case.history[d.at].what;
+    let is_newest = !all.iter().any(is_newer);
+    is_newest.then(|| case.insert(d.at + 1, what))
 }
 
 /// A lease, and the newer one of the same record.
@@ -183,6 +190,10 @@ pub(super) fn deliver_expired(case: &mut Case) -> Option<()> {
     let What::Exit { subscription, partition, offset, .. } = case.history[at].what else {
         return None;
     };
+    let back = What::Redriven { subscription, partition, offset };
+    if case.history.iter().any(|event| event.what == back) {
+        return None;
+    }
     redeliver(case, partition, offset, subscription)
 }
 
@@ -213,7 +224,7 @@ pub(super) fn hide_count(case: &mut Case) -> Option<()> {
 }
 
 pub(super) fn redeliver_leased(case: &mut Case) -> Option<()> {
-    if case.has_faults() {
+    if !case.is_calm() {
         return None;
     }
     let all = case.deliveries(is_queue);
