@@ -14,7 +14,7 @@ use weir_sim::history::{CHECKS, Check, Event, Limits, Report, What, check};
 /// more.
 const SEEDS: u64 = 3_000;
 /// One in so many of them is what every mutator is tried on.
-const MUTATED_ONE_IN: u64 = 3;
+const MUTATED_ONE_IN: u64 = 5;
 
 fn seeds() -> u64 {
     let asked = std::env::var("WEIR_SIM_SEEDS").ok();

@@ -3,7 +3,6 @@
 
 use super::finding::{Check, Report};
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 
 /// What replicas said of themselves.
 #[derive(Debug, Default)]
@@ -42,19 +41,13 @@ impl Replicas {
         term: u32,
         r: &mut Report,
     ) {
-        match self.leaders.entry((partition, term)) {
-            Entry::Vacant(vacant) => {
-                vacant.insert(replica);
-            }
-            Entry::Occupied(led) if *led.get() != replica => {
-                let text = format_args!(
-                    "partition {partition} has two leaders in term {term}: replicas {} and \
-                     {replica}",
-                    led.get()
-                );
-                r.add(Check::Replicas, at_ns, text);
-            }
-            Entry::Occupied(_) => {}
+        let first = *self.leaders.entry((partition, term)).or_insert(replica);
+        if first != replica {
+            let text = format_args!(
+                "partition {partition} has two leaders in term {term}: replicas {first} and \
+                 {replica}"
+            );
+            r.add(Check::Replicas, at_ns, text);
         }
     }
 }
