@@ -375,16 +375,13 @@ impl Keeper {
             };
             // A command that is missing changes the meaning of all that follow, also where somebody
             // accepted its loss because a checkpoint covered it then.
-            let dense = slices.iter().zip(from.0..).take_while(|(slice, next)| {
-                slice.header.index.0 == *next && slice.header.index <= committed
-            });
-            for (slice, _) in dense {
-                self.apply(slice)?;
-            }
-            if self.applied < from {
+            if slices.first().is_none_or(|first| first.header.index != from) {
                 let text = format!("index {from} is committed but not in the log");
                 self.replica.shared.fence(Fence::Engine(text));
                 return Err(self.replica.shared.fence_or(Fence::Shutdown));
+            }
+            for slice in slices.iter().take_while(|slice| slice.header.index <= committed) {
+                self.apply(slice)?;
             }
         }
         self.settle_broken_run(committed);
