@@ -6,7 +6,7 @@
 mod common;
 
 use common::Broker;
-use common::stopped::{Stopped, flip, said};
+use common::stopped::{Stopped, file_in, flip, said};
 use serde_json::Value;
 use std::fs;
 
@@ -153,4 +153,46 @@ fn metadata_that_rots_below_its_checkpoint_keeps_nobody_from_starting() {
     let words =
         ["cannot be read to its end", "is committed but not in the log", "damaged-metadata.md"];
     stopped.does_not_start().has(&words);
+}
+
+/// What was checkpointed behind the end that is left belongs to another life of the log: once the
+/// log is as long again, nothing may begin with it.
+#[test]
+fn a_lost_end_takes_the_checkpoints_behind_it_along() {
+    let stopped = Stopped::new();
+    let metadata = stopped.dir.join("metadata");
+    for folder in [stopped.folder(), metadata] {
+        fs::remove_file(file_in(&folder, "seg")).unwrap();
+    }
+    let words = [
+        "everything from offset 0 (index 1) on",
+        "topics that were made there are forgotten",
+        "named producers",
+    ];
+    stopped.data(&["recover", "--accept-loss", "--yes"]).expect(0).has(&words);
+    let broker = Broker::start(&stopped.dir);
+    for number in 0..6 {
+        broker.ok(&["topic", "create", &format!("again{number}")]);
+    }
+    let names = |broker: &Broker| {
+        let topics: Value =
+            serde_json::from_str(&broker.ok(&["topic", "ls", "-o", "json"])).unwrap();
+        topics.as_array().unwrap().iter().map(|topic| topic["name"].clone()).collect::<Vec<_>>()
+    };
+    let topics = names(&broker);
+    broker.kill();
+    let broker = Broker::start(&stopped.dir);
+    assert_eq!(names(&broker), topics);
+
+    let stopped = Stopped::new();
+    fs::remove_file(stopped.segment()).unwrap();
+    stopped.data(&["recover", "--accept-loss", "--yes"]).expect(0);
+    let broker = Broker::start(&stopped.dir);
+    let mut stored = String::new();
+    for number in 0..20 {
+        broker.ok(&["pub", "t", "-m", &format!("again {number}")]);
+        stored += &format!("again {number}\n");
+    }
+    broker.kill();
+    assert_eq!(stopped.read_all(), stored);
 }

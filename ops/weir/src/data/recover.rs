@@ -1,6 +1,7 @@
 //! `weir data recover`: opens logs as a start would, and gives up what is damaged if told to.
 //!
 //! Owns: the question before anything is given up, and what is said of every log.
+//! Invariant: where a log's end is given up, no checkpoint behind it is left.
 //! Never: gives up more than it printed: the lock is held from the look that is printed to the last
 //! change. Changes anything with `--accept-loss` where nothing is damaged.
 
@@ -19,9 +20,10 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::Path;
 use std::sync::Arc;
-use weir_storage::inspect::SegmentReport;
+use weir_storage::inspect::{LogReport, SegmentReport};
 use weir_storage::{
-    DamagedRange, Device, DeviceError, Executor, Job, Lane, Log, LogBounds, OpenError, Recovered,
+    DamagedRange, Device, DeviceError, Disk, Executor, Job, Lane, Log, LogBounds, OpenError,
+    Recovered,
 };
 
 pub(super) fn run(root: &Path, arguments: &RecoverArguments) -> Result<(), Failure> {
@@ -105,9 +107,25 @@ fn is_opened(surveyed: &Surveyed, accept_loss: bool) -> bool {
 fn open(device: &Arc<Device>, directory: &Directory, surveyed: Surveyed, accept: bool) -> Outcome {
     let mut options = surveyed.place.options();
     options.accept_loss = accept;
-    let opened = Log::open(device.clone(), &directory.path_of(&surveyed.place), options);
+    let dir = directory.path_of(&surveyed.place);
+    let forgotten = match &surveyed.found {
+        Found::Log(report) if accept => forget_beyond(&*directory.disk, &dir, report),
+        _ => Ok(()),
+    };
+    let opened = forgotten.and_then(|()| Log::open(device.clone(), &dir, options));
     let opened = opened.map(|(log, recovered)| (recovered, log.reader().bounds()));
     Outcome { surveyed, opened: Some(opened) }
+}
+
+/// Removes the checkpoints behind the end that is left. They are of what is given up, and a start
+/// would begin with one as soon as the log is that long again.
+fn forget_beyond(disk: &dyn Disk, dir: &Path, report: &LogReport) -> Result<(), OpenError> {
+    for (at, _) in report.checkpoints.iter().filter(|(at, _)| *at > report.last_index) {
+        let path = dir.join(format!("{:020}.ckpt", at.0));
+        disk.remove(&path).map_err(|source| OpenError::Device { path, source })?;
+    }
+    let failed = |source| OpenError::Device { path: dir.to_owned(), source };
+    disk.sync_dir(dir).map_err(failed)
 }
 
 /// Says what will be given up and waits for a yes.

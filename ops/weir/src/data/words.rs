@@ -150,9 +150,13 @@ pub(super) fn given_up(surveyed: &Surveyed) -> Vec<String> {
         )
     }));
     if surveyed.place.owner == Owner::Metadata && report.lost_tail.is_some() {
-        let line =
-            "topics that were made there are forgotten; the folders of their partitions stay";
-        lines.push(line.to_owned());
+        lines.extend([
+            "topics that were made there are forgotten; the folders of their partitions stay"
+                .to_owned(),
+            "named producers that were first opened there are forgotten: another name may get the \
+             id of one, and a partition then counts on from what that one stored"
+                .to_owned(),
+        ]);
     }
     lines
 }
