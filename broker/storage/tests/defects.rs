@@ -29,11 +29,12 @@ fn position_of(log: &Log, index: u64) -> u64 {
 }
 
 fn is_served(log: &Log, index: u64) -> bool {
-    match log.reader().read_from_index(Index(index), 1) {
-        Ok(Read::Hot(slices)) => slices[0].header.index.0 == index,
-        Ok(Read::Cold(read)) => read.run().is_ok_and(|found| found[0].header.index.0 == index),
-        Err(_) => false,
-    }
+    let found = log.reader().read_from_index(Index(index), 1).and_then(|read| match read {
+        Read::Hot(slices) => Ok(slices),
+        Read::Cold(read) => read.run(),
+    });
+    let first = found.ok().and_then(|slices| Some(slices.first()?.header.index));
+    first == Some(Index(index))
 }
 
 /// `Reading::read` ends at the end of the file before `Reading::stopped` can look at its length.
@@ -158,4 +159,34 @@ fn the_checkpoint_of_another_log_is_not_taken() {
 fn what_another_log_gave_up_is_served() {
     let log = log_of(&swap("damage"), 1, false).unwrap();
     assert!(is_served(&log, 2), "{:?}", log.reader().damaged_ranges());
+}
+
+/// `Log::cut_after` asked the header of the index that stays what holds behind it.
+#[test]
+fn an_index_that_lacks_its_end_is_cut_also_behind_damage() {
+    for accept_loss in [false, true] {
+        let disk = SimDisk::new();
+        let mut log = small_batches(&disk, 5);
+        let mut open_index = data(6, 1, 50);
+        open_index.header.attrs &= !ATTR_LAST_OF_INDEX;
+        log.append(vec![open_index]).unwrap();
+        flush(&mut log).unwrap();
+        let position = position_of(&log, 5) + BATCH_HEADER_BYTES as u64;
+        drop(log);
+        disk.damage(&segments_of(&disk)[0], &Damage::Bit { position, bit: 0 });
+        let mut last = 5;
+        for life in ["first", "second", "third"] {
+            let options = LogOptions { uuid: 5, accept_loss, ..LogOptions::default() };
+            let dir = Path::new(ROOT).join("p");
+            let (mut log, _) = Log::open(device_in(&disk), &dir, options).unwrap();
+            assert_eq!(log.reader().bounds().last_index, Index(last), "{life} life, {accept_loss}");
+            assert_eq!(log.reader().bounds().log_end.0, last, "{life} life, {accept_loss}");
+            for index in 1..=last {
+                assert_eq!(is_served(&log, index), index != 5, "{life} life, {accept_loss}");
+            }
+            last += 1;
+            log.append(vec![data(last, 1, 50)]).unwrap();
+            flush(&mut log).unwrap();
+        }
+    }
 }
