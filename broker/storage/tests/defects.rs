@@ -190,3 +190,21 @@ fn an_index_that_lacks_its_end_is_cut_also_behind_damage() {
         }
     }
 }
+
+/// Where a successor cuts a segment was held against the length that its file was made with.
+#[test]
+fn a_file_that_grew_is_filled_and_found_again() {
+    let disk = SimDisk::new();
+    drop(small_batches(&disk, 3));
+    let path = &segments_of(&disk)[0];
+    let grown = [disk.bytes_of(path), vec![0; 1 << 20]].concat();
+    disk.put(path, &grown);
+    let (mut log, _) = reopen(&disk);
+    for index in 4..=15 {
+        log.append(vec![data(index, 1, 200_000)]).unwrap();
+    }
+    flush(&mut log).unwrap();
+    assert_eq!(segments_of(&disk).len(), 2);
+    drop(log);
+    assert_eq!(last_of(&reopen(&disk).0), 15);
+}
