@@ -3,7 +3,6 @@
 //! Owns: the batches, their indexes, the wait for a flush, and giving up what is not retained.
 //! Never: times anything.
 
-use crate::floor::RETAINED_BYTES;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,6 +30,7 @@ pub(crate) fn open_device(dir: &Path, executor: Arc<dyn Executor>) -> io::Result
 /// The writer of one log.
 pub(crate) struct LogWriter {
     log: Log,
+    retained_bytes: u64,
     next: u64,
     done: SyncSender<Result<(), FlushError>>,
     wait: Receiver<Result<(), FlushError>>,
@@ -39,9 +39,10 @@ pub(crate) struct LogWriter {
 impl LogWriter {
     /// Opens a log that is new.
     pub(crate) fn open(device: Arc<Device>, dir: &Path, options: LogOptions) -> io::Result<Self> {
+        let retained_bytes = options.retained_bytes;
         let (log, _) = Log::open(device, dir, options).map_err(io::Error::other)?;
         let (done, wait) = sync_channel(1);
-        Ok(Self { log, next: 1, done, wait })
+        Ok(Self { log, retained_bytes, next: 1, done, wait })
     }
 
     /// Appends the batch as the next index and waits until it is durable.
@@ -116,7 +117,7 @@ impl LogWriter {
     /// Gives up the oldest segment once the log holds more than it retains.
     fn retain(&mut self) -> io::Result<()> {
         let log = self.log.reader();
-        if log.bounds().bytes <= RETAINED_BYTES {
+        if log.bounds().bytes <= self.retained_bytes {
             return Ok(());
         }
         match log.sealed_segments().first() {

@@ -7,9 +7,10 @@ pub mod cpu;
 pub mod groups;
 pub mod partitions;
 pub mod recovery;
+pub mod steady;
 
 use crate::clock;
-use crate::device::BlockDevice;
+use crate::device::{BlockDevice, DeviceCounters};
 use crate::measure::{mean, median};
 use crate::scratch::in_scratch_folder;
 use serde::Serialize;
@@ -21,6 +22,8 @@ use std::path::Path;
 pub enum Part {
     /// [`groups`].
     Groups,
+    /// [`steady`].
+    Steady,
     /// [`partitions`].
     Partitions,
     /// [`cpu`].
@@ -69,6 +72,8 @@ pub struct StorageReport {
     pub rounds: u32,
     /// One log, by group size.
     pub groups: Option<Vec<groups::GroupFigure>>,
+    /// Small groups in a row, with everything beside them.
+    pub steady: Option<steady::SteadyFigure>,
     /// Many logs of one device against one.
     pub partitions: Option<partitions::PartitionsFigure>,
     /// CPU of append and flush, by group size.
@@ -89,12 +94,14 @@ pub fn measure(dir: &Path, plan: &Plan) -> io::Result<StorageReport> {
     let rounds = plan.rounds;
     in_scratch_folder(dir, |scratch| {
         let groups = |dir: &Path| groups::measure(dir, &device, rounds);
+        let steady = |dir: &Path| steady::measure(dir, &device, rounds);
         let partitions = |dir: &Path| partitions::measure(dir, &device, rounds, plan.partitions);
         let cpu = |dir: &Path| cpu::measure(dir, rounds);
         let recovery = |dir: &Path| recovery::measure(dir, &device, rounds, plan.sealed);
         Ok(StorageReport {
             rounds,
             groups: plan.run(Part::Groups, scratch, groups)?,
+            steady: plan.run(Part::Steady, scratch, steady)?,
             partitions: plan.run(Part::Partitions, scratch, partitions)?,
             cpu: plan.run(Part::Cpu, scratch, cpu)?,
             recovery: plan.run(Part::Recovery, scratch, recovery)?,
@@ -138,10 +145,15 @@ impl Samples {
         let seen = device.counters()?.since(before);
         if keep() {
             self.us.push(took.as_nanos() as f64 / 1e3);
-            self.flushes.push(seen.flushes as f64);
-            self.written_bytes.push(seen.written_bytes as f64);
+            self.note(seen, 1.0);
         }
         Ok(())
+    }
+
+    /// Notes what the device did for each of `count`.
+    fn note(&mut self, seen: DeviceCounters, count: f64) {
+        self.flushes.push(seen.flushes as f64 / count);
+        self.written_bytes.push(seen.written_bytes as f64 / count);
     }
 
     fn count(&self) -> u32 {
@@ -150,6 +162,13 @@ impl Samples {
 
     fn p50_us(&self) -> f64 {
         median(&self.us)
+    }
+
+    /// What a tenth of them stayed below: the cost without what the machine does beside.
+    fn p10_us(&self) -> f64 {
+        let mut sorted = self.us.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted.get(sorted.len() / 10).copied().unwrap_or_default()
     }
 
     fn device_work(&self) -> DeviceWork {
@@ -177,7 +196,12 @@ mod tests {
         };
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         let json = serde_json::to_value(&report).unwrap();
-        assert!(json["groups"].is_null() && json["cpu"].is_null() && json["recovery"].is_null());
+        assert!(
+            json["groups"].is_null()
+                && json["steady"].is_null()
+                && json["cpu"].is_null()
+                && json["recovery"].is_null()
+        );
         let figure = &json["partitions"];
         assert_eq!(figure["partitions"], 2);
         assert!(figure["many"]["p50_us"].as_f64().unwrap() > 0.0);

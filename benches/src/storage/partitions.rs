@@ -27,6 +27,8 @@ const TURNS: u32 = 40;
 pub struct FlushFigure {
     /// From the first append to the last completion, the median, microseconds.
     pub p50_us: f64,
+    /// The same, what a tenth of the turns stayed below, microseconds.
+    pub p10_us: f64,
     /// What the device did from the one to the other.
     pub device: DeviceWork,
 }
@@ -84,8 +86,10 @@ pub(super) fn measure(
         let ratios = apart.us.iter().zip(&other.us).map(|(many, other)| many / other);
         median(&ratios.collect::<Vec<_>>())
     };
-    let figure =
-        |samples: &Samples| FlushFigure { p50_us: samples.p50_us(), device: samples.device_work() };
+    let figure = |samples: &Samples| {
+        let (p50_us, p10_us) = (samples.p50_us(), samples.p10_us());
+        FlushFigure { p50_us, p10_us, device: samples.device_work() }
+    };
     Ok(PartitionsFigure {
         partitions,
         group_bytes: GROUP_BYTES,
@@ -108,10 +112,12 @@ fn append_all(logs: &mut [LogWriter], batch: &NewBatch) -> io::Result<()> {
 }
 
 /// Names of the columns of [`PartitionsFigure::rows`].
-pub const HEADINGS: [&str; 7] = [
+pub const HEADINGS: [&str; 9] = [
     "flush of",
     "p50 us",
+    "p10 us",
     "many over it",
+    "of the p10",
     "flushes",
     "flushes, mean",
     "written KiB",
@@ -120,13 +126,15 @@ pub const HEADINGS: [&str; 7] = [
 
 impl PartitionsFigure {
     /// For people.
-    pub fn rows(&self) -> [[String; 7]; 3] {
+    pub fn rows(&self) -> [[String; 9]; 3] {
         let row = |name: String, figure: &FlushFigure, ratio: f64| {
             let work = figure.device;
             [
                 name,
                 format!("{:.0}", figure.p50_us),
+                format!("{:.0}", figure.p10_us),
                 format!("{ratio:.2}"),
+                format!("{:.2}", self.many.p10_us / figure.p10_us),
                 format!("{:.0}", work.flushes_median),
                 format!("{:.2}", work.flushes_mean),
                 format!("{:.1}", work.written_bytes_median / 1024.0),

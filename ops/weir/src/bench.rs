@@ -137,6 +137,8 @@ struct StorageArguments {
 enum PartArgument {
     /// Groups of one log: flushes, bytes written, time, beside pwrite and fdatasync
     Groups,
+    /// Small groups in a row, with the rolls and segments beside them: means
+    Steady,
     /// Many logs that flush at once, against one
     Partitions,
     /// CPU of append and flush per GiB
@@ -314,6 +316,7 @@ fn with_dir(dir: &Path, error: &io::Error) -> io::Error {
 fn measure_storage(arguments: &StorageArguments) -> Result<(), Failure> {
     let parts = arguments.only.iter().map(|part| match part {
         PartArgument::Groups => Part::Groups,
+        PartArgument::Steady => Part::Steady,
         PartArgument::Partitions => Part::Partitions,
         PartArgument::Cpu => Part::Cpu,
         PartArgument::Recovery => Part::Recovery,
@@ -338,6 +341,10 @@ fn print_storage(report: &StorageReport) -> io::Result<()> {
     if let Some(figures) = &report.groups {
         println!("\nappend and flush of one log beside pwrite and fdatasync over written blocks");
         print_table(storage::groups::HEADINGS, figures.iter().map(|figure| figure.row()))?;
+    }
+    if let Some(figure) = &report.steady {
+        println!("\nsmall groups of one log, and all that is written beside them");
+        print_table(storage::steady::HEADINGS, [figure.row()])?;
     }
     if let Some(figure) = &report.partitions {
         println!("\nlogs of one device that flush at once");
