@@ -70,7 +70,8 @@ pub trait DiskFile: Send + Sync + Debug {
     fn prepare(&self, range: Range<u64>) -> io::Result<()>;
     /// Shares a range that is not written again while the bytes are held.
     fn bytes(&self, range: Range<u64>) -> io::Result<Bytes>;
-    /// Whether somebody still holds what [`DiskFile::bytes`] handed out.
+    /// Whether anybody else in this process has the file open, or holds what [`DiskFile::bytes`]
+    /// handed out of it, through whichever handle.
     fn is_held(&self) -> bool;
     /// Fills `into` from the device itself, not from a cache, where the system can.
     fn read_device(&self, position: u64, into: &mut [u8]) -> io::Result<()>;

@@ -1,22 +1,26 @@
 //! The operating system's filesystem, with both ways to store: through a map, or by pwrite.
 //!
-//! Owns: paths, file descriptors, mappings, the lock file, and the probe that chooses.
+//! Owns: paths, which files are open or mapped, the lock file, and the probe that chooses.
 //! Never: leaves a block of a file unwritten: a store through a map into a hole of a full
 //! filesystem would be a SIGBUS.
-//! Invariant: both backends leave identical bytes.
+//! Invariants: both backends leave identical bytes; a file has one mapping in the process, however
+//! often it is open.
+
+mod file;
+mod sharing;
 
 use crate::disk::{DeviceId, Disk, DiskFile, DiskLock};
-use crate::limits::{FILL_BYTES, FILL_ROUND_BYTES, PWRITE_BODY_BYTES};
+use crate::limits::{FILL_BYTES, FILL_ROUND_BYTES};
 use crate::sys::{self, Mapping};
-use bytes::{Bytes, BytesMut};
-use rustix::fs::{FallocateFlags, fallocate, fdatasync, statvfs};
-use std::fs::{self, File, OpenOptions, TryLockError};
+use file::OsFile;
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use sharing::{Layout, Sharing, sharing_of};
+use std::collections::HashMap;
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::ops::Range;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// How bytes get into a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +37,9 @@ pub struct OsDisk {
     backend: Backend,
     /// By device; a data directory lies on one.
     sharing: Mutex<Vec<(u64, Sharing)>>,
+    /// Of every file that is open or held, by device and inode: a file that is opened again, by
+    /// another life of its log, shares the mapping that the first life may still read.
+    mappings: Mutex<HashMap<(u64, u64), Weak<Mapping>>>,
 }
 
 /// Filesystems on which maps are no good: no device to flush (tmpfs, ramfs), or every store
@@ -46,54 +53,11 @@ const NOT_FOR_MAPS: [(i64, &str); 6] = [
     (0x6969, "nfs"),
 ];
 
-/// What a flush of one file does for the others of its filesystem.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sharing {
-    /// Nothing that could be relied on.
-    None,
-    /// The device is flushed whenever a file is (ext4). All blocks of a file are written when it is
-    /// made, so that a later store leaves nothing behind but data.
-    Device,
-    /// The same, unless blocks of the file are shared with a copy (XFS): a store then allocates
-    /// anew, and only a flush of the file itself makes that durable.
-    DeviceUnlessCloned,
-}
-
-/// Where `/proc/self/mountinfo` says how a device is mounted. With `data=journal` a store is in the
-/// journal until its own file is flushed.
-fn sharing_of(device: u64) -> Sharing {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    sharing_in(&mounts, rustix::fs::major(device), rustix::fs::minor(device))
-}
-
-fn sharing_in(mounts: &str, major: u32, minor: u32) -> Sharing {
-    let place = format!("{major}:{minor}");
-    let mut found = None;
-    for line in mounts.lines().filter(|line| line.split(' ').nth(2) == Some(&place)) {
-        let Some((_, of_filesystem)) = line.split_once(" - ") else { continue };
-        let mut fields = of_filesystem.split(' ');
-        let (kind, options) = (fields.next(), fields.nth(1).unwrap_or_default());
-        let sharing = match kind {
-            Some("ext4") if !options.split(',').any(|option| option == "data=journal") => {
-                Sharing::Device
-            }
-            Some("xfs") => Sharing::DeviceUnlessCloned,
-            _ => Sharing::None,
-        };
-        // Mounted twice, the weaker promise holds.
-        found = match found {
-            None => Some(sharing),
-            Some(known) if known == sharing => Some(known),
-            Some(_) => Some(Sharing::None),
-        };
-    }
-    found.unwrap_or(Sharing::None)
-}
-
 impl OsDisk {
     /// A disk that stores as told.
     pub fn new(backend: Backend) -> Self {
-        Self { backend, sharing: Mutex::default() }
+        sys::name_the_file_of_a_fault();
+        Self { backend, sharing: Mutex::default(), mappings: Mutex::default() }
     }
 
     /// A disk that stores as the filesystem below `path` (which exists) asks for; warns where
@@ -128,13 +92,32 @@ impl OsDisk {
 
     fn file(&self, file: File, filled_here: bool) -> io::Result<Arc<dyn DiskFile>> {
         let metadata = file.metadata()?;
-        let len = metadata.len();
-        let (device, sharing) = (DeviceId(metadata.dev()), self.sharing(metadata.dev()));
-        let map = match self.backend {
-            Backend::Map if len > 0 => Some(Mapping::new(&file)?),
-            _ => None,
+        let (len, device) = (metadata.len(), DeviceId(metadata.dev()));
+        let (map, sharing) = (self.mapping(&file, &metadata)?, self.sharing(metadata.dev()));
+        let layout = Layout::default();
+        Ok(Arc::new(OsFile { map, file, len, filled_here, device, sharing, layout }))
+    }
+
+    /// The mapping of a file, which it has already or gets here.
+    fn mapping(&self, file: &File, metadata: &Metadata) -> io::Result<Arc<Mapping>> {
+        let (inode, len) = ((metadata.dev(), metadata.ino()), metadata.len());
+        let mut mappings = self.mappings.lock().unwrap_or_else(PoisonError::into_inner);
+        let there = mappings.get(&inode).and_then(Weak::upgrade);
+        // Somebody may have cut the file: no log takes one over that is not as long as it was made.
+        if let Some(mapping) = there.filter(|mapping| mapping.len() == len) {
+            return Ok(mapping);
+        }
+        let mapping = match self.backend {
+            Backend::Map if len > 0 => Mapping::new(file, len)?,
+            Backend::Map | Backend::Pwrite => Mapping::none(len),
         };
-        Ok(Arc::new(OsFile { file, len, map, filled_here, device, sharing }))
+        if mappings.len() == mappings.capacity() {
+            mappings.retain(|_, mapping| mapping.strong_count() > 0);
+            let living = mappings.len();
+            mappings.reserve(living + 1);
+        }
+        mappings.insert(inode, Arc::downgrade(&mapping));
+        Ok(mapping)
     }
 }
 
@@ -232,128 +215,3 @@ struct OsLock {
 }
 
 impl DiskLock for OsLock {}
-
-#[derive(Debug)]
-struct OsFile {
-    file: File,
-    len: u64,
-    map: Option<Arc<Mapping>>,
-    /// The cache holds its pages as [`fill`] made them. A file that was read in may lie in larger
-    /// folios, and a store through the map would make all of one dirty.
-    filled_here: bool,
-    device: DeviceId,
-    sharing: Sharing,
-}
-
-impl DiskFile for OsFile {
-    fn len(&self) -> u64 {
-        self.len
-    }
-
-    fn read_at(&self, position: u64, into: &mut [u8]) -> io::Result<()> {
-        match &self.map {
-            // Small reads are headers near the published end: in memory, and cheaper this way.
-            Some(map) if into.len() <= 4096 => map.read(position, into),
-            _ => self.file.read_exact_at(into, position),
-        }
-    }
-
-    fn write_at(&self, position: u64, bytes: &[u8]) -> io::Result<()> {
-        if position + bytes.len() as u64 > self.len {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        match &self.map {
-            Some(map) if self.filled_here && bytes.len() < PWRITE_BODY_BYTES => {
-                map.store(position, bytes)
-            }
-            _ => self.file.write_all_at(bytes, position),
-        }
-    }
-
-    fn flush(&self, _range: Range<u64>) -> io::Result<()> {
-        // Pages that were stored to through the map are dirty in the page cache like written
-        // ones, so this covers both.
-        Ok(fdatasync(&self.file)?)
-    }
-
-    fn hand_over(&self, range: Range<u64>) -> io::Result<()> {
-        match self.sharing {
-            Sharing::None => Ok(()),
-            Sharing::Device | Sharing::DeviceUnlessCloned => {
-                sys::start_write_back(&self.file, range)
-            }
-        }
-    }
-
-    fn handed_over(&self, range: Range<u64>) -> io::Result<Option<DeviceId>> {
-        // The start of a file is never stored to again, so that a clone shows there for good.
-        let shares = match self.sharing {
-            Sharing::None => false,
-            Sharing::Device => true,
-            Sharing::DeviceUnlessCloned => !sys::has_shared_blocks(&self.file),
-        };
-        let written = shares && sys::write_back(&self.file, range)?;
-        Ok(written.then_some(self.device))
-    }
-
-    fn prepare(&self, range: Range<u64>) -> io::Result<()> {
-        match &self.map {
-            Some(map) => map.populate(range.start..range.end.min(self.len)),
-            None => Ok(()),
-        }
-    }
-
-    fn bytes(&self, range: Range<u64>) -> io::Result<Bytes> {
-        if let Some(map) = &self.map {
-            return map.share(range);
-        }
-        let mut copy = BytesMut::zeroed((range.end - range.start) as usize);
-        self.file.read_exact_at(&mut copy, range.start)?;
-        Ok(copy.freeze())
-    }
-    fn is_held(&self) -> bool {
-        self.map.as_ref().is_some_and(|map| Arc::strong_count(map) > 1)
-    }
-
-    fn read_device(&self, position: u64, into: &mut [u8]) -> io::Result<()> {
-        // By its descriptor: the file may have another name by now.
-        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path);
-        // Filesystems in memory have no device to ask.
-        let Ok(direct) = direct else { return self.file.read_exact_at(into, position) };
-        let start = position - position % DIRECT_ALIGN_BYTES as u64;
-        let skipped = (position - start) as usize;
-        let len = (skipped + into.len()).next_multiple_of(DIRECT_ALIGN_BYTES);
-        let mut buffer = vec![0; len + DIRECT_ALIGN_BYTES];
-        let aligned = buffer.as_ptr().align_offset(DIRECT_ALIGN_BYTES);
-        let block = &mut buffer[aligned..aligned + len];
-        direct.read_exact_at(&mut block[..len], start)?;
-        into.copy_from_slice(&block[skipped..skipped + into.len()]);
-        Ok(())
-    }
-}
-
-/// What a read past the cache must be aligned to: the largest logical block of common devices.
-const DIRECT_ALIGN_BYTES: usize = 4 << 10;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MOUNTS: &str = "\
-22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw,errors=remount-ro
-23 1 8:2 / /journal rw - ext4 /dev/sda2 rw,data=journal
-24 1 8:3 / /x rw,noatime - xfs /dev/sda3 rw,attr2,inode64
-25 1 0:30 / /tmp rw - tmpfs tmpfs rw
-26 1 8:3 /sub /y rw shared:2 master:1 - xfs /dev/sda3 rw,attr2,inode64
-";
-
-    #[test]
-    fn only_filesystems_that_flush_the_device_share_a_flush() {
-        assert_eq!(sharing_in(MOUNTS, 8, 1), Sharing::Device);
-        assert_eq!(sharing_in(MOUNTS, 8, 2), Sharing::None, "data in the journal");
-        assert_eq!(sharing_in(MOUNTS, 8, 3), Sharing::DeviceUnlessCloned);
-        assert_eq!(sharing_in(MOUNTS, 0, 30), Sharing::None);
-        assert_eq!(sharing_in(MOUNTS, 9, 9), Sharing::None, "nothing is known");
-    }
-}

@@ -105,9 +105,10 @@ impl Pool {
 
     /// Takes over the file at `path`, which no log needs any more and nobody else has open, or
     /// removes it: where it is still read, and where the pool is full.
-    pub(crate) fn recycle(&self, path: &Path, file: Arc<dyn DiskFile>) -> io::Result<()> {
+    pub(crate) fn recycle(&self, path: &Path, mut file: Arc<dyn DiskFile>) -> io::Result<()> {
         let bytes = file.len();
-        let is_read = file.is_held() || Arc::strong_count(&file) > 1;
+        // In this order: who lets go of the handle may have taken bytes by it just before.
+        let is_read = Arc::get_mut(&mut file).is_none() || file.is_held();
         let is_read = is_read && !is_planted(Bug::RecycledUnderReaders);
         drop(file);
         if is_read || !self.has_room(bytes) {

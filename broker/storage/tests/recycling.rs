@@ -70,6 +70,12 @@ impl Writer {
         (slices[0].bytes.clone(), slices[0].bytes.to_vec())
     }
 
+    /// Another life of the log in this process, as after a full disk.
+    fn reopen(&mut self, device: &Arc<Device>) {
+        // What the first life has under way ends while the second is there.
+        self.log = open(device, self.uuid);
+    }
+
     fn trim_one(&mut self) {
         let oldest = self.log.reader().sealed_segments()[0];
         self.log.trim(oldest.last_index).unwrap();
@@ -111,12 +117,14 @@ fn segments(disk: &dyn Disk, folder: &Path) -> (usize, usize) {
     (paths.clone().count(), recycled.count())
 }
 
-fn bytes_that_are_held_outlive_their_segment(disk: Arc<dyn Disk>, root: &Path) {
+/// With `lives`, the log is opened anew between the hold and the trim.
+fn bytes_that_are_held_outlive_their_segment(disk: Arc<dyn Disk>, root: &Path, lives: usize) {
     let device = device_on(disk.clone(), root);
     let (own, pool) = (folder(root, 1), root.join("pool"));
     let mut writer = Writer::new(&device, 1);
     (0..10).for_each(|_| writer.append(|| 0));
     let held = writer.hold(1);
+    (0..lives).for_each(|_| writer.reopen(&device));
     let waiting = segments(&*disk, &pool).0;
     writer.trim_one();
     assert_eq!(segments(&*disk, &pool).0, waiting, "a file that is read is removed");
@@ -139,15 +147,45 @@ fn bytes_that_are_held_outlive_their_segment(disk: Arc<dyn Disk>, root: &Path) {
 
 #[test]
 fn bytes_of_a_map_outlive_their_segment() {
-    let folder = tempfile::tempdir().unwrap();
-    bytes_that_are_held_outlive_their_segment(Arc::new(OsDisk::new(Backend::Map)), folder.path());
+    for lives in 0..3 {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Arc::new(OsDisk::new(Backend::Map));
+        bytes_that_are_held_outlive_their_segment(disk, folder.path(), lives);
+    }
 }
 
 /// This disk panics where bytes are stored to that somebody holds.
 #[test]
 fn no_byte_is_stored_to_that_somebody_holds() {
-    let root = Path::new(common::ROOT);
-    bytes_that_are_held_outlive_their_segment(Arc::new(SimDisk::new()), root);
+    for lives in 0..3 {
+        let root = Path::new(common::ROOT);
+        bytes_that_are_held_outlive_their_segment(Arc::new(SimDisk::new()), root, lives);
+    }
+}
+
+/// A reader of an earlier life of the log holds no bytes yet, and may ask for some at any time.
+#[test]
+fn a_segment_that_an_earlier_life_has_open_is_not_used_again() {
+    let scratch = tempfile::tempdir().unwrap();
+    let disks: [(Arc<dyn Disk>, &Path); 3] = [
+        (Arc::new(OsDisk::new(Backend::Map)), &scratch.path().join("map")),
+        (Arc::new(OsDisk::new(Backend::Pwrite)), &scratch.path().join("pwrite")),
+        (Arc::new(SimDisk::new()), Path::new(common::ROOT)),
+    ];
+    for (disk, root) in disks {
+        let device = device_on(disk.clone(), root);
+        let pool = root.join("pool");
+        let mut writer = Writer::new(&device, 1);
+        (0..10).for_each(|_| writer.append(|| 0));
+        let reader = writer.log.reader();
+        writer.reopen(&device);
+        let waiting = segments(&*disk, &pool).0;
+        writer.trim_one();
+        assert_eq!(segments(&*disk, &pool).0, waiting, "a file that is open is removed");
+        drop(reader);
+        writer.trim_one();
+        assert_eq!(segments(&*disk, &pool).0, waiting + 1, "a file that nobody has open is kept");
+    }
 }
 
 #[test]

@@ -184,7 +184,8 @@ impl DiskFile for SimFile {
     fn is_held(&self) -> bool {
         let Ok(state) = self.state() else { return false };
         let shared = state.process.shared.get(&self.id);
-        shared.is_some_and(|shared| shared.held().next().is_some())
+        state.process.open[&self.id] > 1
+            || shared.is_some_and(|shared| shared.held().next().is_some())
     }
 
     fn read_device(&self, position: u64, into: &mut [u8]) -> io::Result<()> {
