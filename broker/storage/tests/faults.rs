@@ -452,3 +452,21 @@ fn a_flush_under_way_does_not_vouch_for_what_replaced_its_bytes() {
     assert_eq!(*told.lock().unwrap(), [(6, true), (66, false)]);
     assert_eq!(log.lock().unwrap().reader().bounds().flushed_index, Index(2));
 }
+
+#[test]
+fn a_window_that_cannot_be_read_ahead_fences_the_log_before_it_is_stored_to() {
+    let disk = SimDisk::new();
+    let mut log = log_of(&disk, 1);
+    // The first window is read in; the next is asked for in its second half.
+    let mut index = 2;
+    disk.fail(Op::Prepare, ErrorKind::Other, 0, usize::MAX);
+    while disk.calls(Op::Prepare) < 2 {
+        log.append(vec![data(index, 1, 100_000)]).unwrap();
+        index += 1;
+    }
+    let stores = disk.calls(Op::Write);
+    assert!(is_fenced(log.append(vec![data(index, 1, 100_000)])));
+    assert!(flush(&mut log).unwrap_err().text.contains(".seg"), "names the file");
+    assert_eq!(disk.calls(Op::Write), stores);
+    assert_eq!(last_of(&log), index - 1, "what was appended is readable, and in doubt");
+}

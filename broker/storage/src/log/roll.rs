@@ -5,6 +5,7 @@
 //! Invariant: a segment that has a successor is whole, and durable.
 
 use super::Log;
+use crate::error::FlushError;
 use crate::executor::Lane;
 use crate::index::{Marks, SparseIndex, StoredIndex};
 use crate::limits::{
@@ -145,10 +146,12 @@ impl Log {
             let start = self.prepared_to.max(self.position);
             let end = (self.position + PREPARE_BYTES).min(segment.file.len());
             self.prepared_to = end;
-            let segment = segment.clone();
+            let (segment, flush) = (segment.clone(), self.shared.flush.clone());
             let prepare = move || {
                 if let Err(error) = segment.file.prepare(start..end) {
-                    tracing::warn!(file = %segment.path.display(), %error, "reading ahead failed");
+                    // A store through the map would end the process there.
+                    tracing::error!(file = %segment.path.display(), %error, "reading ahead failed");
+                    flush.fail(FlushError::new(&segment.path, &error));
                 }
             };
             self.device.executor().submit(Lane::Prepare, Box::new(prepare));
