@@ -455,3 +455,25 @@ fn an_earlier_life_of_a_file_is_what_it_held_when_it_got_its_name() {
     disk.damage(&path("b"), &Damage::StaleLife(0));
     assert_eq!(disk.bytes_of(&path("b"))[..3], *b"old");
 }
+
+#[test]
+fn what_a_device_cannot_read_is_refused_and_stays_so() {
+    let eio = |read: std::io::Result<()>| read.unwrap_err().raw_os_error() == Some(5);
+    let (disk, file) = with_file();
+    file.write_at(0, &[7; 100]).unwrap();
+    file.flush(0..100).unwrap();
+    // The cache has the first page, and nothing of the third.
+    disk.rot(&path("a"), &Damage::Unreadable(0..1));
+    disk.damage(&path("a"), &Damage::Unreadable(2 * PAGE..2 * PAGE + 1));
+    let mut page = [0; PAGE as usize];
+    file.read_at(0, &mut page).unwrap();
+    assert_eq!(page[0], 7);
+    file.prepare(0..PAGE).unwrap();
+    assert!(eio(file.read_device(0, &mut page)));
+    file.read_device(PAGE, &mut page).unwrap();
+    assert!(eio(file.read_at(2 * PAGE, &mut page)) && eio(file.prepare(0..16 * PAGE)));
+    disk.cut_power(Cut::KeepsAll);
+    let file = disk.open(&path("a")).unwrap();
+    assert!(eio(file.read_at(0, &mut page)), "the cache is gone");
+    file.read_at(PAGE, &mut page).unwrap();
+}

@@ -3,7 +3,8 @@
 //! Owns: the order and the pace: one piece at a time, one partition after the other.
 //! Never: repairs; keeps a partition from anything: damage is remembered by its log, and readers
 //! are refused from then on.
-//! Invariant: over any second at most the configured bytes are read, and a piece more.
+//! Invariants: over any second the device is asked for the configured bytes at most, and a piece
+//! more; a segment that cannot be read keeps none behind it from being read.
 
 use super::table::Table;
 use crate::metrics::Metrics;
@@ -55,16 +56,17 @@ impl Scrubber {
     async fn scrub(&self, partition: &PartitionHandle) {
         let mut place = ScrubPlace::default();
         while let Some(piece) = partition.log().and_then(|log| log.scrub_from(place)) {
+            let behind = piece.behind_segment();
             let done = match self.read(piece).await {
                 Ok(done) => done,
                 Err(error) => {
-                    return tracing::warn!(?partition, %error, "sealed segments cannot be read");
+                    tracing::warn!(?partition, %error, "a sealed segment cannot be read");
+                    place = behind;
+                    continue;
                 }
             };
-            if done.next == place {
-                return;
-            }
-            place = done.next;
+            // Where nothing behind it can be told apart, the segment is done with.
+            place = if done.next == place { behind } else { done.next };
             self.metrics.scrubbed(done.bytes);
             let seconds = done.bytes as f64 / self.pace.bytes_per_second as f64;
             tokio::time::sleep(Duration::from_secs_f64(seconds)).await;

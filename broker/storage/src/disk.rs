@@ -77,6 +77,13 @@ pub trait DiskFile: Send + Sync + Debug {
     fn read_device(&self, position: u64, into: &mut [u8]) -> io::Result<()>;
 }
 
+/// Whether a device says that it cannot read a place: a bad sector, whatever the layers above it
+/// make of that.
+pub(crate) fn is_unreadable(error: &io::Error) -> bool {
+    let bad = [libc::EIO, libc::ENODATA, libc::EILSEQ, libc::EREMOTEIO];
+    error.raw_os_error().is_some_and(|number| bad.contains(&number))
+}
+
 /// Puts a whole file of `bytes` in the place of `name`, durably: it is the old one or the new one.
 pub(crate) fn replace_file(
     disk: &dyn Disk,

@@ -38,7 +38,7 @@ pub const UNFLUSHED_BYTES_MAX: u64 = 16 << 20;
 /// Unflushed bytes of all logs of a device, beyond which an append waits for a flush of its log. One
 /// that has nothing unflushed waits for nobody: each log may add one append.
 pub const DEVICE_UNFLUSHED_BYTES_MAX: u64 = 64 << 20;
-/// A scrub reads so much of a segment at a time, and one batch at least.
+/// A scrub reads so much of a segment at a time, and the rest of the batch at its end.
 pub const SCRUB_PIECE_BYTES: u64 = 1 << 20;
 /// Damaged ranges of a log that are remembered.
 pub const DAMAGED_RANGES_MAX: usize = 4_096;

@@ -146,12 +146,19 @@ impl SegmentHeader {
     /// Reads the first valid copy, from the device: opening a thousand segments is to read a thousand
     /// pages, not what a cache reads ahead of them.
     pub(crate) fn load(file: &dyn DiskFile) -> std::io::Result<Result<Self, SegmentHeaderError>> {
+        let mut decided = Self::copies(file)?.into_iter();
+        let decided = decided.find(|copy| *copy != Err(SegmentHeaderError::Damaged));
+        Ok(decided.unwrap_or(Err(SegmentHeaderError::Damaged)))
+    }
+
+    /// Both copies, from the device.
+    pub(crate) fn copies(
+        file: &dyn DiskFile,
+    ) -> std::io::Result<[Result<Self, SegmentHeaderError>; 2]> {
         let mut bytes = vec![0; file.len().min(SEGMENT_HEADER_BYTES) as usize];
         file.read_device(0, &mut bytes)?;
         let copies = COPY_POSITIONS.map(|position| bytes.get(position as usize..)?.first_chunk());
-        let decided = copies.into_iter().flatten().map(Self::decode);
-        let mut decided = decided.filter(|copy| *copy != Err(SegmentHeaderError::Damaged));
-        Ok(decided.next().unwrap_or(Err(SegmentHeaderError::Damaged)))
+        Ok(copies.map(|copy| copy.map_or(Err(SegmentHeaderError::Damaged), Self::decode)))
     }
 }
 
@@ -196,6 +203,12 @@ impl Segment {
             rows: Mutex::new(rows),
             marks: Mutex::new(marks),
         })
+    }
+
+    /// The same segment, read in another way; of its index it knows nothing.
+    pub(crate) fn read_by(&self, file: Arc<dyn DiskFile>) -> Arc<Self> {
+        let start = (self.published(), None, Marks::default());
+        Self::new(self.header.clone(), self.path.clone(), file, start)
     }
 
     /// Where the batches end that are published and not cut.

@@ -35,6 +35,8 @@ pub enum Damage {
         /// The page that is found.
         from: u64,
     },
+    /// The device cannot read a range, for ever.
+    Unreadable(Range<u64>),
     /// The file ends here.
     Truncated(u64),
     /// So many bytes of noise are behind the end, by a seed.
@@ -94,6 +96,7 @@ fn spoil(image: &mut Image, damage: &Damage, everywhere: bool) {
         Damage::StaleVersion(page) => (page_start(page), image.earlier_block(*page).to_vec()),
         Damage::StaleLife(page) => (page_start(page), image.block_at_naming(*page).to_vec()),
         Damage::Misdirected { at, from } => (page_start(at), image.block(*from).to_vec()),
+        Damage::Unreadable(range) => return image.make_unreadable(range.clone(), everywhere),
         Damage::Truncated(len) => return image.resize(*len),
         Damage::Grown(bytes, seed) => {
             let position = image.len;

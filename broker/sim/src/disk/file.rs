@@ -168,13 +168,16 @@ impl DiskFile for SimFile {
         Ok(Some(DEVICE))
     }
 
-    fn prepare(&self, _range: Range<u64>) -> io::Result<()> {
-        self.disk.meet(Op::Prepare).map(drop)
+    fn prepare(&self, range: Range<u64>) -> io::Result<()> {
+        self.disk.meet(Op::Prepare)?;
+        self.state()?.image(self.id).check_in_memory(&range)
     }
 
     fn bytes(&self, range: Range<u64>) -> io::Result<Bytes> {
         self.disk.meet(Op::Share)?;
         let mut state = self.state()?;
+        let readable = state.image(self.id).check_in_memory(&range);
+        assert!(readable.is_ok(), "SIGBUS: {range:?} is shared and was not read in before");
         let mut copy = vec![0; (range.end - range.start) as usize];
         state.image(self.id).read(range.start, &mut copy)?;
         let life = state.process.shared.entry(self.id).or_default().add(range);

@@ -18,7 +18,18 @@ pub(super) struct Image {
     unclean: BTreeSet<u64>,
     /// What the pages held when the file got its name.
     at_naming: Arc<BTreeMap<u64, Block>>,
+    /// Ranges that the device cannot read; of some the system has the bytes in its cache.
+    unreadable: Vec<(Range<u64>, Cached)>,
 }
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cached {
+    Yes,
+    No,
+}
+
+/// What the operating system says of a place that its device cannot read.
+const EIO: i32 = 5;
 
 /// The parts of a range by pages: page, where in it, where in the range.
 fn parts(range: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>, Range<usize>)> {
@@ -33,8 +44,13 @@ fn parts(range: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>, Range<us
 impl Image {
     /// A file of zeros, all of it durable.
     pub(super) fn of_zeros(len: u64) -> Self {
-        let (pages, unclean) = (BTreeMap::new(), BTreeSet::new());
-        Self { len, pages, unclean, at_naming: Arc::default() }
+        Self {
+            len,
+            pages: BTreeMap::new(),
+            unclean: BTreeSet::new(),
+            at_naming: Arc::default(),
+            unreadable: Vec::new(),
+        }
     }
 
     /// A file of these bytes, all of it durable.
@@ -71,14 +87,38 @@ impl Image {
 
     pub(super) fn read(&self, position: u64, into: &mut [u8]) -> io::Result<()> {
         let range = self.check(position, into.len())?;
+        self.check_in_memory(&range)?;
         self.copy(range, into, |page| &page.newest);
         Ok(())
+    }
+
+    fn check_readable(
+        &self,
+        range: &Range<u64>,
+        counts: impl Fn(Cached) -> bool,
+    ) -> io::Result<()> {
+        let mut of_range = self
+            .unreadable
+            .iter()
+            .filter(|(of, cached)| counts(*cached) && of.start < range.end && range.start < of.end);
+        of_range.next().map_or(Ok(()), |_| Err(io::Error::from_raw_os_error(EIO)))
+    }
+
+    /// An error where a range cannot be brought into memory.
+    pub(super) fn check_in_memory(&self, range: &Range<u64>) -> io::Result<()> {
+        self.check_readable(range, |cached| cached == Cached::No)
+    }
+
+    /// The device cannot read a range any more, nor, with `everywhere`, has the cache it.
+    pub(super) fn make_unreadable(&mut self, range: Range<u64>, everywhere: bool) {
+        self.unreadable.push((range, if everywhere { Cached::No } else { Cached::Yes }));
     }
 
     /// As a direct read does it: what is dirty is brought to the device before, what is clean is
     /// read from there, whatever the cache says.
     pub(super) fn read_device(&self, position: u64, into: &mut [u8]) -> io::Result<()> {
         let range = self.check(position, into.len())?;
+        self.check_readable(&range, |_| true)?;
         self.copy(range, into, |page| if page.dirty == 0 { &page.durable } else { &page.newest });
         Ok(())
     }
@@ -130,7 +170,7 @@ impl Image {
     }
 
     pub(super) fn is_clean(&self) -> bool {
-        self.unclean.is_empty()
+        self.unclean.is_empty() && self.unreadable.iter().all(|(_, cached)| *cached == Cached::No)
     }
 
     /// The device flushed its cache.
@@ -153,6 +193,7 @@ impl Image {
     /// What is left when the power went. A page without a fate had nothing to lose but the lie of
     /// a failed flush.
     pub(super) fn crash(&mut self, fates: &BTreeMap<u64, Fate>) {
+        self.unreadable.iter_mut().for_each(|(_, cached)| *cached = Cached::No);
         for page in std::mem::take(&mut self.unclean) {
             self.page(page).crash(fates.get(&page).copied().unwrap_or(Fate::Lost));
         }

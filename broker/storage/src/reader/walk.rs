@@ -41,7 +41,7 @@ impl<'a> Walk<'a> {
     /// From the first batch of a segment.
     pub(crate) fn from_start(shared: &'a Shared, segment: &'a Arc<Segment>) -> Self {
         let cursor = Cursor::before(&segment.header);
-        Self::at(shared, segment, SEGMENT_HEADER_BYTES, cursor)
+        Self::at(shared, segment, SEGMENT_HEADER_BYTES, cursor, false)
     }
 
     /// From a place that another walk reached.
@@ -50,8 +50,9 @@ impl<'a> Walk<'a> {
         segment: &'a Arc<Segment>,
         position: u64,
         cursor: Cursor,
+        behind_loss: bool,
     ) -> Self {
-        Self { shared, segment, position, cursor, behind_loss: false, may_wait: true }
+        Self { shared, segment, position, cursor, behind_loss, may_wait: true }
     }
 
     /// From a batch that is surely not behind what is wanted. The segment's index is in memory.
@@ -80,6 +81,11 @@ impl<'a> Walk<'a> {
     /// What holds in front of the next step.
     pub(crate) fn cursor(&self) -> Cursor {
         self.cursor
+    }
+
+    /// Whether something is lost right in front of the next step.
+    pub(crate) fn is_behind_loss(&self) -> bool {
+        self.behind_loss
     }
 
     /// The next batch, or what is lost of them; none at the end.
