@@ -120,6 +120,11 @@ impl SimDisk {
         self.faults().plan(op, Effect::Fails(kind), skip, times);
     }
 
+    /// The next `times` calls of `op` fail with a number of the operating system.
+    pub fn fail_with(&self, op: Op, number: i32, times: usize) {
+        self.faults().plan(op, Effect::FailsWith(number), 0, times);
+    }
+
     /// The write behind the next `skip` stores `bytes` of what it was given, then fails.
     pub fn tear_write(&self, bytes: usize, kind: io::ErrorKind, skip: usize) {
         self.faults().plan(Op::Write, Effect::Tears(kind, bytes), skip, 1);

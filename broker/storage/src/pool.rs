@@ -69,7 +69,7 @@ impl Pool {
     }
 
     /// A spare of `bytes`: one that waits, or a new one; none when the disk has no room for it and
-    /// the reserve, even without what waits here.
+    /// the reserve, even without what waits here, or the process may have no more files now.
     pub(crate) fn take(&self, bytes: u64) -> io::Result<Option<Spare>> {
         if let Some(spare) = self.take_waiting(bytes)? {
             return Ok(Some(spare));
@@ -140,8 +140,14 @@ impl Pool {
         };
         let Some(Waiting { path, file, .. }) = found else { return Ok(None) };
         let recycled = file.is_none();
-        let file = file.map_or_else(|| self.disk.open(&path), Ok)?;
-        Ok(Some(Spare { file, path, recycled }))
+        match file.map_or_else(|| self.disk.open(&path), Ok) {
+            Ok(file) => Ok(Some(Spare { file, path, recycled })),
+            Err(error) if is_refusal(&error) => {
+                self.put(Waiting { path, bytes, file: None });
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn make(&self, bytes: u64) -> io::Result<Option<Spare>> {
@@ -151,7 +157,7 @@ impl Pool {
         let path = self.next_path();
         match self.disk.create(&path, bytes) {
             Ok(file) => Ok(Some(Spare { file, path, recycled: false })),
-            Err(error) if is_no_space(&error) => Ok(None),
+            Err(error) if is_refusal(&error) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -162,4 +168,15 @@ impl Pool {
         waiting.iter().try_for_each(|spare| self.disk.remove(&spare.path))?;
         Ok(!waiting.is_empty())
     }
+}
+
+/// Whether an error says that there is no room now, and nothing is broken: none on the disk, or none
+/// in the process for another file or map.
+fn is_refusal(error: &io::Error) -> bool {
+    let is_at_limit = |number| matches!(number, libc::EMFILE | libc::ENFILE | libc::ENOMEM);
+    let at_limit = error.raw_os_error().is_some_and(is_at_limit);
+    if at_limit {
+        tracing::warn!(%error, "no segment can be made: the limit of open files or maps is reached");
+    }
+    at_limit || is_no_space(error)
 }

@@ -118,6 +118,14 @@ fn no_room_while_a_segment_is_filled_is_a_refusal_and_a_broken_disk_is_not() {
     disk.fail(Op::Create, ErrorKind::Other, 0, 1);
     assert!(is_fenced(log.append(vec![noop(1)])));
     assert!(is_fenced(log.append(vec![noop(1)])));
+    // EMFILE, ENFILE, and ENOMEM: the process may have no more files or maps now.
+    for number in [24, 23, 12] {
+        let disk = SimDisk::new();
+        let (mut log, _) = reopen(&disk);
+        disk.fail_with(Op::Create, number, 1);
+        assert!(matches!(log.append(vec![noop(1)]), Err(AppendError::NoSpace)));
+        log.append(vec![noop(1)]).unwrap();
+    }
 }
 
 #[test]

@@ -86,11 +86,14 @@ fn check_served(reader: &LogReader, refused: &[u64]) {
     }
 }
 
+/// What of a file cannot be read, by the place of a batch.
+type Unreadable = fn(Range<u64>) -> Range<u64>;
+
 #[test]
 fn what_a_device_cannot_read_is_damage_and_the_scrub_goes_on_behind_it() {
     // The page of a header, which the batch before ends in; one of a body alone; the page of an end;
     // and many.
-    let cases: [(fn(Range<u64>) -> Range<u64>, &[u64]); 4] = [
+    let cases: [(Unreadable, &[u64]); 4] = [
         (|batch| batch.start..batch.start + 1, &[39, 40]),
         (|batch| batch.start + 10_000..batch.start + 10_001, &[40]),
         (|batch| batch.end - 1..batch.end + 1, &[40, 41]),

@@ -5,6 +5,7 @@
 
 use crate::arguments::ServeArguments;
 use crate::failure::Failure;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::{IsTerminal, Write};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -14,6 +15,7 @@ use weir_broker::{Broker, Seams};
 pub(crate) fn run(arguments: &ServeArguments) -> Result<(), Failure> {
     let config = load_config(arguments)?;
     start_logs(&config)?;
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(config))
 }
@@ -50,6 +52,24 @@ async fn serve(config: Config) -> Result<(), Failure> {
         () = broker.drain() => Ok(()),
         _ = interrupt.recv() => Err(Failure::NotDone("interrupted while draining".to_owned())),
     }
+}
+
+/// Every segment and every connection is an open file: what the system lets this process have is
+/// taken. Without it the broker refuses sooner, and nothing else.
+fn raise_file_limit() {
+    let found = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: found.maximum, maximum: found.maximum };
+    let outcome = setrlimit(Resource::Nofile, raised);
+    let now = getrlimit(Resource::Nofile);
+    let (soft, hard) = (words_of(now.current), words_of(now.maximum));
+    match outcome {
+        Ok(()) => tracing::info!(soft, hard, "open files"),
+        Err(error) => tracing::warn!(soft, hard, %error, "the limit of open files stays"),
+    }
+}
+
+fn words_of(limit: Option<u64>) -> String {
+    limit.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string())
 }
 
 fn start_logs(config: &Config) -> Result<(), Failure> {

@@ -49,6 +49,8 @@ impl Op {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Effect {
     Fails(io::ErrorKind),
+    /// Fails with this number of the operating system.
+    FailsWith(i32),
     /// Stores so many bytes, then fails.
     Tears(io::ErrorKind, usize),
     /// Says that all is well, and stores so many pages further on.
@@ -121,6 +123,7 @@ impl Faults {
                 fault.times -= 1;
                 return match fault.effect {
                     Effect::Fails(kind) => Err(kind.into()),
+                    Effect::FailsWith(number) => Err(io::Error::from_raw_os_error(number)),
                     effect => Ok(Some(effect)),
                 };
             }
