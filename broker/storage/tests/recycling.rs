@@ -73,7 +73,7 @@ impl Writer {
     /// Another life of the log in this process, as after a full disk.
     fn reopen(&mut self, device: &Arc<Device>) {
         // What the first life has under way ends while the second is there.
-        self.log = open(device, self.uuid);
+        self.log = open(device, self.uuid).0;
     }
 
     fn trim_one(&mut self) {
