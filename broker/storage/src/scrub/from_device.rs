@@ -73,8 +73,13 @@ impl FromDevice {
 
 impl State {
     /// Reads, page by page where the device cannot read all: what stands beside a bad place is not
-    /// lost with it.
+    /// lost with it. A file that lost its end cannot be read there.
     fn read(&mut self, file: &dyn DiskFile, position: u64, into: &mut [u8]) -> io::Result<()> {
+        let end = position + into.len() as u64;
+        let there = file.len().clamp(position, end);
+        let (into, missing) = into.split_at_mut((there - position) as usize);
+        missing.fill(0);
+        self.lose(there..end);
         if into.is_empty() || self.try_read(file, position, into)? {
             return Ok(());
         }
@@ -85,14 +90,19 @@ impl State {
             let end = at + page.len() as u64;
             if !self.try_read(file, at, page)? {
                 page.fill(0);
-                match self.unreadable.last_mut() {
-                    Some(last) if last.end == at => last.end = end,
-                    _ => self.unreadable.push(at..end),
-                }
+                self.lose(at..end);
             }
             at = end;
         }
         Ok(())
+    }
+
+    fn lose(&mut self, range: Range<u64>) {
+        match self.unreadable.last_mut() {
+            _ if range.is_empty() => {}
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => self.unreadable.push(range),
+        }
     }
 
     /// Returns whether the device can read the range.
