@@ -231,7 +231,7 @@ impl RaftLogReader<Types> for StoreReader {
         for at in indexes {
             let index = engine::index_of(at);
             let Some(mut record) = self.light(index) else { break };
-            let slices = self.shared.read_index(index).await?;
+            let slices = self.shared.read_index(index).await.map_err(io::Error::other)?;
             bytes += slices.iter().map(|slice| slice.bytes.len()).sum::<usize>();
             if bytes > SEND_BYTES_MAX && !records.is_empty() {
                 break;

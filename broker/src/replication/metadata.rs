@@ -39,9 +39,6 @@ const MAILBOX_COMMANDS: usize = 256;
 const PROPOSED_MAX: usize = 32;
 /// Commands after which the state is checkpointed and the log trimmed.
 const CHECKPOINT_COMMANDS: u64 = 4_096;
-/// Bytes read from the log at once.
-const READ_BYTES: usize = 1 << 20;
-
 /// What the metadata is opened with.
 pub struct MetadataOptions {
     /// The replica of the metadata log.
@@ -368,19 +365,19 @@ impl Keeper {
     async fn follow(&mut self) -> Result<(), Fence> {
         let committed = self.replica.state().borrow().committed;
         while self.applied < committed {
-            let from = Index(self.applied.0 + 1);
-            let slices = match self.replica.read(from, READ_BYTES).await {
+            let index = Index(self.applied.0 + 1);
+            let slices = match self.replica.shared.read_index(index).await {
                 Ok(slices) => slices,
-                Err(error) => return Err(self.replica.shared.fail_reading(from, &error)),
+                Err(error) => return Err(self.replica.shared.fail_reading(index, &error)),
             };
             // A command that is missing changes the meaning of all that follow, also where somebody
             // accepted its loss because a checkpoint covered it then.
-            if slices.first().is_none_or(|first| first.header.index != from) {
-                let text = format!("index {from} is committed but not in the log");
+            if slices.is_empty() {
+                let text = format!("index {index} is committed but not in the log");
                 self.replica.shared.fence(Fence::Engine(text));
                 return Err(self.replica.shared.fence_or(Fence::Shutdown));
             }
-            for slice in slices.iter().take_while(|slice| slice.header.index <= committed) {
+            for slice in &slices {
                 self.apply(slice)?;
             }
         }

@@ -245,10 +245,10 @@ impl Shared {
     }
 
     /// All batches of one index, as they are stored.
-    pub(super) async fn read_index(&self, index: Index) -> io::Result<Vec<BatchSlice>> {
+    pub(super) async fn read_index(&self, index: Index) -> Result<Vec<BatchSlice>, ReadError> {
         let mut bytes_max = READ_BYTES;
         loop {
-            let mut slices = self.read(index, bytes_max).await.map_err(io::Error::other)?;
+            let mut slices = self.read(index, bytes_max).await?;
             let whole = slices
                 .iter()
                 .any(|slice| slice.header.index > index || slice.header.is_last_of_index());

@@ -61,7 +61,8 @@ fn file_name(index: Index) -> String {
     format!("{:020}.ckpt", index.0)
 }
 
-fn index_of(name: &str) -> Option<Index> {
+/// The index that a checkpoint's name says.
+pub(crate) fn index_of(name: &str) -> Option<Index> {
     name.strip_suffix(".ckpt")?.parse().ok().map(Index)
 }
 

@@ -29,6 +29,7 @@ pub(crate) use examine::{Examined, ExaminedSegment, examine};
 pub(crate) use files::segment_name;
 pub(crate) use lost::{Behind, lost_range, next_that_follows};
 
+use crate::checkpoint;
 use crate::damage::{self, DamageBook};
 use crate::device::Device;
 use crate::disk::{Disk, DiskFile, remove_if_there};
@@ -106,16 +107,21 @@ pub(crate) fn recover(
 }
 
 /// Removes what a truncation or a trim had given up when the process ended, the indexes of such
-/// segments, and files that were being written.
+/// segments, files that were being written, and checkpoints behind the end: they are of what was
+/// lost, and the log may come to be that long again.
 fn remove_dead(disk: &dyn Disk, dir: &Path, examined: &Examined) -> Result<(), OpenError> {
     let kept: Vec<PathBuf> =
         examined.segments.iter().map(|segment| index::path_of(&segment.path)).collect();
-    let names = disk.list(dir).map_err(OpenError::device(dir))?;
-    let is_left_over = |path: &PathBuf| {
+    let last_index = examined.cursor.last_index;
+    let is_left_over = |name: &String| {
+        let path = dir.join(name);
         let extension = path.extension().and_then(|extension| extension.to_str());
-        extension == Some("new") || (extension == Some("idx") && !kept.contains(path))
+        extension == Some("new")
+            || (extension == Some("idx") && !kept.contains(&path))
+            || checkpoint::index_of(name).is_some_and(|index| index > last_index)
     };
-    let left_over = names.iter().map(|name| dir.join(name)).filter(is_left_over);
+    let names = disk.list(dir).map_err(OpenError::device(dir))?;
+    let left_over = names.iter().filter(|name| is_left_over(name)).map(|name| dir.join(name));
     let mut removed = false;
     for path in examined.dead.iter().cloned().chain(left_over) {
         remove_if_there(disk, &path).map_err(OpenError::device(&path))?;

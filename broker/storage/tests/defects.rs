@@ -208,3 +208,27 @@ fn a_file_that_grew_is_filled_and_found_again() {
     drop(log);
     assert_eq!(last_of(&reopen(&disk).0), 15);
 }
+
+/// The owner would begin with it as soon as the log is that long again.
+#[test]
+fn a_checkpoint_behind_the_end_that_was_accepted_is_gone() {
+    let disk = SimDisk::new();
+    let mut log = small_batches(&disk, 9);
+    log.write_checkpoint(Index(3), b"three").unwrap();
+    log.write_checkpoint(Index(8), b"eight").unwrap();
+    let end = position_of(&log, 6);
+    drop(log);
+    disk.damage(&segments_of(&disk)[0], &Damage::Truncated(end));
+    assert!(open(&device_in(&disk)).is_err());
+    let options = LogOptions { uuid: 5, accept_loss: true, ..LogOptions::default() };
+    let dir = Path::new(ROOT).join("p");
+    let (mut log, _) = Log::open(device_in(&disk), &dir, options).unwrap();
+    let last = last_of(&log);
+    assert!((3..8).contains(&last), "{last}");
+    for index in last + 1..=12 {
+        log.append(vec![noop(index)]).unwrap();
+    }
+    flush(&mut log).unwrap();
+    let found = log.latest_checkpoint(Index(12)).unwrap();
+    assert_eq!(found, Some((Index(3), b"three".to_vec())));
+}

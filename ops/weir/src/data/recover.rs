@@ -20,10 +20,9 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::Path;
 use std::sync::Arc;
-use weir_storage::inspect::{LogReport, SegmentReport};
+use weir_storage::inspect::SegmentReport;
 use weir_storage::{
-    DamagedRange, Device, DeviceError, Disk, Executor, Job, Lane, Log, LogBounds, OpenError,
-    Recovered,
+    DamagedRange, Device, DeviceError, Executor, Job, Lane, Log, LogBounds, OpenError, Recovered,
 };
 
 pub(super) fn run(root: &Path, arguments: &RecoverArguments) -> Result<(), Failure> {
@@ -108,24 +107,9 @@ fn open(device: &Arc<Device>, directory: &Directory, surveyed: Surveyed, accept:
     let mut options = surveyed.place.options();
     options.accept_loss = accept;
     let dir = directory.path_of(&surveyed.place);
-    let forgotten = match &surveyed.found {
-        Found::Log(report) if accept => forget_beyond(&*directory.disk, &dir, report),
-        _ => Ok(()),
-    };
-    let opened = forgotten.and_then(|()| Log::open(device.clone(), &dir, options));
+    let opened = Log::open(device.clone(), &dir, options);
     let opened = opened.map(|(log, recovered)| (recovered, log.reader().bounds()));
     Outcome { surveyed, opened: Some(opened) }
-}
-
-/// Removes the checkpoints behind the end that is left. They are of what is given up, and a start
-/// would begin with one as soon as the log is that long again.
-fn forget_beyond(disk: &dyn Disk, dir: &Path, report: &LogReport) -> Result<(), OpenError> {
-    for (at, _) in report.checkpoints.iter().filter(|(at, _)| *at > report.last_index) {
-        let path = dir.join(format!("{:020}.ckpt", at.0));
-        disk.remove(&path).map_err(|source| OpenError::Device { path, source })?;
-    }
-    let failed = |source| OpenError::Device { path: dir.to_owned(), source };
-    disk.sync_dir(dir).map_err(failed)
 }
 
 /// Says what will be given up and waits for a yes.
