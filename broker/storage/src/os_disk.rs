@@ -215,3 +215,43 @@ struct OsLock {
 }
 
 impl DiskLock for OsLock {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_one_mapping_however_often_it_is_open() {
+        for backend in [Backend::Map, Backend::Pwrite] {
+            let folder = tempfile::tempdir().unwrap();
+            let (disk, path) = (OsDisk::new(backend), folder.path().join("a"));
+            let first = disk.create(&path, 8192).unwrap();
+            assert!(!first.is_held());
+            let second = disk.open(&path).unwrap();
+            assert!(first.is_held() && second.is_held());
+            let bytes = second.bytes(0..100).unwrap();
+            drop(second);
+            assert_eq!(first.is_held(), backend == Backend::Map, "a copy holds nothing");
+            drop(first);
+            let third = disk.open(&path).unwrap();
+            assert_eq!(third.is_held(), backend == Backend::Map);
+            drop(bytes);
+            assert!(!third.is_held());
+        }
+    }
+
+    #[test]
+    fn mappings_that_nobody_has_are_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = OsDisk::new(Backend::Map);
+        let kept = disk.create(&folder.path().join("kept"), 4096).unwrap();
+        for number in 0..200 {
+            let path = folder.path().join(number.to_string());
+            drop(disk.create(&path, 4096).unwrap());
+        }
+        let known = disk.mappings.lock().unwrap().len();
+        assert!(known < 20, "{known} are known");
+        drop(disk.open(&folder.path().join("kept")).unwrap());
+        assert!(!kept.is_held());
+    }
+}
