@@ -187,8 +187,9 @@ impl ColdRead {
         walk.may_wait = may_wait;
         if may_wait {
             let position = walk.position();
-            let ahead = position + self.bytes_max as u64 + BATCH_HEADER_BYTES as u64;
-            self.prepare(position, ahead.min(self.segment.published())).map_err(device)?;
+            let wanted = self.bytes_max.saturating_add(BATCH_HEADER_BYTES) as u64;
+            let ahead = position.saturating_add(wanted).min(self.segment.published());
+            self.prepare(position, ahead).map_err(device)?;
         }
         let (mut taken, mut found) = (0, Vec::new());
         while found.is_empty() || taken < self.bytes_max {
