@@ -11,6 +11,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Bytes that a file is filled with before anything is measured.
 const FILE_BYTES: u64 = 64 << 20;
@@ -18,6 +19,10 @@ const FILE_BYTES: u64 = 64 << 20;
 const FILL_BYTES: usize = 16 << 10;
 /// Plain reads are this large.
 const READ_BYTES: usize = 1 << 20;
+/// A device that writes nothing for so long is done with what was asked of it.
+const QUIET: Duration = Duration::from_millis(300);
+/// Others may never be done.
+const QUIET_WAITS: u32 = 50;
 
 /// What a block device has done so far, for whomever.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -83,6 +88,19 @@ impl BlockDevice {
             written_bytes: field(6)? * 512,
             flushes: *flushes.ok_or(io::ErrorKind::Unsupported)?,
         })
+    }
+
+    /// Waits until nobody has written to the device for a while, if that comes about: what is
+    /// prepared for later is none of what is measured.
+    pub fn wait_until_quiet(&self) -> io::Result<()> {
+        for _ in 0..QUIET_WAITS {
+            let before = self.counters()?;
+            std::thread::sleep(QUIET);
+            if self.counters()?.since(before).written_bytes == 0 {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -12,7 +12,7 @@ use weir_protocol::batch::BatchBuilder;
 use weir_protocol::types::{Index, Term};
 use weir_storage::limits::{NEXT_SEGMENT_WITHIN_BYTES, SEGMENT_LADDER_BYTES};
 use weir_storage::{
-    Backend, Device, Executor, FlushError, Log, LogOptions, LogReader, NewBatch, OsDisk,
+    Backend, Device, Executor, FlushDone, FlushError, Log, LogOptions, LogReader, NewBatch, OsDisk,
 };
 
 /// Groups that bring a log to where it is measured.
@@ -62,22 +62,17 @@ impl LogWriter {
 
     /// Makes everything stored so far durable.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
-        self.ask();
-        self.wait()
-    }
-
-    /// Asks that everything stored so far becomes durable; [`Self::wait`] tells when it is.
-    pub(crate) fn ask(&mut self) {
         let done = self.done.clone();
-        self.log.flush(Box::new(move |outcome| {
+        self.ask(Box::new(move |outcome| {
             // The receiver lives as long as the log.
             let _ = done.send(outcome);
         }));
+        self.wait.recv().map_err(io::Error::other)?.map_err(io::Error::other)
     }
 
-    /// Waits for what was asked for last.
-    pub(crate) fn wait(&self) -> io::Result<()> {
-        self.wait.recv().map_err(io::Error::other)?.map_err(io::Error::other)
+    /// Asks that everything stored so far becomes durable.
+    pub(crate) fn ask(&mut self, done: FlushDone) {
+        self.log.flush(done);
     }
 
     /// Fills the small segments that every log begins with, and puts [`FILL_GROUPS`] into the first
