@@ -112,13 +112,14 @@ pub(crate) fn recover(
 fn remove_dead(disk: &dyn Disk, dir: &Path, examined: &Examined) -> Result<(), OpenError> {
     let kept: Vec<PathBuf> =
         examined.segments.iter().map(|segment| index::path_of(&segment.path)).collect();
-    let last_index = examined.cursor.last_index;
+    // Of an index whose last batch is missing, nothing stays.
+    let next_index = examined.cursor.next_index();
     let is_left_over = |name: &String| {
         let path = dir.join(name);
         let extension = path.extension().and_then(|extension| extension.to_str());
         extension == Some("new")
             || (extension == Some("idx") && !kept.contains(&path))
-            || checkpoint::index_of(name).is_some_and(|index| index > last_index)
+            || checkpoint::index_of(name).is_some_and(|index| index >= next_index)
     };
     let names = disk.list(dir).map_err(OpenError::device(dir))?;
     let left_over = names.iter().filter(|name| is_left_over(name)).map(|name| dir.join(name));

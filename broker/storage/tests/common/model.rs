@@ -170,6 +170,13 @@ impl Model {
     }
 
     /// Keeps the two newest, and those from right before the first index on.
+    /// What a start makes of a log that was closed: all is flushed, and no checkpoint is of what is
+    /// not there any more.
+    pub(crate) fn reopen(&mut self) {
+        self.flushed = self.last_index();
+        self.checkpoints.retain(|at, _| *at <= self.flushed);
+    }
+
     pub(crate) fn checkpoint(&mut self, index: u64, content: Vec<u8>) {
         self.checkpoints.insert(index, content);
         let newest: Vec<u64> = self.checkpoints.keys().rev().take(2).copied().collect();
@@ -243,13 +250,16 @@ impl Model {
         (self.may_start, self.may_meta) = (None, None);
     }
 
-    /// The same for checkpoints: none is half there, and the newest is never lost to a newer one.
+    /// The same for checkpoints: none is half there, the newest is never lost to a newer one, and
+    /// none is of what is not there any more.
     pub(crate) fn adopt_checkpoints(&mut self, found: BTreeMap<u64, Vec<u8>>) {
         for (index, content) in &found {
             let begun = self.begun_checkpoints.iter().any(|(at, c)| (at, c) == (index, content));
             assert!(begun, "at {index}");
         }
-        let newest = self.checkpoints.keys().next_back();
+        let last_index = self.last_index();
+        assert!(found.keys().all(|at| *at <= last_index), "behind the end");
+        let newest = self.checkpoints.range(..=last_index).next_back().map(|(at, _)| at);
         assert!(newest.is_none_or(|newest| found.contains_key(newest)), "the newest is kept");
         self.checkpoints = found;
     }

@@ -107,7 +107,7 @@ impl Subject {
                 let recovered = self.open().map_err(|_| Failed)?;
                 assert_eq!(recovered.bytes_cut, 0);
                 assert!(recovered.batches_read <= self.model.held.len() as u64);
-                self.model.flushed = self.model.last_index();
+                self.model.reopen();
             }
         }
         self.check_bounds();
