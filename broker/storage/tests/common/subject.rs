@@ -78,7 +78,9 @@ impl Subject {
             Step::ReadTime(share) => self.read_time(*share),
             Step::Trim(share) => self.trim(*share)?,
             Step::Truncate(share) => {
-                let index = self.model.cut_at(*share);
+                // What a checkpoint covers is never cut.
+                let covered = self.model.checkpoints.keys().next_back().copied();
+                let index = self.model.cut_at(*share).max(covered.unwrap_or(0));
                 self.model.flushed = self.model.flushed.min(index);
                 self.begun = self.model.clone();
                 self.log().truncate_after(Index(index)).map_err(|_| Failed)?;
@@ -93,7 +95,8 @@ impl Subject {
                 self.model.meta = content;
             }
             Step::Checkpoint(share) => {
-                let at = self.model.index_at(*share).min(self.model.last_index());
+                // The owner keeps what is durable.
+                let at = self.model.index_at(*share).min(self.model.flushed);
                 self.model.serial += 1;
                 let content = self.model.serial.to_le_bytes().repeat(100);
                 self.model.begun_checkpoints.push((at, content.clone()));
