@@ -279,7 +279,7 @@ impl Keeper {
                 }
                 Some(stopped) = stopping.recv() => {
                     if self.changed > self.checkpointed {
-                        self.checkpoint().await;
+                        self.checkpoint_and_trim().await;
                     }
                     let _ = stopped.send(());
                 }
@@ -440,18 +440,15 @@ impl Keeper {
     /// The log behind a checkpoint stays until the next one stands: what rots first has another
     /// copy.
     async fn checkpoint_and_trim(&mut self) {
-        let before = self.checkpointed;
-        self.checkpoint().await;
+        let (before, at) = (self.checkpointed, self.applied);
+        // A failure is tried again after as many commands as a success.
+        self.checkpointed = at;
+        if let Err(error) = self.replica.checkpoint(at, self.state.encode().into()).await {
+            tracing::warn!(%error, index = at.0, "the metadata was not checkpointed");
+            return;
+        }
         if let Err(error) = self.replica.trim(before).await {
             tracing::warn!(%error, index = before.0, "the metadata log was not trimmed");
         }
-    }
-
-    async fn checkpoint(&mut self) {
-        let at = self.applied;
-        if let Err(error) = self.replica.checkpoint(at, self.state.encode().into()).await {
-            tracing::warn!(%error, index = at.0, "the metadata was not checkpointed");
-        }
-        self.checkpointed = at;
     }
 }

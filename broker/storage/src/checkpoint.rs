@@ -9,7 +9,7 @@
 //! ```
 
 use crate::device::Device;
-use crate::disk::{Disk, replace_file};
+use crate::disk::{Disk, read_readable, replace_file};
 use crate::reader::LogReader;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -63,7 +63,8 @@ fn file_name(index: Index) -> String {
 
 /// The index that a checkpoint's name says.
 pub(crate) fn index_of(name: &str) -> Option<Index> {
-    name.strip_suffix(".ckpt")?.parse().ok().map(Index)
+    let index = name.strip_suffix(".ckpt")?.parse().ok().map(Index)?;
+    (file_name(index) == name).then_some(index)
 }
 
 /// Writes a checkpoint of a log at an index, flushed under its name.
@@ -100,8 +101,7 @@ pub(crate) fn read(
     index: Index,
 ) -> io::Result<Option<Vec<u8>>> {
     let file = disk.open(&dir.join(file_name(index)))?;
-    let mut bytes = vec![0u8; file.len() as usize];
-    file.read_at(0, &mut bytes)?;
+    let Some(mut bytes) = read_readable(&*file)? else { return Ok(None) };
     let is_first = bytes.starts_with(&MAGIC_V1);
     let header_bytes = if is_first { HEADER_BYTES_V1 } else { HEADER_BYTES };
     let is_ours = |of: &[u8]| is_first || uuid.is_none_or(|uuid| uuid.to_le_bytes() == *of);

@@ -12,7 +12,7 @@
 //! 48 end_offset8  56 accepted4  60 zero4
 //! ```
 
-use crate::disk::{Disk, replace_file};
+use crate::disk::{Disk, read_readable, replace_file};
 use crate::limits::DAMAGED_RANGES_MAX;
 use crate::planted::{Bug, unless};
 use std::fmt;
@@ -201,7 +201,9 @@ impl DamageBook {
         {
             let mut ranges = self.ranges();
             let before = ranges.clone();
-            ranges.retain(|range| range.last_index >= first && range.first_index <= last);
+            // A range of nothing but a segment's header ends before it begins.
+            let reaches = |range: &DamagedRange| range.first_index.max(range.last_index) >= first;
+            ranges.retain(|range| reaches(range) && range.first_index <= last);
             ranges.iter_mut().for_each(|range| range.last_index = range.last_index.min(last));
             if *ranges == before {
                 return Ok(());
@@ -256,9 +258,7 @@ pub(crate) fn load(disk: &dyn Disk, dir: &Path) -> io::Result<Option<Vec<Damaged
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(Vec::new())),
         Err(error) => return Err(error),
     };
-    let mut bytes = vec![0; file.len() as usize];
-    file.read_at(0, &mut bytes)?;
-    Ok(decode(&bytes))
+    Ok(read_readable(&*file)?.and_then(|bytes| decode(&bytes)))
 }
 
 fn encode(ranges: &[DamagedRange]) -> Vec<u8> {

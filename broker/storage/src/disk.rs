@@ -84,6 +84,16 @@ pub(crate) fn is_unreadable(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|number| bad.contains(&number))
 }
 
+/// All of a file; none where the device cannot read a part of it.
+pub(crate) fn read_readable(file: &dyn DiskFile) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = vec![0; file.len() as usize];
+    match file.read_at(0, &mut bytes) {
+        Ok(()) => Ok(Some(bytes)),
+        Err(error) if is_unreadable(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Puts a whole file of `bytes` in the place of `name`, durably: it is the old one or the new one.
 pub(crate) fn replace_file(
     disk: &dyn Disk,

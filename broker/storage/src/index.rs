@@ -17,7 +17,7 @@
 //!  88 rows (position8 index8 offset8 log_time_ms8), terms (first_index8 term8), configs (index8)
 //! ```
 
-use crate::disk::Disk;
+use crate::disk::{Disk, read_readable};
 use crate::limits::INDEX_STRIDE_BYTES;
 use crate::scan::Cursor;
 use std::io;
@@ -149,9 +149,7 @@ pub(crate) fn load(disk: &dyn Disk, segment: &Path) -> io::Result<Option<StoredI
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    let mut bytes = vec![0; file.len() as usize];
-    file.read_at(0, &mut bytes)?;
-    Ok(decode(&bytes))
+    Ok(read_readable(&*file)?.and_then(|bytes| decode(&bytes)))
 }
 
 fn encode(index: &StoredIndex) -> Vec<u8> {

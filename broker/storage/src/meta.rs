@@ -17,9 +17,9 @@
 //! version 1 ended with the blob, at 36, and began with one generation
 //! ```
 
-use crate::disk::{Disk, DiskFile, remove_if_there};
+use crate::disk::{Disk, DiskFile, is_unreadable, remove_if_there};
 use crate::error::{Corruption, CorruptionKind, OpenError};
-use crate::limits::{META_BLOB_BYTES_MAX, META_COPY_BYTES};
+use crate::limits::{META_BLOB_BYTES_MAX, META_COPY_BYTES, NUMBERS_END};
 use crate::planted::{Bug, is_planted, unless};
 use crate::scan::Cursor;
 use std::io;
@@ -92,7 +92,13 @@ impl Meta {
         for copy in 0..4 {
             let mut bytes = vec![0; META_COPY_BYTES];
             let position = (copy * META_COPY_BYTES) as u64;
-            file.read_at(position, &mut bytes).map_err(OpenError::device(&path))?;
+            match file.read_at(position, &mut bytes) {
+                Err(error) if !is_unreadable(&error) => {
+                    return Err(OpenError::device(&path)(error));
+                }
+                // Of what the device cannot read, nothing is valid.
+                _ => {}
+            }
             let generation: &mut Option<State> = &mut generations[copy / 2];
             let known = generation.as_ref().map_or(0, |known| known.sequence);
             let belongs_here = |state: &State| {
@@ -148,13 +154,15 @@ impl Meta {
     }
 
     /// Makes durable what was found. After a failed flush the page cache may show what the disk
-    /// does not hold; the other generation, which it may still hold, is not touched.
+    /// does not hold; the other generation, which it may still hold, is not touched. Where there is
+    /// none, it is made first: until then what was found is all there is.
     pub(crate) fn settle(&mut self) -> io::Result<()> {
-        self.write(&self.state)?;
-        if self.lacks_generation {
-            self.store(|_| ())?;
-            self.lacks_generation = false;
+        if !self.lacks_generation {
+            return self.write(&self.state);
         }
+        self.store(|_| ())?;
+        self.store(|_| ())?;
+        self.lacks_generation = false;
         Ok(())
     }
 
@@ -225,8 +233,12 @@ fn decode(bytes: &[u8], path: &Path) -> Result<Option<State>, OpenError> {
         cursor: cursor(),
     });
     let blob_len = u32_at(32) as usize;
-    let numbers = [u64_at(16), u64_at(24), later(44)];
-    if blob_len > META_BLOB_BYTES_MAX || numbers.iter().any(|number| *number >= u64::MAX / 2) {
+    let marked = mark.map_or([0; 4], |mark: Mark| {
+        let Cursor { last_index, log_end, .. } = mark.cursor;
+        [mark.sequence, mark.position, last_index.0, log_end.0]
+    });
+    let numbers = [u64_at(16), u64_at(24), later(36), later(44)].into_iter().chain(marked);
+    if blob_len > META_BLOB_BYTES_MAX || numbers.max() >= Some(NUMBERS_END) {
         // No log writes that.
         return Ok(None);
     }

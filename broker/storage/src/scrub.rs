@@ -89,6 +89,10 @@ impl ScrubPiece {
         let (shared, mut found) = (self.log.shared(), 0);
         let known = shared.damage.all();
         let end = (position + SCRUB_PIECE_BYTES).min(self.segment.published());
+        if end <= position {
+            // It was cut meanwhile.
+            return Ok(Scrubbed { next: self.place, bytes: 0, found: 0 });
+        }
         let file = Arc::new(FromDevice::holding(self.segment.file.clone(), position..end)?);
         if position < SEGMENT_HEADER_BYTES
             && let Some(range) = self.damage_of_header(&file)?

@@ -14,7 +14,7 @@
 //! 120 zeros
 //! ```
 
-use crate::disk::DiskFile;
+use crate::disk::{DiskFile, is_unreadable};
 use crate::index::{Marks, SparseIndex};
 use crate::limits::{NUMBERS_END, SEGMENT_HEADER_BYTES};
 use crate::planted::{Bug, is_planted};
@@ -156,7 +156,10 @@ impl SegmentHeader {
         file: &dyn DiskFile,
     ) -> std::io::Result<[Result<Self, SegmentHeaderError>; 2]> {
         let mut bytes = vec![0; file.len().min(SEGMENT_HEADER_BYTES) as usize];
-        file.read_device(0, &mut bytes)?;
+        match file.read_device(0, &mut bytes) {
+            Err(error) if is_unreadable(&error) => bytes.clear(),
+            read => read?,
+        }
         let copies = COPY_POSITIONS.map(|position| bytes.get(position as usize..)?.first_chunk());
         Ok(copies.map(|copy| copy.map_or(Err(SegmentHeaderError::Damaged), Self::decode)))
     }

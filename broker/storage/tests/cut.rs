@@ -9,7 +9,7 @@ use std::path::Path;
 use weir_protocol::batch::ATTR_LAST_OF_INDEX;
 use weir_protocol::types::{Index, Offset};
 use weir_sim::disk::{Damage, SimDisk};
-use weir_storage::{Log, LogOptions, Read};
+use weir_storage::{Disk, Log, LogOptions, Read};
 
 const DAMAGED: u64 = 5;
 
@@ -117,4 +117,58 @@ fn damaged_free() -> Log {
         log.append(vec![data(index, 2, 50)]).unwrap();
     }
     log
+}
+
+/// Three segments of one index each; the second is lost, and of the third's index the end.
+fn without_the_second(disk: &SimDisk) -> Log {
+    let open_small = || common::open_small(&device_in(disk)).unwrap().0;
+    let mut log = open_small();
+    log.append(vec![data(1, 1, 700_000)]).unwrap();
+    log.append(vec![data(2, 1, 700_000)]).unwrap();
+    flush(&mut log).unwrap();
+    let mut open = data(3, 1, 700_000);
+    open.header.attrs &= !ATTR_LAST_OF_INDEX;
+    log.append(vec![open]).unwrap();
+    drop(log);
+    let segments = segments_of(disk);
+    assert_eq!(segments.len(), 3);
+    disk.remove(&segments[1]).unwrap();
+    open_small()
+}
+
+#[test]
+fn an_index_without_its_end_is_cut_behind_a_segment_that_is_lost() {
+    let disk = SimDisk::new();
+    let mut log = without_the_second(&disk);
+    for _ in 0..2 {
+        assert_eq!((last_of(&log), log.reader().bounds().log_end), (2, Offset(2)));
+        let [lost] = &log.reader().damaged_ranges()[..] else { panic!("one range") };
+        assert_eq!((lost.first_index, lost.last_index), (Index(2), Index(2)));
+        assert!(is_served(&log, 1) && !is_served(&log, 2));
+        drop(log);
+        log = common::open_small(&device_in(&disk)).unwrap().0;
+    }
+    log.append(vec![data(3, 2, 50)]).unwrap();
+    flush(&mut log).unwrap();
+    drop(log);
+    let (log, _) = common::open_small(&device_in(&disk)).unwrap();
+    assert!(is_served(&log, 1) && !is_served(&log, 2) && is_served(&log, 3));
+}
+
+#[test]
+fn a_log_is_cut_within_and_in_front_of_a_segment_that_is_lost() {
+    for cut in [2, 1] {
+        let disk = SimDisk::new();
+        let mut log = without_the_second(&disk);
+        log.append(vec![data(3, 2, 50)]).unwrap();
+        log.truncate_after(Index(cut)).unwrap();
+        assert_eq!(last_of(&log), cut);
+        log.append(vec![data(cut + 1, 2, 50)]).unwrap();
+        flush(&mut log).unwrap();
+        drop(log);
+        let (log, _) = common::open_small(&device_in(&disk)).unwrap();
+        assert_eq!(last_of(&log), cut + 1);
+        assert!(is_served(&log, 1) && is_served(&log, cut + 1));
+        assert_eq!(is_served(&log, 2), cut == 1, "what is lost stays refused");
+    }
 }

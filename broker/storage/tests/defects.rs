@@ -232,3 +232,34 @@ fn a_checkpoint_behind_the_end_that_was_accepted_is_gone() {
     let found = log.latest_checkpoint(Index(12)).unwrap();
     assert_eq!(found, Some((Index(3), b"three".to_vec())));
 }
+
+/// One page of a file is lost with it, never the log.
+#[test]
+fn a_place_that_the_device_cannot_read_costs_no_more_than_damage() {
+    let disk = SimDisk::new();
+    two_logs(&disk);
+    let dir = folder(1);
+    let unreadable = |path: &Path, range| {
+        let disk = disk.fork();
+        disk.damage(path, &Damage::Unreadable(range));
+        disk
+    };
+    for copy in 0..4 {
+        let disk = unreadable(&dir.join("meta"), copy * 4_096..(copy + 1) * 4_096);
+        assert_eq!(log_of(&disk, 1, false).unwrap().meta(), b"vote 1");
+    }
+    let checkpoint = dir.join("00000000000000000008.ckpt");
+    let log = log_of(&unreadable(&checkpoint, 0..4_096), 1, false).unwrap();
+    assert_eq!(log.latest_checkpoint(Index(8)).unwrap(), None);
+    let whole = log_of(&disk.fork(), 1, false).unwrap();
+    let served = |log: &Log| (1..=8).filter(|index| is_served(log, *index)).count();
+    assert_eq!(served(&whole), 7, "the loss of one was accepted");
+    drop(whole);
+    let log = log_of(&unreadable(&dir.join("damage"), 0..4_096), 1, false).unwrap();
+    assert_eq!(served(&log), 7, "found again");
+    let of_log = |path: &PathBuf| path.starts_with(&dir);
+    let segment = disk.paths(".seg").into_iter().find(of_log).unwrap();
+    let log = log_of(&unreadable(&segment, 0..4_096), 1, false).unwrap();
+    assert!((1..7).contains(&served(&log)), "those of the other segment");
+    assert_eq!(last_of(&log), 8);
+}

@@ -7,11 +7,12 @@
 
 mod common;
 
-use common::{contents, data, device, flush, last_of, noop, open};
+use common::{ROOT, contents, data, device, device_in, flush, last_of, noop, open};
 use std::path::{Path, PathBuf};
 use weir_protocol::batch::BatchType;
 use weir_protocol::types::{Index, Offset};
-use weir_storage::{Log, OsDisk, Read, Recovered, inspect};
+use weir_sim::disk::{Cut, SimDisk};
+use weir_storage::{Disk, Log, OsDisk, Read, Recovered, inspect};
 
 const SEGMENT_BYTES: usize = 1 << 20;
 
@@ -145,4 +146,48 @@ fn damage_index_5(root: &Path) {
         true
     })
     .unwrap();
+}
+
+/// The hard state of version 1 began with one of its two generations. Wherever the power goes while
+/// it becomes one of this version, it is what it was.
+#[test]
+fn a_hard_state_of_version_1_survives_every_stop_of_its_first_start() {
+    let fixture = fixture("v1", |_| panic!("nobody writes its hard state any more"));
+    let disk = SimDisk::new();
+    let dir = Path::new(ROOT).join("p");
+    disk.create_dir(&dir).unwrap();
+    for item in std::fs::read_dir(fixture).unwrap() {
+        let item = item.unwrap();
+        let mut bytes = std::fs::read(item.path()).unwrap();
+        if is_segment(&item.path()) {
+            bytes.resize(SEGMENT_BYTES, 0);
+        }
+        disk.put(&dir.join(item.file_name()), &bytes);
+    }
+    let meta = dir.join("meta");
+    let whole = disk.bytes_of(&meta);
+    let sequence = |copy: usize| whole[copy * 4_096 + 16];
+    let older = if sequence(0) < sequence(2) { 0..8_192 } else { 8_192..16_384 };
+    for began in [false, true] {
+        let mut bytes = whole.clone();
+        if began {
+            bytes[older.clone()].fill(0);
+        }
+        let disk = disk.copy();
+        disk.put(&meta, &bytes);
+        let disk = disk.copy();
+        let starting = disk.fork();
+        starting.record();
+        assert_eq!(open(&device_in(&starting)).unwrap().0.meta(), b"hard state");
+        let stops = starting.recorded();
+        assert!(stops.len() > 3);
+        for stop in stops {
+            for cut in [Cut::LosesAll, Cut::KeepsAll, Cut::KeepsHeads, Cut::KeepsSome(7)] {
+                let stop = stop.fork();
+                stop.cut_power(cut);
+                let (log, _) = open(&device_in(&stop)).unwrap();
+                assert_eq!(log.meta(), b"hard state", "{cut:?}");
+            }
+        }
+    }
 }

@@ -7,7 +7,7 @@ mod common;
 use common::{contents, data, device, flush, noop, open, segment_files, write_at};
 use std::sync::Arc;
 use weir_protocol::types::{Index, Offset};
-use weir_storage::{Backend, Device, DeviceError, OpenError, OsDisk, Read};
+use weir_storage::{Backend, Device, DeviceError, Disk, OpenError, OsDisk, Read};
 
 #[test]
 fn what_was_appended_is_there_after_a_restart() {
@@ -239,4 +239,24 @@ fn checkpoints_are_found_by_index_and_damaged_ones_passed_over() {
     assert_eq!((found(9), found(8), found(3), found(2)), (Some(9), Some(7), Some(3), None));
     write_at(&folder.path().join(format!("p/{:020}.ckpt", 9)), 40, b"x").unwrap();
     assert_eq!(found(9), Some(7));
+}
+
+/// A read past the cache comes in blocks, and a file that somebody cut ends where it ends.
+#[test]
+fn a_file_of_any_length_is_read_from_the_device() {
+    let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let disk = OsDisk::new(Backend::Map);
+    for len in [100, 4_096, 5_000, 12_300] {
+        let path = folder.path().join(len.to_string());
+        let bytes: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let file = disk.open(&path).unwrap();
+        for from in [0, len / 3, len - 1] {
+            let mut read = vec![0; len - from];
+            file.read_device(from as u64, &mut read).unwrap();
+            assert!(read == bytes[from..], "{len} bytes from {from}");
+        }
+        assert!(file.read_device(len as u64 - 1, &mut [0; 2]).is_err(), "behind the end");
+        file.prepare(len as u64 + 4_096..len as u64 + 8_192).unwrap();
+    }
 }

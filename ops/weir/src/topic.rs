@@ -98,10 +98,11 @@ async fn show(client: &Client, topic: &Name, admin: &str, output: Output) -> Res
     println!();
     let known = health.as_deref().unwrap_or_default();
     let headings = ["partition", "state", "leader", "log start", "high watermark", "bytes"];
-    let rows = topic.partitions.iter().enumerate().map(|(at, partition)| {
+    let rows = topic.partitions.iter().map(|partition| {
+        let health = known.iter().find(|health| health.partition == partition.partition.0);
         [
             partition.partition.to_string(),
-            known.get(at).map_or("unknown", Health::word).to_owned(),
+            health.map_or("unknown", Health::word).to_owned(),
             partition.leader.map_or("none".to_owned(), |leader| leader.to_string()),
             partition.log_start.to_string(),
             partition.high_watermark.to_string(),
@@ -172,8 +173,8 @@ fn topic_json(topic: &TopicView) -> Value {
 /// Adds to each partition how it is; null where that is not known, and then `health_error` says why.
 fn with_health(mut topic: Value, health: &Result<Vec<Health>, String>) -> Value {
     let known = health.as_deref().unwrap_or_default();
-    for (at, partition) in topic["partitions"].as_array_mut().into_iter().flatten().enumerate() {
-        let health = known.get(at);
+    for partition in topic["partitions"].as_array_mut().into_iter().flatten() {
+        let health = known.iter().find(|health| partition["partition"] == health.partition);
         partition["state"] = json!(health.map(|health| &health.state));
         partition["read_only"] = json!(health.and_then(|health| health.read_only));
         partition["damaged"] = json!(health.map(|health| &health.damaged));

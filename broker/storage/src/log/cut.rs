@@ -93,9 +93,20 @@ impl Log {
             reached = walk_to(Walk::from_start(&self.shared, segment), index)?;
         }
         let Reached { position, mut cursor, last } = reached;
+        let mut nexts = segments.iter().skip_while(|next| next.header.base_index <= index);
+        if cursor.last_index < index
+            && let Some(next) = nexts.next()
+        {
+            // Whole segments in between are lost.
+            if next.header.base_index.0 == index.0 + 1 {
+                let cursor = Cursor::before(&next.header);
+                let (segment, position) = (next.clone(), SEGMENT_HEADER_BYTES);
+                return Ok(Some(Cut { segment, position, cursor, last }));
+            }
+            cursor.log_end = next.header.base_offset;
+        }
         // What is lost may reach over the cut: nobody knows which of its offsets lie before.
-        cursor.last_index = cursor.last_index.min(index);
-        assert_eq!((cursor.last_index, cursor.open_index), (index, false), "whole indexes are cut");
+        (cursor.last_index, cursor.open_index) = (index, false);
         Ok(Some(Cut { segment: segment.clone(), position, cursor, last }))
     }
 

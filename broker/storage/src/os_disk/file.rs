@@ -85,7 +85,7 @@ impl DiskFile for OsFile {
         if !self.map.is_mapped() {
             return Ok(());
         }
-        self.map.populate(range.start..range.end.min(self.len))
+        self.map.populate(range.start.min(self.len)..range.end.min(self.len))
     }
 
     fn bytes(&self, range: Range<u64>) -> io::Result<Bytes> {
@@ -113,7 +113,19 @@ impl DiskFile for OsFile {
         let mut buffer = vec![0; len + DIRECT_ALIGN_BYTES];
         let aligned = buffer.as_ptr().align_offset(DIRECT_ALIGN_BYTES);
         let block = &mut buffer[aligned..aligned + len];
-        direct.read_exact_at(&mut block[..len], start)?;
+        let mut read = 0;
+        // Only at the end of the file less comes than a multiple of what was asked for.
+        while read < len && read.is_multiple_of(DIRECT_ALIGN_BYTES) {
+            match direct.read_at(&mut block[read..], start + read as u64) {
+                Ok(0) => break,
+                Ok(count) => read += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if read < skipped + into.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         into.copy_from_slice(&block[skipped..skipped + into.len()]);
         Ok(())
     }

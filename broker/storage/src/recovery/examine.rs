@@ -12,7 +12,6 @@ use crate::damage::{self, DamagedRange};
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Corruption, CorruptionKind, OpenError};
 use crate::index::{self, Marks, SparseIndex, StoredIndex};
-use crate::limits::NUMBERS_END;
 use crate::meta::{Mark, Meta};
 use crate::planted::{Bug, is_planted};
 use crate::scan::{Batches, Cursor, Edge};
@@ -85,10 +84,6 @@ pub(crate) fn examine(
         return Err(Meta::unreadable(dir));
     }
     let state = meta.as_ref().map(Meta::state).cloned().unwrap_or_default();
-    let numbers = [state.first_index.0, state.first_offset.0, state.last_segment];
-    if numbers.iter().any(|number| *number >= NUMBERS_END) {
-        return Err(Meta::unreadable(dir));
-    }
     let first = state.first_index.max(Index(1));
     let last_sequence = files.last_sequence();
     let links = files.linked(dir, first, state.last_segment);

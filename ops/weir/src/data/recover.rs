@@ -1,7 +1,6 @@
 //! `weir data recover`: opens logs as a start would, and gives up what is damaged if told to.
 //!
 //! Owns: the question before anything is given up, and what is said of every log.
-//! Invariant: where a log's end is given up, no checkpoint behind it is left.
 //! Never: gives up more than it printed: the lock is held from the look that is printed to the last
 //! change. Changes anything with `--accept-loss` where nothing is damaged.
 

@@ -20,7 +20,7 @@ Next: look at the disk (kernel log, SMART), stop the broker, copy its data direc
 /// How one partition is, as `/v1/topics/NAME` tells it.
 #[derive(Debug, Deserialize)]
 pub(super) struct Health {
-    partition: u32,
+    pub(super) partition: u32,
     /// leading, not leading, opening or failed
     pub(super) state: String,
     /// Of a partition that is open.
@@ -75,7 +75,9 @@ pub(super) async fn ask(admin: &str, topic: &TopicView) -> Result<Vec<Health>, S
 /// The admin server that most likely stands beside an endpoint.
 pub(super) fn admin_beside(endpoint: &str) -> String {
     let address = endpoint.strip_prefix("weir://").unwrap_or(endpoint);
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    // The last colon of an address in brackets may be its own.
+    let port = address.rsplit_once(':').filter(|(_, port)| !port.ends_with(']'));
+    let host = port.map_or(address, |(host, _)| host);
     format!("{host}:{ADMIN_PORT}")
 }
 
@@ -136,7 +138,9 @@ mod tests {
         for (endpoint, admin) in [
             ("weir://127.0.0.1:7420", "127.0.0.1:7421"),
             ("weir://[::1]:9", "[::1]:7421"),
+            ("weir://[::1]", "[::1]:7421"),
             ("broker.example:7420", "broker.example:7421"),
+            ("broker.example", "broker.example:7421"),
         ] {
             assert_eq!(admin_beside(endpoint), admin);
         }
