@@ -84,6 +84,17 @@ pub(crate) fn is_unreadable(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|number| bad.contains(&number))
 }
 
+/// What a device reads at least, and loses at least.
+pub(crate) const PAGE_BYTES: u64 = 4 << 10;
+
+/// The parts of `into`, which stands for bytes from `position` on, page by page.
+pub(crate) fn pages(position: u64, into: &mut [u8]) -> impl Iterator<Item = (u64, &mut [u8])> {
+    let first = (PAGE_BYTES - position % PAGE_BYTES).min(into.len() as u64);
+    let (head, rest) = into.split_at_mut(first as usize);
+    let starts = (position + first..).step_by(PAGE_BYTES as usize);
+    std::iter::once((position, head)).chain(starts.zip(rest.chunks_mut(PAGE_BYTES as usize)))
+}
+
 /// All of a file; none where the device cannot read a part of it.
 pub(crate) fn read_readable(file: &dyn DiskFile) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = vec![0; file.len() as usize];

@@ -35,6 +35,9 @@ pub enum CorruptionKind {
     /// A segment is missing.
     #[error("a segment is missing")]
     Hole,
+    /// The device cannot read it.
+    #[error("the device cannot read it")]
+    Unreadable,
     /// The file is shorter than it was made.
     #[error("the file is shorter than it was made")]
     Shortened,

@@ -13,7 +13,7 @@ use crate::disk::Disk;
 use crate::error::{Corruption, CorruptionKind, OpenError};
 use crate::limits::SEGMENT_HEADER_BYTES;
 use crate::recovery::{Examined, examine, segment_name};
-use crate::scan::{Batches, last_byte_in};
+use crate::scan::{Batches, Source, last_byte_in};
 use crate::segment::{SEGMENT_VERSION, SegmentHeader, SegmentHeaderError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -138,7 +138,7 @@ pub fn segment(disk: &dyn Disk, path: &Path) -> Result<SegmentReport, OpenError>
             return Err(Corruption { file: path.to_owned(), position: 0, kind }.into());
         }
     };
-    let batches = Batches { file: &*file, salt: header.salt, end: file.len() };
+    let batches = Batches { file: Source::of(&*file), salt: header.salt, end: file.len() };
     let (end, sealed) = written_end(&batches).map_err(device())?;
     Ok(SegmentReport::new(path, &header, (end, file.len()), sealed))
 }
@@ -214,7 +214,8 @@ pub fn dump(
     mut see: impl FnMut(Dumped) -> bool,
 ) -> io::Result<()> {
     let file = disk.open(&segment.path)?;
-    let batches = Batches { file: &*file, salt: segment.salt, end: segment.end.min(file.len()) };
+    let batches =
+        Batches { file: Source::of(&*file), salt: segment.salt, end: segment.end.min(file.len()) };
     let mut position = SEGMENT_HEADER_BYTES;
     while position < batches.end {
         let dumped = match batches.whole_at(position)? {

@@ -32,7 +32,7 @@ pub(crate) use lost::{Behind, lost_range, next_that_follows};
 use crate::checkpoint;
 use crate::damage::{self, DamageBook};
 use crate::device::Device;
-use crate::disk::{Disk, DiskFile, remove_if_there};
+use crate::disk::{Disk, DiskFile, is_unreadable, pages, remove_if_there};
 use crate::error::OpenError;
 use crate::executor::Lane;
 use crate::index::{self, StoredIndex};
@@ -158,8 +158,16 @@ fn rewrite(file: &dyn DiskFile, range: Range<u64>) -> std::io::Result<()> {
     let mut position = range.start;
     while position < range.end {
         let step = (range.end - position).min(bytes.len() as u64) as usize;
-        file.read_at(position, &mut bytes[..step])?;
-        unless(Bug::UnprovenNotRewritten, || file.write_at(position, &bytes[..step]))?;
+        for (at, page) in pages(position, &mut bytes[..step]) {
+            match file.read_at(at, page) {
+                // It is damaged, and stays so.
+                Err(error) if is_unreadable(&error) => {}
+                read => {
+                    read?;
+                    unless(Bug::UnprovenNotRewritten, || file.write_at(at, page))?;
+                }
+            }
+        }
         position += step as u64;
     }
     file.flush(range)

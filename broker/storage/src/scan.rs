@@ -4,11 +4,12 @@
 //! bytes that cannot be read.
 //! Never: decides what bytes that cannot be read mean: recovery does.
 
-use crate::disk::DiskFile;
+use crate::disk::{DiskFile, is_unreadable, pages};
 use crate::error::CorruptionKind;
 use crate::limits::NUMBERS_END;
 use crate::planted::{Bug, is_planted};
 use crate::segment::SegmentHeader;
+use std::cell::Cell;
 use std::io;
 use weir_protocol::batch::{BATCH_MAGIC, BatchHeader, BatchType, HeaderError};
 use weir_protocol::limits::{BATCH_ALIGN_BYTES, BATCH_HEADER_BYTES};
@@ -113,9 +114,45 @@ impl Edge {
     }
 }
 
+/// A file as far as its device can read it. The rest is noise, over which no checksum is right.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    file: &'a dyn DiskFile,
+    /// Told when some of it cannot be read.
+    unreadable: Option<&'a Cell<bool>>,
+}
+
+impl<'a> Source<'a> {
+    pub(crate) fn of(file: &'a dyn DiskFile) -> Self {
+        Self { file, unreadable: None }
+    }
+
+    pub(crate) fn telling(file: &'a dyn DiskFile, unreadable: &'a Cell<bool>) -> Self {
+        Self { file, unreadable: Some(unreadable) }
+    }
+
+    fn read_at(&self, position: u64, into: &mut [u8]) -> io::Result<()> {
+        match self.file.read_at(position, into) {
+            Err(error) if is_unreadable(&error) => {}
+            read => return read,
+        }
+        self.unreadable.inspect(|unreadable| unreadable.set(true));
+        for (at, page) in pages(position, into) {
+            match self.file.read_at(at, page) {
+                Err(error) if is_unreadable(&error) => page.fill(NOISE),
+                read => read?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Stands for bytes that cannot be read.
+const NOISE: u8 = 0xa5;
+
 /// The batches of one file, below `end`.
 pub(crate) struct Batches<'a> {
-    pub(crate) file: &'a dyn DiskFile,
+    pub(crate) file: Source<'a>,
     pub(crate) salt: u64,
     pub(crate) end: u64,
 }
@@ -160,7 +197,8 @@ impl Batches<'_> {
         Ok(checked.map(|control_crc| Whole { header, body, zero_padded, control_crc }))
     }
 
-    fn header_at(&self, position: u64) -> io::Result<Result<BatchHeader, HeaderError>> {
+    /// The header at `position`, of a batch that ends where batches may be.
+    pub(crate) fn header_at(&self, position: u64) -> io::Result<Result<BatchHeader, HeaderError>> {
         if position + BATCH_HEADER_BYTES as u64 > self.end {
             return Ok(Err(HeaderError::Lengths));
         }
@@ -236,7 +274,7 @@ impl Batches<'_> {
 }
 
 /// Whether a log writes such a header: none gets so far that its numbers could overflow.
-pub(crate) fn is_possible(header: &BatchHeader) -> bool {
+fn is_possible(header: &BatchHeader) -> bool {
     header.index.0 < NUMBERS_END && header.base_offset.0 < NUMBERS_END
 }
 
@@ -275,7 +313,7 @@ const BLOCK_BYTES: u64 = 1 << 20;
 /// Calls `look` with the bytes of a range, block by block, until it says no. A header that begins
 /// in a block is seen whole.
 fn for_each_block(
-    file: &dyn DiskFile,
+    file: Source<'_>,
     range: std::ops::Range<u64>,
     mut look: impl FnMut(u64, &[u8]) -> bool,
 ) -> io::Result<()> {
@@ -295,7 +333,7 @@ fn for_each_block(
 
 /// Where the last byte that is not zero ends, within a range; none where all are zeros.
 pub(crate) fn last_byte_in(
-    file: &dyn DiskFile,
+    file: Source<'_>,
     range: std::ops::Range<u64>,
 ) -> io::Result<Option<u64>> {
     let mut end = None;
@@ -315,7 +353,7 @@ pub(crate) fn last_byte_in(
 const ZEROS: [u8; 4096] = [0; 4096];
 
 /// Whether a range of a file, looked at here and there, holds anything but zeros.
-pub(crate) fn is_touched(file: &dyn DiskFile, range: std::ops::Range<u64>) -> io::Result<bool> {
+pub(crate) fn is_touched(file: Source<'_>, range: std::ops::Range<u64>) -> io::Result<bool> {
     let mut page = [0; ZEROS.len()];
     let mut position = range.start;
     while position + page.len() as u64 <= range.end {

@@ -18,12 +18,12 @@ use crate::disk::{DiskFile, is_unreadable};
 use crate::index::{Marks, SparseIndex};
 use crate::limits::{NUMBERS_END, SEGMENT_HEADER_BYTES};
 use crate::planted::{Bug, is_planted};
-use crate::scan::{Batches, is_possible};
+use crate::scan::{Batches, Source};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weir_protocol::batch::{BatchHeader, HeaderError};
-use weir_protocol::limits::{BATCH_ALIGN_BYTES, BATCH_HEADER_BYTES};
+use weir_protocol::limits::BATCH_ALIGN_BYTES;
 use weir_protocol::types::{Index, Offset, Term};
 
 /// First bytes of a segment.
@@ -277,23 +277,14 @@ impl Segment {
         &self,
         position: u64,
     ) -> std::io::Result<Result<BatchHeader, HeaderError>> {
-        let mut bytes = [0u8; BATCH_HEADER_BYTES];
-        // A file that lost its end holds less than what was published.
-        let end = self.published().min(self.file.len());
-        if position + BATCH_HEADER_BYTES as u64 > end {
-            return Ok(Err(HeaderError::Lengths));
-        }
-        self.file.read_at(position, &mut bytes)?;
-        let header = BatchHeader::decode(&bytes, self.header.salt);
-        let fits = |header: &BatchHeader| {
-            position + header.stored_len() as u64 <= end && is_possible(header)
-        };
-        Ok(header.and_then(|header| fits(&header).then_some(header).ok_or(HeaderError::Lengths)))
+        self.batches().header_at(position)
     }
 
     /// Its batches, read without trust.
     pub(crate) fn batches(&self) -> Batches<'_> {
-        Batches { file: &*self.file, salt: self.header.salt, end: self.published() }
+        // A file that lost its end holds less than what was published.
+        let end = self.published().min(self.file.len());
+        Batches { file: Source::of(&*self.file), salt: self.header.salt, end }
     }
 }
 

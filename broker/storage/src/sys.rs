@@ -90,6 +90,10 @@ impl Mapping {
         match map.advise_range(Advice::PopulateRead, start, len) {
             // Linux before 5.14 does not know it; there a fault ends the process.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            // What a load would be answered with by a signal.
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
+                Err(io::Error::from_raw_os_error(libc::EIO))
+            }
             populated => populated,
         }
     }

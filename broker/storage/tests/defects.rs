@@ -263,3 +263,34 @@ fn a_place_that_the_device_cannot_read_costs_no_more_than_damage() {
     assert!((1..7).contains(&served(&log)), "those of the other segment");
     assert_eq!(last_of(&log), 8);
 }
+
+#[test]
+fn a_batch_that_the_device_cannot_read_is_damaged_alone() {
+    let disk = SimDisk::new();
+    let mut log = small_batches(&disk, 60);
+    log.leave_watermark().unwrap();
+    let positions: Vec<u64> = (1..=60).map(|index| position_of(&log, index)).collect();
+    let end = position_of(&log, 60) + data(60, 1, 200).header.stored_len() as u64;
+    drop(log);
+    let segment = &segments_of(&disk)[0];
+    for page in 1..end / 4_096 {
+        let lost = page * 4_096..(page + 1) * 4_096;
+        let disk = disk.fork();
+        disk.damage(segment, &Damage::Unreadable(lost.clone()));
+        for _ in 0..2 {
+            let (mut log, recovered) = reopen(&disk);
+            assert_eq!((last_of(&log), recovered.bytes_cut), (60, 0), "page {page}");
+            for index in 1..=60u64 {
+                let start = positions[index as usize - 1];
+                let next = positions.get(index as usize).copied().unwrap_or(end);
+                let hit = start < lost.end && lost.start < next;
+                assert_eq!(is_served(&log, index), !hit, "page {page}, index {index}");
+            }
+            log.leave_watermark().unwrap();
+        }
+    }
+    // Nothing tells what stood at the end, and no torn write leaves what cannot be read.
+    disk.damage(segment, &Damage::Unreadable(end..end + 1));
+    let found = open(&device_in(&disk)).map(|(log, _)| last_of(&log));
+    assert!(matches!(found, Err(OpenError::Damaged(_))), "{found:?}");
+}

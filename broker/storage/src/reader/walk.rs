@@ -6,6 +6,7 @@
 use super::shared::Shared;
 use super::{BatchSlice, From};
 use crate::damage::DamagedRange;
+use crate::disk::is_unreadable;
 use crate::error::ReadError;
 use crate::limits::SEGMENT_HEADER_BYTES;
 use crate::planted::{Bug, is_planted};
@@ -189,6 +190,7 @@ impl ColdRead {
             let position = walk.position();
             let wanted = self.bytes_max.saturating_add(BATCH_HEADER_BYTES) as u64;
             let ahead = position.saturating_add(wanted).min(self.segment.published());
+            // What cannot be read shows where it is needed.
             self.prepare(position, ahead).map_err(device)?;
         }
         let (mut taken, mut found) = (0, Vec::new());
@@ -234,8 +236,12 @@ impl ColdRead {
         if found.is_empty() { Err(ReadError::Damaged(range)) } else { Ok(found) }
     }
 
-    fn prepare(&self, start: u64, end: u64) -> io::Result<()> {
-        self.segment.file.prepare(start..end.max(start))
+    /// Returns whether the device can read all of a range.
+    fn prepare(&self, start: u64, end: u64) -> io::Result<bool> {
+        match self.segment.file.prepare(start..end.max(start)) {
+            Err(error) if is_unreadable(&error) => Ok(false),
+            prepared => prepared.map(|()| true),
+        }
     }
 
     /// The bytes of a batch, verified; none where they are not what was written.
@@ -246,8 +252,8 @@ impl ColdRead {
         may_wait: bool,
     ) -> io::Result<Option<BatchSlice>> {
         let end = position + header.stored_len() as u64;
-        if may_wait {
-            self.prepare(position, end)?;
+        if may_wait && !self.prepare(position, end)? {
+            return Ok(None);
         }
         let bytes = self.segment.file.bytes(position..end)?;
         let checked = header.check_body(&bytes[BATCH_HEADER_BYTES..header.wire_len()]);

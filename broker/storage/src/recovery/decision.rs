@@ -18,6 +18,8 @@ pub(crate) struct Stop {
     pub(crate) out_of_place: bool,
     /// The file is shorter than it was made.
     pub(crate) shortened: bool,
+    /// The device could not read some of what was looked at: no torn write leaves that.
+    pub(crate) unreadable: bool,
     /// It is known what stands behind what was lost: a whole batch, or the watermark of the log.
     pub(crate) resumes: bool,
     /// What lies behind the position.
@@ -56,7 +58,8 @@ pub(crate) fn decide(stop: &Stop) -> Decision {
     let damaged = stop.ends_at.is_some()
         || (stop.position < stop.flushed && !is_planted(Bug::DamageTakenForTorn))
         || stop.out_of_place
-        || stop.shortened;
+        || stop.shortened
+        || stop.unreadable;
     match (damaged, stop.rest) {
         (true, _) if stop.resumes || stop.ends_at.is_some() => Decision::Damaged,
         (true, _) => Decision::DamagedTail,
@@ -77,6 +80,7 @@ mod tests {
         flushed: 5000,
         out_of_place: false,
         shortened: false,
+        unreadable: false,
         resumes: false,
         rest: Rest::Zeros,
     };
@@ -109,6 +113,11 @@ mod tests {
                 "a misplaced batch at the end",
             ),
             (Stop { shortened: true, ..CLEAN }, Decision::DamagedTail, "a shortened file"),
+            (
+                Stop { unreadable: true, rest: Rest::Written, ..CLEAN },
+                Decision::DamagedTail,
+                "what cannot be read at the end",
+            ),
             (Stop { ends_at: Some(5000), ..CLEAN }, Decision::End, "the cut of a successor"),
             (
                 Stop { ends_at: Some(9000), ..CLEAN },
@@ -126,7 +135,7 @@ mod tests {
         #[test]
         fn what_is_flushed_is_never_an_end(
             position in 0u64..100, ends_at in proptest::option::of(0u64..100), flushed in 0u64..100,
-            bits in 0u8..8, rest in 0u8..3,
+            bits in 0u8..16, rest in 0u8..3,
         ) {
             let stop = Stop {
                 position,
@@ -135,6 +144,7 @@ mod tests {
                 out_of_place: bits & 1 != 0,
                 shortened: bits & 2 != 0,
                 resumes: bits & 4 != 0,
+                unreadable: bits & 8 != 0,
                 rest: [Rest::Zeros, Rest::Stale, Rest::Written][rest as usize],
             };
             let cut_here = stop.ends_at == Some(position);

@@ -14,7 +14,7 @@ use crate::error::{Corruption, CorruptionKind, OpenError};
 use crate::index::{self, Marks, SparseIndex, StoredIndex};
 use crate::meta::{Mark, Meta};
 use crate::planted::{Bug, is_planted};
-use crate::scan::{Batches, Cursor, Edge};
+use crate::scan::{Batches, Cursor, Edge, Source};
 use crate::segment::SegmentHeader;
 use std::collections::VecDeque;
 use std::io;
@@ -316,7 +316,7 @@ impl Reading<'_> {
     /// Reads the last batch of all where it stands in a segment that was believed.
     fn read_last(&mut self) -> io::Result<()> {
         if let Some(Unread { file, salt, end, position }) = self.unread_last.take() {
-            let batches = Batches { file: &*file, salt, end };
+            let batches = Batches { file: Source::of(&*file), salt, end };
             self.examined.last = batches.whole_at(position)?.ok().map(|whole| whole.header);
         }
         Ok(())

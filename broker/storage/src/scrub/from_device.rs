@@ -4,14 +4,11 @@
 //! read: those are zeros here.
 //! Never: writes; keeps more than a piece and the batch at its end.
 
-use crate::disk::{DeviceId, DiskFile, is_unreadable};
+use crate::disk::{DeviceId, DiskFile, PAGE_BYTES, is_unreadable, pages};
 use bytes::Bytes;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// What a device reads at least, and loses at least.
-const PAGE_BYTES: u64 = 4 << 10;
 
 #[derive(Debug)]
 pub(super) struct FromDevice {
@@ -83,16 +80,11 @@ impl State {
         if into.is_empty() || self.try_read(file, position, into)? {
             return Ok(());
         }
-        let first = (PAGE_BYTES - position % PAGE_BYTES).min(into.len() as u64) as usize;
-        let (head, rest) = into.split_at_mut(first);
-        let mut at = position;
-        for page in std::iter::once(head).chain(rest.chunks_mut(PAGE_BYTES as usize)) {
-            let end = at + page.len() as u64;
+        for (at, page) in pages(position, into) {
             if !self.try_read(file, at, page)? {
                 page.fill(0);
-                self.lose(at..end);
+                self.lose(at..at + page.len() as u64);
             }
-            at = end;
         }
         Ok(())
     }

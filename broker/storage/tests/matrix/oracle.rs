@@ -355,7 +355,8 @@ impl<'a> Now<'a> {
         }
     }
 
-    /// The owner's own: the vote that was cast last, and checkpoints as they were written.
+    /// The owner's own: the vote that was cast last, and checkpoints as they were written, but for
+    /// those of what was given up.
     pub(crate) fn check_owner(&self, log: &Log) {
         assert!(log.meta() == VOTE, "another vote than the one that was cast last");
         let [older, newest] = self.base.checkpoint_files().map(|path| !self.is_spoiled(&path));
@@ -363,7 +364,10 @@ impl<'a> Now<'a> {
         let mut wanted =
             self.base.checkpoints.iter().map(|(index, content)| (Index(*index), content));
         let (before, last) = (wanted.next(), wanted.next());
-        let expected = if newest { last } else { before.filter(|_| older) };
+        let last_index = log.reader().bounds().last_index;
+        let held = |(index, _): &(Index, &Vec<u8>)| *index <= last_index;
+        let last = last.filter(|last| newest && held(last));
+        let expected = last.or(before.filter(|before| older && held(before)));
         let found = found.as_ref().map(|(index, content)| (*index, content));
         assert!(found == expected, "checkpoint {:?}", found.map(|(index, _)| index));
     }

@@ -13,8 +13,9 @@ use crate::reader::RECENT_MAX;
 use crate::recovery::decision::{Decision, Rest, Stop, decide};
 use crate::recovery::files::File;
 use crate::recovery::lost::{Behind, next_that_follows};
-use crate::scan::{Batches, Cursor, Edge, Whole, flushed_below, is_touched, last_byte_in};
+use crate::scan::{Batches, Cursor, Edge, Source, Whole, flushed_below, is_touched, last_byte_in};
 use crate::segment::SegmentHeader;
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use weir_protocol::batch::{BatchHeader, BatchType};
@@ -41,12 +42,14 @@ impl Reading<'_> {
             file: file.clone(),
         };
         let limit = cut.unwrap_or(u64::MAX).min(file.len());
-        let batches = Batches { file: &*file, salt: segment.header.salt, end: limit };
+        let unreadable = Cell::new(false);
+        let source = Source::telling(&*file, &unreadable);
+        let batches = Batches { file: source, salt: segment.header.salt, end: limit };
         let is_last = matches!(next, Next::Nothing);
         let mark = self.mark.filter(|mark| is_last && vouches_for(mark, &segment.header, &*file));
         let mut flushed = mark.map_or(SEGMENT_HEADER_BYTES, |mark| mark.position);
         let shortened = is_last && file.len() < segment.header.capacity;
-        let around = Around { cut, next, mark };
+        let around = Around { cut, next, mark, unreadable: &unreadable };
         while !(segment.sealed && cut.is_none()) {
             let position = segment.end;
             // A file that lost its end, or its watermark's place, may end where a batch does.
@@ -55,6 +58,7 @@ impl Reading<'_> {
                 break;
             }
             let (_, edge) = around.ahead_of(position);
+            unreadable.set(false);
             match batches.at(position, (&self.examined.cursor, edge))? {
                 Ok(Whole { header: batch, zero_padded, .. }) => {
                     let unflushed_max = u64::from(segment.header.unflushed_max);
@@ -119,7 +123,7 @@ impl Reading<'_> {
     ) -> io::Result<bool> {
         let position = segment.end;
         let cursor = self.examined.cursor;
-        let Around { cut, next, mark } = *around;
+        let Around { cut, next, mark, unreadable } = *around;
         let mark = mark.filter(|mark| mark.position > position);
         let is_last = matches!(next, Next::Nothing);
         let (rest, torn_bytes, proven) = match is_last {
@@ -141,6 +145,7 @@ impl Reading<'_> {
             flushed: flushed.max(proven),
             out_of_place: kind == CorruptionKind::OutOfPlace,
             shortened,
+            unreadable: unreadable.get(),
             resumes: resumes.is_some() || mark.is_some(),
             rest,
         };
@@ -166,7 +171,11 @@ impl Reading<'_> {
             },
             (Decision::DamagedTail, _) => {
                 let file = segment.path.clone();
-                let kind = if shortened { CorruptionKind::Shortened } else { kind };
+                let kind = match (shortened, stop.unreadable) {
+                    (true, _) => CorruptionKind::Shortened,
+                    (false, true) => CorruptionKind::Unreadable,
+                    (false, false) => kind,
+                };
                 self.examined.lost_tail = Some(Corruption { file, position, kind });
                 self.examined.torn_bytes = torn_bytes.max(1);
                 Ok(false)
@@ -214,6 +223,8 @@ struct Around<'a> {
     next: &'a Next,
     /// The log's watermark, where it is of this segment.
     mark: Option<Mark>,
+    /// Whether some of what was looked at from here on cannot be read.
+    unreadable: &'a Cell<bool>,
 }
 
 impl Around<'_> {
