@@ -10,9 +10,9 @@
 //! 12 crc4 = crc32([0..12) ‖ fields) | 16 fields | batches (each with CRCs of its own)
 //! ```
 
-mod fields;
+pub(crate) mod fields;
 mod read;
-mod write;
+pub(crate) mod write;
 
 use crate::batch::BatchHeader;
 use crate::frame::Frame;
@@ -89,84 +89,132 @@ impl Decoder {
         self.frame_bytes_max = frame_bytes_max.min(FRAME_BYTES_MAX);
     }
 
-    /// The length of the frame at the start of `input`, if its length field is there.
-    fn frame_len(&self, input: &[u8]) -> Result<Option<usize>, DecodeError> {
-        let Some(prefix) = input.first_chunk::<4>() else { return Ok(None) };
-        let frame_len = u32::from_le_bytes(*prefix);
-        let bytes = u64::from(frame_len) + 4;
-        if bytes > self.frame_bytes_max as u64 {
-            return Err(DecodeError::TooLarge { bytes, limit: self.frame_bytes_max });
-        }
-        if (bytes as usize) < FRAME_HEADER_BYTES {
-            return Err(DecodeError::Lengths { frame_len, fields_len: 0 });
-        }
-        Ok(Some(bytes as usize))
-    }
-
     /// Bytes that `input` lacks until its first frame is complete (or its length is known); 0 when
     /// it is. A shell sizes its reads by this; what it allocates at once is its own decision.
     pub fn needed(&self, input: &[u8]) -> Result<usize, DecodeError> {
-        let whole = self.frame_len(input)?.unwrap_or(FRAME_HEADER_BYTES);
-        Ok(whole.saturating_sub(input.len()))
+        needed(input, self.frame_bytes_max)
     }
 
     /// Reads the head of the PUBLISH at the start of `input` as soon as its fields are there, so
     /// that a shell decides whether the body is paid for before it holds it. None: another frame,
     /// or more bytes are needed.
     pub fn peek_publish(&self, input: &[u8]) -> Result<Option<PublishHead>, DecodeError> {
-        let Some(frame_bytes) = self.frame_len(input)? else { return Ok(None) };
-        let Some((header, rest)) = input.split_first_chunk::<FRAME_HEADER_BYTES>() else {
-            return Ok(None);
-        };
-        let [l0, l1, l2, l3, frame_type, _, f0, f1, s0, s1, s2, s3, c0, c1, c2, c3] = *header;
-        if frame_type != write::frame_type::PUBLISH {
-            return Ok(None);
+        if input.get(4) != Some(&write::frame_type::PUBLISH) {
+            return frame_len(input, self.frame_bytes_max).map(|_| None);
         }
-        let fields_len = usize::from(u16::from_le_bytes([f0, f1]));
-        let Some(body_len) = frame_bytes.checked_sub(FRAME_HEADER_BYTES + fields_len) else {
-            let frame_len = u32::from_le_bytes([l0, l1, l2, l3]);
-            return Err(DecodeError::Lengths { frame_len, fields_len: fields_len as u16 });
-        };
-        let Some(fields) = rest.get(..fields_len) else { return Ok(None) };
-        if crc_of(header, fields) != u32::from_le_bytes([c0, c1, c2, c3]) {
-            return Err(DecodeError::Crc(frame_type));
-        }
-        let header = read::publish_header(fields, body_len)?;
-        let stream = StreamId(u32::from_le_bytes([s0, s1, s2, s3]));
-        Ok(Some(PublishHead { stream, frame_bytes, header }))
+        let Some(head) = head(input, self.frame_bytes_max)? else { return Ok(None) };
+        let header = read::publish_header(head.fields, head.body_bytes())?;
+        let RawHead { stream, frame_bytes, .. } = head;
+        Ok(Some(PublishHead { stream: StreamId(stream), frame_bytes, header }))
     }
 
     /// Takes the first frame off `input`. None: more bytes are needed. Frames of unknown types
     /// that may be skipped are skipped.
     pub fn decode(&mut self, input: &mut BytesMut) -> Result<Option<Frame>, DecodeError> {
-        loop {
-            let Some(whole) = self.frame_len(input)?.filter(|whole| input.len() >= *whole) else {
-                return Ok(None);
-            };
-            let frame = input.split_to(whole).freeze();
+        while let Some(frame) = cut(input, self.frame_bytes_max)? {
             if let Some(frame) = decode_whole(frame)? {
                 return Ok(Some(frame));
             }
         }
+        Ok(None)
     }
 }
 
-/// Decodes one complete frame; none for an unknown type that may be skipped.
-fn decode_whole(mut frame: Bytes) -> Result<Option<Frame>, DecodeError> {
-    let header = frame.first_chunk::<FRAME_HEADER_BYTES>().copied().unwrap_or_default();
-    let [l0, l1, l2, l3, frame_type, flags, f0, f1, s0, s1, s2, s3, c0, c1, c2, c3] = header;
-    let frame_len = u32::from_le_bytes([l0, l1, l2, l3]);
+/// The length of the frame at the start of `input`, if its length field is there.
+fn frame_len(input: &[u8], frame_bytes_max: usize) -> Result<Option<usize>, DecodeError> {
+    let Some(prefix) = input.first_chunk::<4>() else { return Ok(None) };
+    let frame_len = u32::from_le_bytes(*prefix);
+    let bytes = u64::from(frame_len) + 4;
+    if bytes > frame_bytes_max as u64 {
+        return Err(DecodeError::TooLarge { bytes, limit: frame_bytes_max });
+    }
+    if (bytes as usize) < FRAME_HEADER_BYTES {
+        return Err(DecodeError::Lengths { frame_len, fields_len: 0 });
+    }
+    Ok(Some(bytes as usize))
+}
+
+/// Bytes that `input` lacks until its first frame is complete, or its length known.
+pub(crate) fn needed(input: &[u8], frame_bytes_max: usize) -> Result<usize, DecodeError> {
+    let whole = frame_len(input, frame_bytes_max)?.unwrap_or(FRAME_HEADER_BYTES);
+    Ok(whole.saturating_sub(input.len()))
+}
+
+/// Takes the first frame off `input` as it is. None: more bytes are needed.
+pub(crate) fn cut(
+    input: &mut BytesMut,
+    frame_bytes_max: usize,
+) -> Result<Option<Bytes>, DecodeError> {
+    let whole = frame_len(input, frame_bytes_max)?.filter(|whole| input.len() >= *whole);
+    Ok(whole.map(|whole| input.split_to(whole).freeze()))
+}
+
+/// Header and fields of a frame whose CRC was checked; what stands behind them need not be there.
+pub(crate) struct RawHead<'a> {
+    frame_type: u8,
+    flags: u8,
+    pub(crate) stream: u32,
+    /// Length of the whole frame, header included.
+    pub(crate) frame_bytes: usize,
+    fields: &'a [u8],
+}
+
+impl RawHead<'_> {
+    /// Bytes behind the fields.
+    pub(crate) fn body_bytes(&self) -> usize {
+        self.frame_bytes - FRAME_HEADER_BYTES - self.fields.len()
+    }
+}
+
+/// Reads the head of the frame at the start of `input` as soon as its fields are there.
+pub(crate) fn head(
+    input: &[u8],
+    frame_bytes_max: usize,
+) -> Result<Option<RawHead<'_>>, DecodeError> {
+    let Some(frame_bytes) = frame_len(input, frame_bytes_max)? else { return Ok(None) };
+    let Some((header, rest)) = input.split_first_chunk::<FRAME_HEADER_BYTES>() else {
+        return Ok(None);
+    };
+    let [l0, l1, l2, l3, frame_type, flags, f0, f1, s0, s1, s2, s3, c0, c1, c2, c3] = *header;
     let fields_len = u16::from_le_bytes([f0, f1]);
-    frame.advance(FRAME_HEADER_BYTES);
-    if usize::from(fields_len) > frame.len() {
+    if usize::from(fields_len) > frame_bytes - FRAME_HEADER_BYTES {
+        let frame_len = u32::from_le_bytes([l0, l1, l2, l3]);
         return Err(DecodeError::Lengths { frame_len, fields_len });
     }
-    let fields = frame.split_to(usize::from(fields_len));
-    if crc_of(&header, &fields) != u32::from_le_bytes([c0, c1, c2, c3]) {
+    let Some(fields) = rest.get(..usize::from(fields_len)) else { return Ok(None) };
+    if crc_of(header, fields) != u32::from_le_bytes([c0, c1, c2, c3]) {
         return Err(DecodeError::Crc(frame_type));
     }
     let stream = u32::from_le_bytes([s0, s1, s2, s3]);
-    match read::frame(frame_type, stream, fields, frame)? {
+    Ok(Some(RawHead { frame_type, flags, stream, frame_bytes, fields }))
+}
+
+/// A complete frame whose CRC was checked.
+pub(crate) struct RawFrame {
+    pub(crate) frame_type: u8,
+    pub(crate) flags: u8,
+    pub(crate) stream: u32,
+    pub(crate) fields: Bytes,
+    pub(crate) body: Bytes,
+}
+
+/// Takes one complete frame apart.
+pub(crate) fn open(mut frame: Bytes) -> Result<RawFrame, DecodeError> {
+    let head = match head(&frame, usize::MAX)? {
+        Some(head) if head.frame_bytes == frame.len() => head,
+        _ => return Err(DecodeError::Lengths { frame_len: frame.len() as u32, fields_len: 0 }),
+    };
+    let RawHead { frame_type, flags, stream, fields, .. } = head;
+    let fields_len = fields.len();
+    frame.advance(FRAME_HEADER_BYTES);
+    let fields = frame.split_to(fields_len);
+    Ok(RawFrame { frame_type, flags, stream, fields, body: frame })
+}
+
+/// Decodes one complete frame; none for an unknown type that may be skipped.
+fn decode_whole(frame: Bytes) -> Result<Option<Frame>, DecodeError> {
+    let RawFrame { frame_type, flags, stream, fields, body } = open(frame)?;
+    match read::frame(frame_type, stream, fields, body)? {
         Some(frame) => Ok(Some(frame)),
         None if flags & FLAG_IGNORABLE != 0 => Ok(None),
         None => Err(DecodeError::Type(frame_type)),
@@ -252,6 +300,13 @@ impl EncodeBuf {
         }
     }
 
+    /// What waits, in one piece.
+    pub(crate) fn concat(&self) -> Vec<u8> {
+        let mut bytes: Vec<u8> = self.pieces.iter().flatten().copied().collect();
+        bytes.extend_from_slice(&self.small);
+        bytes
+    }
+
     fn push_piece(&mut self, piece: Bytes) {
         if !self.small.is_empty() {
             self.pieces.push_back(self.small.split().freeze());
@@ -265,9 +320,7 @@ impl EncodeBuf {
 pub fn encode_to_vec(frame: &Frame) -> Vec<u8> {
     let mut buffer = EncodeBuf::new();
     buffer.push(frame);
-    let mut bytes: Vec<u8> = buffer.pieces.iter().flatten().copied().collect();
-    bytes.extend_from_slice(&buffer.small);
-    bytes
+    buffer.concat()
 }
 
 #[cfg(test)]

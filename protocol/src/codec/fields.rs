@@ -12,43 +12,46 @@ use crate::types::Name;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 /// Reads fields in order; remembers which frame they belong to for its errors.
-pub(super) struct Fields {
-    pub(super) frame_type: u8,
-    pub(super) rest: Bytes,
+pub(crate) struct Fields {
+    pub(crate) frame_type: u8,
+    pub(crate) rest: Bytes,
 }
 
 impl Fields {
-    pub(super) fn bad(&self, field: &'static str) -> DecodeError {
+    pub(crate) fn bad(&self, field: &'static str) -> DecodeError {
         DecodeError::Field { frame_type: self.frame_type, field }
     }
 
-    fn take<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], DecodeError> {
+    pub(crate) fn take<const N: usize>(
+        &mut self,
+        field: &'static str,
+    ) -> Result<[u8; N], DecodeError> {
         let taken = *self.rest.first_chunk::<N>().ok_or(self.bad(field))?;
         self.rest.advance(N);
         Ok(taken)
     }
 
-    pub(super) fn u8(&mut self, field: &'static str) -> Result<u8, DecodeError> {
+    pub(crate) fn u8(&mut self, field: &'static str) -> Result<u8, DecodeError> {
         self.take::<1>(field).map(|[byte]| byte)
     }
 
-    pub(super) fn u16(&mut self, field: &'static str) -> Result<u16, DecodeError> {
+    pub(crate) fn u16(&mut self, field: &'static str) -> Result<u16, DecodeError> {
         self.take(field).map(u16::from_le_bytes)
     }
 
-    pub(super) fn u32(&mut self, field: &'static str) -> Result<u32, DecodeError> {
+    pub(crate) fn u32(&mut self, field: &'static str) -> Result<u32, DecodeError> {
         self.take(field).map(u32::from_le_bytes)
     }
 
-    pub(super) fn u64(&mut self, field: &'static str) -> Result<u64, DecodeError> {
+    pub(crate) fn u64(&mut self, field: &'static str) -> Result<u64, DecodeError> {
         self.take(field).map(u64::from_le_bytes)
     }
 
-    pub(super) fn u128(&mut self, field: &'static str) -> Result<u128, DecodeError> {
+    pub(crate) fn u128(&mut self, field: &'static str) -> Result<u128, DecodeError> {
         self.take(field).map(u128::from_le_bytes)
     }
 
-    pub(super) fn flag(&mut self, field: &'static str) -> Result<bool, DecodeError> {
+    pub(crate) fn flag(&mut self, field: &'static str) -> Result<bool, DecodeError> {
         match self.u8(field)? {
             0 => Ok(false),
             1 => Ok(true),
@@ -56,7 +59,7 @@ impl Fields {
         }
     }
 
-    pub(super) fn bytes(&mut self, field: &'static str) -> Result<Bytes, DecodeError> {
+    pub(crate) fn bytes(&mut self, field: &'static str) -> Result<Bytes, DecodeError> {
         let len = usize::from(self.u16(field)?);
         if len > self.rest.len() {
             return Err(self.bad(field));
@@ -64,17 +67,30 @@ impl Fields {
         Ok(self.rest.split_to(len))
     }
 
-    pub(super) fn text(&mut self, field: &'static str) -> Result<String, DecodeError> {
+    /// A row count that rows of at least `row_bytes` could follow: nothing is made for a lie.
+    pub(crate) fn count(
+        &mut self,
+        field: &'static str,
+        (row_bytes, rows_max): (usize, usize),
+    ) -> Result<usize, DecodeError> {
+        let count = usize::from(self.u16(field)?);
+        if count > rows_max || count * row_bytes > self.rest.len() {
+            return Err(self.bad(field));
+        }
+        Ok(count)
+    }
+
+    pub(crate) fn text(&mut self, field: &'static str) -> Result<String, DecodeError> {
         let bytes = self.bytes(field)?;
         String::from_utf8(bytes.into()).map_err(|_| self.bad(field))
     }
 
-    pub(super) fn name(&mut self, field: &'static str) -> Result<Name, DecodeError> {
+    pub(crate) fn name(&mut self, field: &'static str) -> Result<Name, DecodeError> {
         let text = self.text(field)?;
         Name::new(&text).map_err(|_| self.bad(field))
     }
 
-    pub(super) fn option<T>(
+    pub(crate) fn option<T>(
         &mut self,
         field: &'static str,
         read: impl FnOnce(&mut Self, &'static str) -> Result<T, DecodeError>,
@@ -82,7 +98,7 @@ impl Fields {
         if self.flag(field)? { read(self, field).map(Some) } else { Ok(None) }
     }
 
-    pub(super) fn limits(&mut self) -> Result<PeerLimits, DecodeError> {
+    pub(crate) fn limits(&mut self) -> Result<PeerLimits, DecodeError> {
         Ok(PeerLimits {
             frame_bytes_max: self.u32("frame_bytes_max")?,
             message_bytes_max: self.u32("message_bytes_max")?,
@@ -92,7 +108,7 @@ impl Fields {
         })
     }
 
-    pub(super) fn grant(&mut self) -> Result<Grant, DecodeError> {
+    pub(crate) fn grant(&mut self) -> Result<Grant, DecodeError> {
         Ok(Grant {
             epoch: self.u32("grant epoch")?,
             limit_cost: self.u64("limit_cost")?,
@@ -103,7 +119,7 @@ impl Fields {
         })
     }
 
-    pub(super) fn refusal(&mut self) -> Result<Refusal, DecodeError> {
+    pub(crate) fn refusal(&mut self) -> Result<Refusal, DecodeError> {
         let code = self.u16("code")?;
         let outcome = Outcome::from_u8(self.u8("outcome")?).ok_or(self.bad("outcome"))?;
         let scope = Scope::from_u8(self.u8("scope")?).ok_or(self.bad("scope"))?;
@@ -121,7 +137,7 @@ impl Fields {
 }
 
 /// Writes fields in order.
-pub(super) trait PutFields {
+pub(crate) trait PutFields {
     fn put_flag(&mut self, flag: bool);
     fn put_prefixed(&mut self, bytes: &[u8]);
     fn put_limits(&mut self, limits: &PeerLimits);

@@ -19,6 +19,8 @@ use bytes::Bytes;
 /// Bytes of one row of PUBLISHED, and of one partition in METADATA_PAGE.
 const STORED_RANGE_BYTES: usize = 21;
 const PARTITION_VIEW_BYTES: usize = 36;
+/// The fields of a frame bound the rows, nothing else does.
+const ROWS_MAX: usize = u16::MAX as usize;
 
 /// Decodes the fields of a frame whose CRC was checked; none for an unknown type.
 pub(super) fn frame(
@@ -186,10 +188,7 @@ fn publish(stream: StreamId, f: &mut Fields, body: Bytes) -> Result<Publish, Dec
 
 fn published(stream: StreamId, f: &mut Fields) -> Result<Published, DecodeError> {
     let grant = f.grant()?;
-    let count = usize::from(f.u16("stored")?);
-    if count * STORED_RANGE_BYTES > f.rest.len() {
-        return Err(f.bad("stored"));
-    }
+    let count = f.count("stored", (STORED_RANGE_BYTES, ROWS_MAX))?;
     let read = |f: &mut Fields| {
         Ok(StoredRange {
             base_sequence: Sequence(f.u64("base_sequence")?),
@@ -263,10 +262,7 @@ fn topic_view(f: &mut Fields) -> Result<TopicView, DecodeError> {
     let name = f.name("topic")?;
     let id = TopicId(f.u64("topic id")?);
     let config = config(f)?;
-    let count = usize::from(f.u16("partitions")?);
-    if count * PARTITION_VIEW_BYTES > f.rest.len() {
-        return Err(f.bad("partitions"));
-    }
+    let count = f.count("partitions", (PARTITION_VIEW_BYTES, ROWS_MAX))?;
     let read = |f: &mut Fields| {
         Ok(PartitionView {
             partition: PartitionId(f.u32("partition")?),

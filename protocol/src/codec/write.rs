@@ -46,7 +46,7 @@ pub(super) mod frame_type {
 use frame_type as t;
 
 /// Appends a frame whose fields `put` writes, and its batches.
-fn whole(
+pub(crate) fn whole(
     out: &mut EncodeBuf,
     (frame_type, stream): (u8, u32),
     batches: &[Bytes],
