@@ -13,4 +13,5 @@ pub mod codec;
 pub mod error_code;
 pub mod frame;
 pub mod limits;
+pub mod peer;
 pub mod types;
