@@ -8,6 +8,9 @@
 #[path = "../../tests/fuzz_replay/targets.rs"]
 mod targets;
 
+#[path = "../../tests/fuzz_replay/peer.rs"]
+mod peer_targets;
+
 use weir_protocol::limits::{BATCH_HEADER_BYTES, FRAME_HEADER_BYTES};
 
 /// Holds the promises against an input as it is, or with its frames' checksums made right: the
@@ -19,6 +22,16 @@ pub fn frame(input: &[u8]) {
         mend_frames(&mut bytes);
     }
     targets::check(&bytes);
+}
+
+/// The same for frames between brokers.
+pub fn peer(input: &[u8]) {
+    let Some((how, rest)) = input.split_first() else { return };
+    let mut bytes = rest.to_vec();
+    if how % 8 > 0 {
+        mend_frames(&mut bytes);
+    }
+    peer_targets::check(&bytes);
 }
 
 /// The same for one batch.
@@ -43,16 +56,28 @@ fn mend_frames(mut rest: &mut [u8]) {
         if fields_end > len {
             return;
         }
-        // A PUBLISH has its batch header among its fields, a DELIVER its batches behind them.
+        // A PUBLISH has its batch header among its fields, a DELIVER its batches behind them, and so
+        // has an APPEND; other frames between brokers have the CRC of what follows as a field.
         match frame[4] {
             0x12 => mend_batch(frame.get_mut(FRAME_HEADER_BYTES + 12..).unwrap_or_default()),
-            0x22 => mend_batch(&mut frame[fields_end..]),
+            0x22 | 0x51 => mend_batch(&mut frame[fields_end..]),
+            0x55 => mend_content(frame, 8, fields_end),
+            0x67 => mend_content(frame, 9, fields_end),
+            0x68 => mend_content(frame, 5, fields_end),
             _ => {}
         }
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(&frame[..12]);
         hasher.update(&frame[FRAME_HEADER_BYTES..fields_end]);
         frame[12..16].copy_from_slice(&hasher.finalize().to_le_bytes());
+    }
+}
+
+fn mend_content(frame: &mut [u8], crc_at: usize, fields_end: usize) {
+    let (head, content) = frame.split_at_mut(fields_end);
+    let crc = head.get_mut(FRAME_HEADER_BYTES + crc_at..);
+    if let Some(crc) = crc.and_then(|rest| rest.first_chunk_mut::<4>()) {
+        *crc = crc32fast::hash(content).to_le_bytes();
     }
 }
 

@@ -34,6 +34,11 @@ const NASTY: [u64; 14] = [
 const PUBLISH_FIELDS_BYTES: usize = 12;
 const PUBLISH: u8 = 0x12;
 const DELIVER: u8 = 0x22;
+/// Between brokers: bytes of the fields of an APPEND before its parts, and those of the frames that
+/// carry other content before its CRC.
+const APPEND: u8 = 0x51;
+const APPEND_FIELDS_BYTES: usize = 59;
+const CONTENTS: [(u8, usize); 3] = [(0x55, 8), (0x67, 9), (0x68, 5)];
 
 /// Makes inputs.
 pub(crate) struct Mutator {
@@ -155,13 +160,28 @@ fn mend_batches_of(frame: &mut [u8], fields_end: usize) {
                 mend_batch(batch, 0);
             }
         }
-        DELIVER => {
-            let salt = frame[FRAME_HEADER_BYTES..].first_chunk::<8>();
-            let salt = salt.map_or(0, |salt| u64::from_le_bytes(*salt));
-            mend_batch(&mut frame[fields_end..], salt);
+        DELIVER => mend_stored(frame, (0, fields_end)),
+        APPEND => mend_stored(frame, (APPEND_FIELDS_BYTES, fields_end)),
+        other => {
+            let content = CONTENTS.iter().find(|(frame_type, _)| *frame_type == other);
+            let Some((_, before)) = content else { return };
+            let (head, content) = frame.split_at_mut(fields_end);
+            if let Some(crc) = head.get_mut(FRAME_HEADER_BYTES + before..).and_then(first_4) {
+                *crc = crc32fast::hash(content).to_le_bytes();
+            }
         }
-        _ => {}
     }
+}
+
+fn first_4(bytes: &mut [u8]) -> Option<&mut [u8; 4]> {
+    bytes.first_chunk_mut()
+}
+
+/// The first batch behind the fields, whose salt stands among them.
+fn mend_stored(frame: &mut [u8], (salt_at, fields_end): (usize, usize)) {
+    let salt = frame.get(FRAME_HEADER_BYTES + salt_at..).and_then(<[u8]>::first_chunk::<8>);
+    let salt = salt.map_or(0, |salt| u64::from_le_bytes(*salt));
+    mend_batch(&mut frame[fields_end..], salt);
 }
 
 /// Makes magic, body CRC and header CRC of a batch right; its lengths stay as they are.

@@ -188,7 +188,7 @@ fn comparable(frame: &Frame) -> Frame {
 }
 
 /// A consumer's walk over the batches of a delivery.
-fn check_delivery(mut rest: &[u8], salt: u64) {
+pub(crate) fn check_delivery(mut rest: &[u8], salt: u64) {
     while let Some(bytes) = rest.first_chunk::<BATCH_HEADER_BYTES>() {
         let Ok(header) = BatchHeader::decode(bytes, salt) else { return };
         let (batch, _) = rest.split_at(header.wire_len().min(rest.len()));
