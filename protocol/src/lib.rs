@@ -1,7 +1,7 @@
 //! Weir's wire protocol, sans I/O: bytes in, frames out.
 //!
 //! Owns: the words two peers share: types, limits, error codes, the record batch, the frames and
-//! their bytes.
+//! their bytes, between client and broker and between brokers.
 //! Never: a tokio runtime, a clock, a socket, a file or a random number; the state of a connection
 //! or what a peer has left of its credit (each peer's own).
 

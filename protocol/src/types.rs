@@ -66,11 +66,12 @@ number!(
     ReplicaId(u64)
 );
 number!(
-    /// A stream within one connection: one publisher or one consumer. Chosen by the client.
+    /// A stream within one connection: one publisher or one consumer, between brokers the appends
+    /// of one leader to one follower, or a snapshot. Chosen by whoever dialed.
     StreamId(u32)
 );
 number!(
-    /// A request within one connection. Chosen by the client, echoed in the answer.
+    /// A request within one connection. Chosen by whoever dialed, echoed in the answer.
     RequestId(u32)
 );
 
