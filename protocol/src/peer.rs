@@ -28,7 +28,7 @@ pub use control::{
     Voted,
 };
 pub use handshake::{Handshake, HandshakeError, OpenPeer, Step, Trust};
-pub use link::{Challenge, Hello, Lane, Node, PeerGoAway};
+pub use link::{Challenge, Hello, Lane, Node, PeerGoAway, Side};
 pub use proof::{Mac, Nonce, Secret, SecretError};
 
 use crate::frame::{Demand, Grant};
@@ -97,6 +97,39 @@ pub enum PeerFrame {
     Form(Form),
     /// A 0x6c: the answer to it.
     Formed(Formed),
+}
+
+impl PeerFrame {
+    /// Whether this side of an open connection of this lane may send the frame.
+    pub const fn is_sent_by(&self, side: Side, lane: Lane) -> bool {
+        match self {
+            Self::Hello(_) | Self::Challenge(_) | Self::Proof(_) | Self::Ready(_) => false,
+            Self::Heartbeat | Self::GoAway(_) => true,
+            Self::Demand(..)
+            | Self::AppendOpen(..)
+            | Self::Append(_)
+            | Self::AppendClose(_)
+            | Self::Snapshot(..)
+            | Self::SnapshotPart(_)
+            | Self::Fetch(_) => matches!((side, lane), (Side::Dialer, Lane::Bulk)),
+            Self::Grant(..) | Self::Appended(_) | Self::SnapshotDone(..) | Self::Fetched(_) => {
+                matches!((side, lane), (Side::Acceptor, Lane::Bulk))
+            }
+            Self::Beats(_)
+            | Self::Vote(_)
+            | Self::Transfer(_)
+            | Self::News(_)
+            | Self::Forward(_)
+            | Self::Probe(_)
+            | Self::Form(_) => matches!((side, lane), (Side::Dialer, Lane::Control)),
+            Self::Beaten(_)
+            | Self::Voted(_)
+            | Self::Transferred(_)
+            | Self::Forwarded(_)
+            | Self::Probed(_)
+            | Self::Formed(_) => matches!((side, lane), (Side::Acceptor, Lane::Control)),
+        }
+    }
 }
 
 /// Raft's vote: who leads, or wants to, in which term.

@@ -255,6 +255,17 @@ fn proofs() -> Vec<(&'static str, PeerFrame)> {
     ]
 }
 
+fn all_frames() -> Vec<(&'static str, PeerFrame)> {
+    let frames = [
+        handshake_frames(),
+        append_frames(),
+        snapshot_frames(),
+        replica_frames(),
+        cluster_frames(),
+    ];
+    frames.into_iter().flatten().collect()
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -265,15 +276,7 @@ fn every_frame_has_the_bytes_it_always_had() {
     let known: BTreeMap<&str, &str> =
         text.lines().filter_map(|line| line.split_once(' ')).collect();
     let mut added = String::new();
-    let frames = [
-        handshake_frames(),
-        append_frames(),
-        snapshot_frames(),
-        replica_frames(),
-        cluster_frames(),
-        proofs(),
-    ];
-    for (title, frame) in frames.into_iter().flatten() {
+    for (title, frame) in all_frames().into_iter().chain(proofs()) {
         let bytes = encode_to_vec(&frame);
         let decoded = PeerDecoder::new(PEER_FRAME_BYTES_MAX).decode(&mut BytesMut::from(&*bytes));
         assert_eq!(decoded, Ok(Some(frame)), "{title} does not survive");
@@ -296,4 +299,41 @@ fn the_page_names_every_refusal() {
         let row = format!("| {} | {} | {} |", *refusal as u8, refusal.name(), refusal.sentence());
         assert!(page.contains(&row), "PEER.md lacks {row}");
     }
+}
+
+/// The types of PEER.md: number, sides, and the lane that its section 2 gives them.
+fn types_of_page() -> BTreeMap<u8, String> {
+    let page = include_str!("../PEER.md");
+    let rows = page.split("### Types").nth(1).unwrap().split("### Refusals").next().unwrap();
+    let row = |line: &str| {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let number = cells.get(1).and_then(|cell| u8::from_str_radix(cell, 16).ok())?;
+        Some((number, cells[3].to_owned()))
+    };
+    rows.lines().filter_map(row).collect()
+}
+
+#[test]
+fn the_page_names_every_type_and_who_sends_it() {
+    let mut types = types_of_page();
+    let mut seen = BTreeMap::new();
+    for (title, frame) in all_frames() {
+        let number = encode_to_vec(&frame)[4];
+        let sides = types.get(&number).unwrap_or_else(|| panic!("PEER.md lacks {title}"));
+        for (side, letter) in [(Side::Dialer, 'D'), (Side::Acceptor, 'A')] {
+            for lane in [Lane::Control, Lane::Bulk] {
+                let on_lane = match number {
+                    0x40..=0x43 => false,
+                    0x44 | 0x45 => true,
+                    0x60.. => lane == Lane::Control,
+                    _ => lane == Lane::Bulk,
+                };
+                let expected = sides.contains(letter) && on_lane;
+                assert_eq!(frame.is_sent_by(side, lane), expected, "{title}, {side:?}, {lane:?}");
+            }
+        }
+        seen.insert(number, title);
+    }
+    types.retain(|number, _| !seen.contains_key(number));
+    assert_eq!(types, BTreeMap::new(), "types without a vector");
 }

@@ -13,8 +13,10 @@
 
 use super::codec::{decode_whole, encode_to_vec};
 use super::limits::{PEER_VERSION_MAX, PEER_VERSION_MIN};
-use super::proof::{Side, Transcript};
-use super::{Challenge, Hello, Lane, Mac, Node, Nonce, PeerFrame, PeerGoAway, PeerRefusal, Secret};
+use super::proof::Transcript;
+use super::{
+    Challenge, Hello, Lane, Mac, Node, Nonce, PeerFrame, PeerGoAway, PeerRefusal, Secret, Side,
+};
 use crate::codec::DecodeError;
 use crate::types::BrokerId;
 use bytes::Bytes;

@@ -3,6 +3,15 @@
 use super::{Nonce, PeerRefusal};
 use crate::types::{BrokerId, Name};
 
+/// An end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// It dialed, and asks.
+    Dialer,
+    /// It accepted, and answers.
+    Acceptor,
+}
+
 /// What a connection carries. Each broker that asks another dials two: bulk never delays control.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]

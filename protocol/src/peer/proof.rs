@@ -6,6 +6,7 @@
 //! Invariant: the label differs by side, so a proof of one side is none of the other.
 
 use super::limits::{SECRET_BYTES_MAX, SECRET_BYTES_MIN};
+use super::link::Side;
 use bytes::Bytes;
 use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
@@ -51,13 +52,6 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret")
     }
-}
-
-/// The side of a connection that proves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
-    Dialer,
-    Acceptor,
 }
 
 /// Both frames that a proof covers, whole, as they were on the wire: fields that a newer peer adds
