@@ -274,7 +274,8 @@ fn refusal_of(topic: &Name, error: &ChangeError) -> Refusal {
             Refused::UnknownTopic => ErrorCode::UnknownTopic,
             Refused::TopicLimit => ErrorCode::TopicLimit,
             Refused::ProducerLimit | Refused::EpochLimit => ErrorCode::ProducerLimit,
-            Refused::TopicChanged | Refused::BadPartitions => ErrorCode::BadRequest,
+            // All others are about a cluster: whoever asked reads which one.
+            _ => ErrorCode::BadRequest,
         },
         ChangeError::Busy => ErrorCode::OverloadedRequest,
         ChangeError::NotLeader => ErrorCode::NotLeader,

@@ -190,9 +190,14 @@ pub(super) struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
     pub(super) fn versioned(bytes: &'a [u8]) -> Result<Self, CodecError> {
+        Self::of_versions(bytes, VERSION).map(|(_, input)| input)
+    }
+
+    /// Also tells which version it is, of those from 1 to `newest`.
+    pub(super) fn of_versions(bytes: &'a [u8], newest: u8) -> Result<(u8, Self), CodecError> {
         let mut input = Self(bytes);
         match input.u8()? {
-            VERSION => Ok(input),
+            known if (1..=newest).contains(&known) => Ok((known, input)),
             other => Err(CodecError::Version(other)),
         }
     }

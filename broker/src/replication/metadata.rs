@@ -6,17 +6,24 @@
 //! is the mailbox; the state can always be rebuilt from the last checkpoint and the log.
 
 mod command;
+mod fields;
 mod offline;
+mod refusal;
 mod snapshot;
 mod state;
 #[cfg(test)]
 mod tests;
 
-pub use command::{Command, NewPartition, REPLICAS_PER_PARTITION_MAX};
+pub use command::{
+    Command, FORMED_MAX, MetadataStep, NewPartition, REPLICAS_PER_PARTITION_MAX, Step,
+};
 pub use offline::{OfflineError, read_catalog};
+pub use refusal::Refusal;
 pub use state::{
-    CLUSTER_PARTITIONS_MAX, Catalog, Change, METADATA_REPLICA, PRODUCERS_MAX, Partition, Placement,
-    Producer, Refusal, Settings, State, TOPICS_MAX, Topic, TopicRevision,
+    Address, BROKERS_MAX, BrokerCard, BrokerFacts, CLUSTER_PARTITIONS_MAX, Catalog, Change,
+    FOUNDER, GATE_CLUSTER, GATE_HERE, LossReason, METADATA_REPLICA, MOVES_MAX, Move, PRODUCERS_MAX,
+    Partition, Placement, Producer, REPLICA_COUNTS, Recovery, Settings, Stage, Standing, State,
+    TOPICS_MAX, Topic, TopicRevision,
 };
 
 use super::codec::CodecError;

@@ -1,3 +1,6 @@
+mod cluster;
+mod model;
+
 use super::command::NewPartition;
 use super::state::*;
 use super::*;
