@@ -150,6 +150,22 @@ impl Metadata {
         }
     }
 
+    /// Makes this broker known with what it tells of itself, and the cluster ready for others.
+    /// Asked at every start of a broker that is one of several; again and again does no harm.
+    pub async fn register(
+        &self,
+        broker: Option<BrokerId>,
+        facts: BrokerFacts,
+    ) -> Result<BrokerId, ChangeError> {
+        if self.catalog().gate == 0 {
+            self.propose(Command::RaiseGate { gate: GATE_CLUSTER }).await?;
+        }
+        match self.propose(Command::BrokerUp { broker, facts }).await? {
+            Change::BrokerUp(broker) => Ok(broker),
+            other => unreachable!("a broker that is up was answered {other:?}"),
+        }
+    }
+
     /// Checkpoints what was changed and ends the replica. The next start need not read it then:
     /// what rots meanwhile keeps nobody from starting.
     pub async fn stop(&self) {

@@ -70,6 +70,36 @@ fn what_was_answered_survives_a_restart() {
 }
 
 #[test]
+fn a_broker_that_registers_keeps_its_id_over_restarts_and_checkpoints() {
+    run(async {
+        let rig = Rig::new();
+        let facts = |token| BrokerFacts {
+            token,
+            instance: 5,
+            gate: GATE_HERE,
+            name: Name::new("b").unwrap(),
+            peer: Address::new("127.0.0.1:7422").unwrap(),
+            client: Address::new("127.0.0.1:7420").unwrap(),
+            rack: Name::new("r").unwrap(),
+        };
+        let metadata = open(&rig).await;
+        assert_eq!(metadata.catalog().gate, 0, "alone it stays readable for older builds");
+        assert!(metadata.catalog().is_active(FOUNDER));
+        assert_eq!(metadata.register(Some(FOUNDER), facts(1)).await, Ok(FOUNDER));
+        assert_eq!(metadata.register(None, facts(2)).await, Ok(BrokerId(2)));
+        metadata.stop().await;
+
+        let metadata = open(&rig).await;
+        assert_eq!(metadata.register(None, facts(2)).await, Ok(BrokerId(2)), "by its token");
+        let mismatch = Err(Refusal::TokenMismatch.into());
+        assert_eq!(metadata.register(Some(FOUNDER), facts(2)).await, mismatch);
+        let catalog = metadata.catalog();
+        assert_eq!(catalog.brokers[&FOUNDER].facts, Some(facts(1)));
+        assert_eq!((catalog.gate, catalog.brokers.len()), (GATE_CLUSTER, 2));
+    });
+}
+
+#[test]
 fn many_at_once_are_answered_each_with_its_own() {
     run(async {
         let rig = Rig::new();
