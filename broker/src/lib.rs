@@ -2,8 +2,8 @@
 //!
 //! The rooms: `server` and `connection` (sockets), `budget` and `flow` (what peers may send),
 //! `partition` (one log, one owner), `replication` (the only place that names the consensus
-//! engine), `catalog` (which partitions there are), `admin` and `metrics` (what may be seen),
-//! `config`, `seams` and `task`.
+//! engine), `catalog` (which partitions there are), `cluster` (where replicas are and who leads),
+//! `admin` and `metrics` (what may be seen), `config`, `seams` and `task`.
 //!
 //! Never: a process global; several brokers live in one process.
 
@@ -13,6 +13,7 @@ mod admin;
 mod broker;
 pub mod budget;
 pub mod catalog;
+pub mod cluster;
 pub mod config;
 pub mod connection;
 pub mod flow;

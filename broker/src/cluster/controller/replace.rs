@@ -1,0 +1,172 @@
+//! Replicas that are lost, missing, too many, or on a broker that drains.
+//!
+//! Owns: the plan of one round: at most one change a partition, one move between two brokers at a
+//! time, as many moves altogether as the metadata bears.
+//! Never: takes a replica away before another has its place.
+//! Invariants: every command of a plan is accepted by the metadata that the plan was made from.
+
+use super::View;
+use super::place::Seats;
+use crate::replication::metadata::{
+    Command, MOVES_MAX, Move, Partition, Placement, Stage, Standing, Step, Topic,
+};
+use std::collections::BTreeSet;
+use weir_protocol::types::{BrokerId, ReplicaId};
+
+pub(super) struct Plan<'a> {
+    pub(super) view: &'a View<'a>,
+    pub(super) seats: Seats<'a>,
+    commands: Vec<Command>,
+    /// Partitions that change by what is under way or planned, by their identity.
+    busy: BTreeSet<u128>,
+    /// From where to where something moves.
+    pairs: BTreeSet<(BrokerId, BrokerId)>,
+    moves: usize,
+}
+
+impl<'a> Plan<'a> {
+    pub(super) fn of(view: &'a View<'a>) -> Self {
+        let seats = Seats::of(view.catalog, |broker| view.is_usable(broker));
+        let moves = view.catalog.moves.len();
+        let (mut busy, mut pairs) = (BTreeSet::new(), BTreeSet::new());
+        for (topic, partition) in view.catalog.partitions() {
+            let leaves = partition.replicas.iter().any(|here| here.stage == Stage::Leaving);
+            let under_way = view.catalog.move_of(topic.id, partition.id);
+            if leaves || under_way.is_some() || !partition.formed {
+                busy.insert(partition.uuid);
+            }
+            let joins = under_way.and_then(|(joins, _)| partition.replica(joins));
+            let Some((to, (_, Move { replaces, .. }))) = joins.zip(under_way) else { continue };
+            pairs.insert((source(partition, replaces), to.broker));
+        }
+        Self { view, seats, commands: Vec::new(), busy, pairs, moves }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.commands.is_empty()
+    }
+
+    pub(super) fn into_commands(self) -> Vec<Command> {
+        self.commands
+    }
+
+    /// Gives every lost replica a successor, on its own broker if need be.
+    pub(super) fn replace(&mut self) {
+        for (topic, partition) in self.idle() {
+            let lost = |here: &&Placement| matches!(here.stage, Stage::Lost(_));
+            let Some(lost) = partition.replicas.iter().find(lost) else { continue };
+            match partition.voters().count() {
+                // Nobody is left to learn from: what to do is the operator's to decide.
+                0 => {}
+                voters if voters >= usize::from(topic.replicas) => self.dismiss(partition, lost),
+                _ => self.substitute(topic, partition, Some(lost)),
+            }
+        }
+    }
+
+    /// Lets every broker that drains hand over what it holds.
+    pub(super) fn drain(&mut self) {
+        for (topic, partition) in self.idle() {
+            let drains = |here: &&Placement| self.drains(here.broker);
+            if let Some(leaving) = partition.voters().find(drains) {
+                self.substitute(topic, partition, Some(leaving));
+            }
+        }
+    }
+
+    /// Adds replicas where there are too few, and lets those go that are too many.
+    pub(super) fn resize(&mut self) {
+        for (topic, partition) in self.idle() {
+            let (voters, wanted) = (partition.voters().count(), usize::from(topic.replicas));
+            // One that is lost is replaced when it can be, and is counted until then.
+            if partition.replicas.len() < wanted {
+                self.substitute(topic, partition, None);
+            } else if voters > wanted
+                && let Some(surplus) = self.surplus(partition)
+            {
+                self.seats.leave(surplus.broker);
+                self.dismiss(partition, &surplus);
+            }
+        }
+    }
+
+    fn dismiss(&mut self, partition: &Partition, placement: &Placement) {
+        self.busy.insert(partition.uuid);
+        let replica = placement.replica;
+        self.commands.push(Command::StepReplica { replica, step: Step::Leaving });
+    }
+
+    /// Partitions of which nothing is under way or planned.
+    pub(super) fn idle(&self) -> Vec<(&'a Topic, &'a Partition)> {
+        let idle = |(_, partition): &(_, &Partition)| !self.busy.contains(&partition.uuid);
+        let catalog = self.view.catalog;
+        catalog.partitions().filter(idle).map(|(topic, p)| (&**topic, p)).collect()
+    }
+
+    /// Plans one more replica, in place of another or not, where it is best.
+    fn substitute(&mut self, topic: &Topic, partition: &Partition, old: Option<&Placement>) {
+        let replaces = old.map(|placement| placement.replica);
+        let others = homes_beside(partition, replaces);
+        // A whole replica is no reason to begin anew on the same broker.
+        let whole = old.filter(|here| !matches!(here.stage, Stage::Lost(_)));
+        let from = source(partition, replaces);
+        let may = |to| whole.is_none_or(|here| here.broker != to) && self.may_move(from, to);
+        if let Some(to) = self.seats.home(&others, may) {
+            self.join(topic, partition, replaces, to);
+        }
+    }
+
+    /// Plans a move.
+    pub(super) fn join(
+        &mut self,
+        topic: &Topic,
+        partition: &Partition,
+        replaces: Option<ReplicaId>,
+        to: BrokerId,
+    ) {
+        let from = source(partition, replaces);
+        self.busy.insert(partition.uuid);
+        self.pairs.insert((from, to));
+        self.moves += 1;
+        self.seats.take(to);
+        let whole = partition.voters().find(|voter| Some(voter.replica) == replaces);
+        whole.iter().for_each(|voter| self.seats.leave(voter.broker));
+        let (topic, partition) = (topic.id, partition.id);
+        self.commands.push(Command::AddReplica { topic, partition, broker: to, replaces });
+    }
+
+    /// Whether one more move may go from a broker to another.
+    pub(super) fn may_move(&self, from: BrokerId, to: BrokerId) -> bool {
+        self.moves < MOVES_MAX && !self.pairs.contains(&(from, to))
+    }
+
+    /// The voter that is missed least: on a broker that drains, then not the preferred one, then in
+    /// a rack that others share, then where much is held.
+    fn surplus(&self, partition: &Partition) -> Option<Placement> {
+        let rank = |here: &&Placement| {
+            let others = homes_beside(partition, Some(here.replica));
+            let shared = self.seats.shared(&others, here.broker);
+            let leads = here.replica == partition.preferred;
+            let load = self.seats.load(here.broker).replicas;
+            (self.drains(here.broker), !leads, shared, load, here.replica)
+        };
+        partition.voters().max_by_key(rank).copied()
+    }
+
+    fn drains(&self, broker: BrokerId) -> bool {
+        let card = self.view.catalog.brokers.get(&broker);
+        card.is_some_and(|card| card.standing == Standing::Draining)
+    }
+}
+
+/// Where the replicas are beside which a new one is placed.
+pub(super) fn homes_beside(partition: &Partition, replaces: Option<ReplicaId>) -> Vec<BrokerId> {
+    let others = partition.replicas.iter().filter(|here| Some(here.replica) != replaces);
+    others.map(|here| here.broker).collect()
+}
+
+/// The broker that a move relieves, or that the new replica learns from.
+fn source(partition: &Partition, replaces: Option<ReplicaId>) -> BrokerId {
+    let old = partition.replica(replaces.unwrap_or(partition.preferred));
+    old.or(partition.replicas.first()).map_or(BrokerId(0), |placement| placement.broker)
+}
