@@ -13,6 +13,7 @@ mod table;
 pub(crate) use scrub::ScrubPace;
 pub use table::{PartitionState, TopicPartitions};
 
+use crate::cluster::controller::Seats;
 use crate::connection::Backend;
 use crate::flow::Flow;
 use crate::metrics::Metrics;
@@ -47,6 +48,9 @@ const TOPIC_BYTES_MIN: u64 = 8 << 20;
 /// What the fixed part of a topic, and each of its partitions, takes in a page of metadata.
 const TOPIC_VIEW_BYTES: usize = 320;
 const PARTITION_VIEW_BYTES: usize = 36;
+
+/// Replicas of each partition of a new topic.
+const REPLICAS_DEFAULT: u8 = 1;
 
 /// What partitions are opened with.
 pub(crate) struct Rooms {
@@ -120,10 +124,11 @@ impl Catalog {
         self.random.lock().unwrap_or_else(PoisonError::into_inner).u128(1..)
     }
 
-    fn new_partitions(&self, count: u32) -> Vec<NewPartition> {
-        let brokers = vec![self.rooms.broker];
-        let make = |_| NewPartition { uuid: self.uuid(), brokers: brokers.clone() };
-        (0..count).map(make).collect()
+    /// Places new partitions where the fewest replicas are.
+    fn new_partitions(&self, count: u32, replicas: u8) -> Result<Vec<NewPartition>, Refusal> {
+        let topics = self.topics();
+        let placed = Seats::of(&topics, |_| true).place(replicas, (0..count).map(|_| self.uuid()));
+        placed.map_err(|few| topic_refusal(ErrorCode::BadRequest, few.to_string()))
     }
 
     async fn create(self: Arc<Self>, request: CreateTopic) -> Result<(), Refusal> {
@@ -132,7 +137,7 @@ impl Catalog {
             name: request.topic.clone(),
             settings: settings_of(&request.config),
             created_ms: self.rooms.wall.now_ms(),
-            partitions: self.new_partitions(request.config.partitions),
+            partitions: self.new_partitions(request.config.partitions, REPLICAS_DEFAULT)?,
         };
         self.change(&request.topic, command).await
     }
@@ -160,7 +165,7 @@ impl Catalog {
             topic: topic.id,
             revision: topic.revision,
             settings: settings_of(&config),
-            added: self.new_partitions(added),
+            added: self.new_partitions(added, topic.replicas)?,
         };
         self.change(&request.topic, command).await
     }
