@@ -14,9 +14,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use command::{
-    Command, FORMED_MAX, MetadataStep, NewPartition, REPLICAS_PER_PARTITION_MAX, Step,
-};
+pub use command::{Command, MetadataStep, NewPartition, REPLICAS_PER_PARTITION_MAX, Step};
 pub use offline::{OfflineError, read_catalog};
 pub use refusal::Refusal;
 pub use state::{
@@ -142,6 +140,10 @@ impl Metadata {
     /// Proposes a command and waits until it is committed and applied. Dropping the future
     /// changes nothing about the command.
     pub async fn propose(&self, command: Command) -> Result<Change, ChangeError> {
+        // In the log it would be refused all the same, but older builds could not read the log.
+        if command.gate() > self.catalog.borrow().gate {
+            return Err(Refusal::GateClosed.into());
+        }
         let (reply, answer) = oneshot::channel();
         match self.requests.try_send(Request { command, reply }) {
             Ok(()) => answer.await.unwrap_or(Err(ChangeError::Unknown)),

@@ -14,8 +14,6 @@ use weir_protocol::types::{BrokerId, Name, PartitionId, ReplicaId, TopicId};
 
 /// Replicas of one partition, those that come and go included.
 pub const REPLICAS_PER_PARTITION_MAX: usize = 7;
-/// Partitions that one command notes as formed.
-pub const FORMED_MAX: usize = 1_024;
 
 /// A change of the metadata, as it stands in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +79,7 @@ pub enum Command {
     },
     /// Notes partitions whose groups had their first leader.
     NoteFormed {
-        /// One replica of each; [`FORMED_MAX`] at most.
+        /// One replica of each.
         replicas: Vec<ReplicaId>,
     },
     /// Lets a new replica join a partition.

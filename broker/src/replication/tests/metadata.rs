@@ -85,6 +85,10 @@ fn a_broker_that_registers_keeps_its_id_over_restarts_and_checkpoints() {
         let metadata = open(&rig).await;
         assert_eq!(metadata.catalog().gate, 0, "alone it stays readable for older builds");
         assert!(metadata.catalog().is_active(FOUNDER));
+        let last = metadata.replica().log().bounds().last_index;
+        let join = Command::JoinMetadata { broker: FOUNDER };
+        assert_eq!(metadata.propose(join).await, Err(Refusal::GateClosed.into()));
+        assert_eq!(metadata.replica().log().bounds().last_index, last, "and nothing is logged");
         assert_eq!(metadata.register(Some(FOUNDER), facts(1)).await, Ok(FOUNDER));
         assert_eq!(metadata.register(None, facts(2)).await, Ok(BrokerId(2)));
         metadata.stop().await;

@@ -24,7 +24,7 @@
 //! ```
 //! A control batch of the metadata log holds one command; the batch's CRC closes it.
 
-use super::{Command, FORMED_MAX, MetadataStep, NewPartition, REPLICAS_PER_PARTITION_MAX, Step};
+use super::{Command, MetadataStep, NewPartition, REPLICAS_PER_PARTITION_MAX, Step};
 use crate::replication::codec::{CodecError, Input};
 use crate::replication::metadata::fields::{
     facts, loss, name, put_facts, put_name, put_recovery, put_settings, recovery, settings,
@@ -237,10 +237,7 @@ fn step(byte: u8) -> Result<Step, CodecError> {
 }
 
 fn replicas(input: &mut Input<'_>) -> Result<Vec<ReplicaId>, CodecError> {
-    let count = input.u32()? as usize;
-    if count > FORMED_MAX {
-        return Err(CodecError::Malformed);
-    }
+    let count = input.u32()?;
     (0..count).map(|_| input.replica()).collect()
 }
 

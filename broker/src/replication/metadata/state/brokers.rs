@@ -163,11 +163,12 @@ impl State {
         if gate > passed {
             // Before the first gate nobody could tell what it reads, and there is one broker: the
             // one that proposes this.
+            let mut brokers = self.catalog.brokers.values();
             let all_read = match passed {
                 0 => gate == GATE_CLUSTER,
-                _ => self.catalog.brokers.values().all(|card| card.reads(gate, passed)),
+                _ => brokers.all(|card| card.reads(gate, passed)),
             };
-            if !all_read {
+            if !all_read || self.catalog.cluster == 0 {
                 return Err(Refusal::GateUnread);
             }
             Arc::make_mut(&mut self.catalog).gate = gate;

@@ -155,6 +155,12 @@ pub struct Catalog {
 }
 
 impl Catalog {
+    /// One partition of a topic.
+    pub fn partition(&self, topic: TopicId, partition: PartitionId) -> Option<&Partition> {
+        let topic = self.topics.values().find(|known| known.id == topic)?;
+        topic.partitions.get(partition.0 as usize)
+    }
+
     /// Every partition with its topic.
     pub fn partitions(&self) -> impl Iterator<Item = (&Arc<Topic>, &Partition)> {
         self.topics.values().flat_map(|topic| topic.partitions.iter().map(move |p| (topic, p)))

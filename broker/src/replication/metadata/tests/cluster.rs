@@ -96,8 +96,9 @@ fn before_its_gate_a_cluster_is_refused_and_leaves_no_trace() {
 
 #[test]
 fn a_gate_rises_when_all_read_it_and_never_falls() {
-    let mut state = alone();
     let raise = |gate| Command::RaiseGate { gate };
+    assert_eq!(State::default().apply(&raise(1)), Err(Refusal::GateUnread), "nobody is there");
+    let mut state = alone();
     assert_eq!(state.apply(&raise(2)), Err(Refusal::GateUnread));
     assert_eq!(state.apply(&raise(1)), Ok(Change::Gate(1)));
     assert_eq!(state.apply(&raise(0)), Ok(Change::Gate(1)));
