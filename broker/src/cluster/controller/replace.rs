@@ -50,8 +50,17 @@ impl<'a> Plan<'a> {
         self.commands
     }
 
-    /// Gives every lost replica a successor, on its own broker if need be.
+    /// Gives every lost replica a successor, on its own broker if need be, and ends what one that
+    /// was lost had only begun.
     pub(super) fn replace(&mut self) {
+        for (joins, moving) in &self.view.catalog.moves {
+            let found = self.view.catalog.partition(moving.topic, moving.partition);
+            let Some(partition) = found.filter(|found| found.voters().next().is_some()) else {
+                continue;
+            };
+            let lost = partition.replica(*joins).filter(|p| matches!(p.stage, Stage::Lost(_)));
+            lost.iter().for_each(|lost| self.dismiss(partition, lost));
+        }
         for (topic, partition) in self.idle() {
             let lost = |here: &&Placement| matches!(here.stage, Stage::Lost(_));
             let Some(lost) = partition.replicas.iter().find(lost) else { continue };

@@ -221,6 +221,32 @@ fn a_lost_replica_is_replaced_and_nobody_left_is_the_operators() {
 }
 
 #[test]
+fn a_replica_that_is_lost_while_it_joins_makes_room_for_another() {
+    let mut world = World::new(&[0, 1, 2, 3]);
+    world.create("t", 1, 3).unwrap();
+    world.settle();
+    let old = world.partitions()[0].replicas[0];
+    world.drain(old.broker);
+    let orders = world.decide(0);
+    let add = orders.iter().find_map(|order| match order {
+        Order::Propose(add @ Command::AddReplica { .. }) => Some(add.clone()),
+        _ => None,
+    });
+    let Change::Placed(joins) = world.apply(&add.unwrap()) else { unreachable!() };
+    let replica = joins.replica;
+    world.apply(&Command::LoseReplica { replica, reason: LossReason::Damaged });
+    let leaves = Command::StepReplica { replica, step: Step::Leaving };
+    assert!(world.decide(0).contains(&Order::Propose(leaves.clone())));
+    world.apply(&leaves);
+    world.apply(&Command::StepReplica { replica, step: Step::Gone });
+    assert!(world.catalog().moves.is_empty());
+    world.settle();
+    let partition = world.partitions().remove(0);
+    assert!(partition.replica(old.replica).is_none() && partition.replica(replica).is_none());
+    assert_eq!(partition.voters().count(), 3);
+}
+
+#[test]
 fn a_topic_gets_the_replicas_it_shall_have_and_loses_those_too_many() {
     let mut world = World::new(&[0, 0, 1, 1, 2]);
     world.create("t", 4, 1).unwrap();
@@ -249,6 +275,15 @@ fn who_drains_hands_over_first_and_within_the_limit() {
     let mut world = World::new(&[0, 1, 2, 3]);
     world.create("t", 40, 3).unwrap();
     world.settle();
+    // Others shall change their leader too, and come first in the catalog.
+    for partition in &world.partitions()[..20] {
+        let preferred = partition.replica(partition.preferred).unwrap();
+        let other = partition.voters().find(|voter| voter.replica != preferred.replica).unwrap();
+        if preferred.broker != BrokerId(2) && other.broker != BrokerId(2) {
+            world.leaders.remove(&preferred.replica);
+            world.leaders.insert(other.replica);
+        }
+    }
     world.drain(BrokerId(2));
     let is_away = |order: &Order| matches!(order, Order::Transfer { .. });
     let orders = world.decide(3);
