@@ -70,11 +70,11 @@ pub fn decide(view: &View<'_>, transfers: usize) -> Vec<Order> {
     orders
 }
 
-/// The gate that all brokers read and that nobody passed yet.
+/// The gate that all brokers read and that nobody passed yet. Who never told, reads none.
 fn next_gate(catalog: &Catalog) -> Option<Command> {
     let told = catalog.brokers.values().map(|card| card.facts.as_ref().map_or(0, |f| f.gate));
     let gate = told.min()?.min(GATE_HERE);
-    (catalog.gate > 0 && gate > catalog.gate).then_some(Command::RaiseGate { gate })
+    (gate > catalog.gate).then_some(Command::RaiseGate { gate })
 }
 
 /// Every broker keeps a copy of the metadata.

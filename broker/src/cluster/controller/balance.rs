@@ -47,7 +47,7 @@ pub(super) fn transfers(view: &View<'_>, limit: usize) -> Vec<Order> {
         let leads = partition.replicas.iter().find(|here| view.leaders.contains(&here.replica));
         let Some(from) = leads else { continue };
         let drains = !view.catalog.is_active(from.broker);
-        let heir = if drains { heir_of(view, partition) } else { preferred_of(view, partition) };
+        let heir = preferred_of(view, partition).or_else(|| heir_of(view, partition, drains));
         let Some(to) = heir.filter(|to| *to != from.replica) else { continue };
         wanted.push((!drains, Order::Transfer { from: from.replica, to }));
     }
@@ -61,10 +61,13 @@ fn preferred_of(view: &View<'_>, partition: &Partition) -> Option<ReplicaId> {
     voters.find(|voter| voter.replica == partition.preferred).map(|voter| voter.replica)
 }
 
-/// Who leads if it cannot be the preferred one.
-fn heir_of(view: &View<'_>, partition: &Partition) -> Option<ReplicaId> {
+/// To whom a broker that drains hands over while the preferred one is silent. Where that one drains
+/// too, another is about to be preferred.
+fn heir_of(view: &View<'_>, partition: &Partition, drains: bool) -> Option<ReplicaId> {
+    let preferred = partition.replica(partition.preferred)?;
+    let silent = drains && view.catalog.is_active(preferred.broker);
     let mut voters = partition.voters().filter(|voter| view.is_usable(voter.broker));
-    preferred_of(view, partition).or_else(|| voters.next().map(|voter| voter.replica))
+    voters.next().filter(|_| silent).map(|voter| voter.replica)
 }
 
 /// A partition that more than one voter can lead.

@@ -154,6 +154,12 @@ impl World {
         counts
     }
 
+    fn homes(&self) -> BTreeMap<ReplicaId, BrokerId> {
+        let partitions = self.partitions();
+        let placed = partitions.iter().flat_map(|partition| &partition.replicas);
+        placed.map(|placement| (placement.replica, placement.broker)).collect()
+    }
+
     fn held(&self) -> BTreeMap<BrokerId, usize> {
         self.count(|partition| partition.replicas.iter().map(|here| here.broker).collect())
     }
@@ -260,6 +266,57 @@ fn a_topic_gets_the_replicas_it_shall_have_and_loses_those_too_many() {
 }
 
 #[test]
+fn a_lost_replica_that_is_not_missed_only_goes() {
+    let mut world = World::new(&[0, 1, 2, 3]);
+    world.create("t", 1, 3).unwrap();
+    world.settle();
+    let lost = world.partitions()[0].replicas[2].replica;
+    world.apply(&Command::LoseReplica { replica: lost, reason: LossReason::GivenUp });
+    let (topic, revision) = (TopicId(1), TopicRevision(1));
+    world.apply(&Command::SetReplicas { topic, revision, replicas: 1 });
+    let goes = Command::StepReplica { replica: lost, step: Step::Leaving };
+    assert_eq!(world.round(0), [Order::Propose(goes)]);
+    world.settle();
+    assert_eq!(world.partitions()[0].replicas.len(), 1);
+}
+
+#[test]
+fn what_is_lost_waits_for_its_turn_and_is_not_added_twice() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.create("t", 3, 3).unwrap();
+    world.settle();
+    world.join(0);
+    for partition in world.partitions() {
+        let lost = partition.replicas.iter().find(|here| here.broker == BrokerId(3)).unwrap();
+        let (replica, reason) = (lost.replica, LossReason::Empty);
+        world.apply(&Command::LoseReplica { replica, reason });
+    }
+    let orders = world.decide(0);
+    let adds = orders.iter().filter_map(|order| match order {
+        Order::Propose(Command::AddReplica { replaces, .. }) => Some(replaces.is_some()),
+        _ => None,
+    });
+    assert_eq!(adds.collect::<Vec<_>>(), [true, true], "one to each broker: {orders:?}");
+}
+
+#[test]
+fn those_that_go_leave_racks_evenly_used_and_brokers_that_drain_empty() {
+    let mut world = World::new(&[0, 0, 0, 1, 2, 3]);
+    let brokers = (1..=5).map(BrokerId).collect();
+    world.create_on("t", vec![NewPartition { uuid: 1, brokers }]);
+    world.drain(BrokerId(5));
+    let (topic, revision) = (TopicId(1), TopicRevision(1));
+    world.apply(&Command::SetReplicas { topic, revision, replicas: 3 });
+    let left: Vec<_> = (0..2).flat_map(|_| world.round(0)).collect();
+    let left = left.iter().filter(|order| {
+        matches!(order, Order::Propose(Command::StepReplica { step: Step::Leaving, .. }))
+    });
+    assert_eq!(left.count(), 2);
+    let homes: Vec<_> = world.partitions()[0].replicas.iter().map(|here| here.broker.0).collect();
+    assert_eq!(homes, [1, 2, 4], "the preferred one stays");
+}
+
+#[test]
 fn a_gate_is_raised_when_all_brokers_read_it_and_copies_of_the_metadata_are_made() {
     let world = World::new(&[0, 0]);
     assert_eq!(world.decide(0), [Order::Propose(Command::JoinMetadata { broker: BrokerId(2) })]);
@@ -285,26 +342,47 @@ fn who_drains_hands_over_first_and_within_the_limit() {
         }
     }
     world.drain(BrokerId(2));
-    let is_away = |order: &Order| matches!(order, Order::Transfer { .. });
+    let drained = world.homes();
+    world.round(0);
+    assert!(!world.preferred().contains_key(&BrokerId(2)), "somebody else is preferred at once");
+    assert!(unevenness(&world.preferred()) <= 1);
     let orders = world.decide(3);
-    assert_eq!(orders.iter().filter(|order| is_away(order)).count(), 3);
-    let at: BTreeMap<_, _> = world
-        .partitions()
-        .iter()
-        .flat_map(|p| p.replicas.clone())
-        .map(|p| (p.replica, p.broker))
-        .collect();
-    for order in &orders {
-        if let Order::Transfer { from, to } = order {
-            assert_eq!(at[from], BrokerId(2));
-            assert_ne!(at[to], BrokerId(2));
-        }
-    }
+    let handed = orders.iter().filter_map(|order| match order {
+        Order::Transfer { from, to } => Some((drained[from], drained.get(to))),
+        Order::Propose(_) => None,
+    });
+    let handed: Vec<_> = handed.collect();
+    assert_eq!(handed.len(), 3);
+    assert!(handed.iter().all(|(from, to)| *from == BrokerId(2) && *to != Some(&BrokerId(2))));
     world.settle();
     assert_eq!(world.held().get(&BrokerId(2)), None);
-    let join = world.catalog().metadata.iter().find(|p| p.broker == BrokerId(2)).unwrap().replica;
-    world.apply(&Command::StepMetadata { replica: join, step: MetadataStep::Gone });
+    let copies = &world.catalog().metadata;
+    let replica = copies.iter().find(|copy| copy.broker == BrokerId(2)).unwrap().replica;
+    world.apply(&Command::StepMetadata { replica, step: MetadataStep::Gone });
     world.apply(&Command::RemoveBroker { broker: BrokerId(2) });
+}
+
+#[test]
+fn who_drains_hands_over_to_another_while_the_preferred_one_is_silent() {
+    let mut world = World::new(&[0, 1, 2]);
+    world.create("t", 1, 3).unwrap();
+    world.settle();
+    let partition = world.partitions().remove(0);
+    let preferred = *partition.replica(partition.preferred).unwrap();
+    let mut others = partition.voters().filter(|voter| voter.replica != preferred.replica);
+    let (leads, third) = (others.next().unwrap(), others.next().unwrap());
+    world.leaders = [leads.replica].into();
+    world.reachable.remove(&preferred.broker);
+    assert_eq!(world.decide(1), []);
+    world.drain(leads.broker);
+    let transfer = Order::Transfer { from: leads.replica, to: third.replica };
+    assert_eq!(world.decide(1), std::slice::from_ref(&transfer));
+    // Where that one drains too, a round later, to whom is preferred then.
+    world.drain(preferred.broker);
+    let (topic, replica) = (TopicId(1), third.replica);
+    let prefer = Command::Prefer { topic, partition: partition.id, replica };
+    assert_eq!(world.round(1), [Order::Propose(prefer)]);
+    assert_eq!(world.decide(1), [transfer]);
 }
 
 #[test]
@@ -460,8 +538,7 @@ proptest! {
         world.join(0);
         world.join(1);
         world.drain(FOUNDER);
-        let at: BTreeMap<_, _> =
-            world.partitions().iter().flat_map(|p| p.replicas.clone()).map(|p| (p.replica, p.broker)).collect();
+        let at = world.homes();
         let orders = world.decide(limit);
         let mut pairs = BTreeSet::new();
         for order in &orders {
