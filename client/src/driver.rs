@@ -6,24 +6,25 @@
 //! Invariant: lanes are visited in the order of their numbers.
 
 pub(crate) mod frames;
+mod lanes;
 pub(crate) mod link;
 pub(crate) mod session;
+mod timers;
 
-use crate::consumer::lane::Wish as ReadWish;
-use crate::consumer::shared::{ConsumerShared, End};
+use crate::consumer::shared::End;
 use crate::error::{Error, Reason};
-use crate::publisher::shared::PublishLane;
 use crate::retry::{Backoff, RetryBudget};
 use crate::seams;
 use crate::shared::{ClientShared, LaneId, LaneRef, ReplyTo, Request, RequestBody, closed};
 use crate::status::Status;
 use link::{Link, Turn};
-use session::{Session, Wish};
+use session::Session;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use timers::Timers;
 use tokio::time::Instant;
 use weir_protocol::error_code::ErrorCode;
 use weir_protocol::frame::Frame;
@@ -267,114 +268,6 @@ impl Driver {
         }
     }
 
-    /// Visits the lanes that were rung, touched by frames, or whose time has come.
-    fn visit_due(&mut self, mut session: Option<&mut Session>, now: Instant) {
-        let lanes = {
-            let mut registry = self.shared.lock();
-            if registry.closing && !self.closing_told {
-                self.closing_told = true;
-                registry.lanes.values().for_each(tell_closing);
-                self.touched.extend(registry.lanes.keys().copied());
-            }
-            self.touched.append(&mut registry.rung);
-            self.timers.take_due(now, &mut self.touched);
-            let due = std::mem::take(&mut self.touched);
-            due.into_iter()
-                .filter_map(|id| Some((id, registry.lanes.get(&id)?.clone())))
-                .collect::<Vec<_>>()
-        };
-        for (id, lane) in lanes {
-            let finished = match &lane {
-                LaneRef::Publish(publish) => {
-                    self.visit_publish(id, publish, session.as_deref_mut(), now)
-                }
-                LaneRef::Read(consumer, number) => {
-                    self.visit_read(id, (consumer, *number), session.as_deref_mut(), now)
-                }
-            };
-            if finished {
-                self.timers.set(id, None);
-                self.blocked.remove(&id);
-                self.shared.lock().lanes.remove(&id);
-            }
-        }
-    }
-
-    fn visit_publish(
-        &mut self,
-        id: LaneId,
-        lane: &Arc<PublishLane>,
-        session: Option<&mut Session>,
-        now: Instant,
-    ) -> bool {
-        let room = session
-            .as_ref()
-            .filter(|session| session.away.is_none())
-            .map(|session| OUT_BYTES_MAX.saturating_sub(session.out.len()));
-        let visit = lane.lock().visit(now, room, &mut self.frames);
-        self.timers.set(id, visit.timer);
-        match visit.blocked {
-            Some(reason) => self.blocked.insert(id, reason),
-            None => self.blocked.remove(&id),
-        };
-        if visit.more {
-            self.stalled.insert(id);
-        }
-        if visit.finished {
-            lane.changed.notify_waiters();
-        }
-        let Some(session) = session else {
-            self.frames.clear();
-            return visit.finished;
-        };
-        for frame in self.frames.drain(..) {
-            session.out.push(&frame);
-        }
-        if let Some(stream) = visit.close {
-            session.close_stream(stream);
-        }
-        if visit.open {
-            session.wishes.push_back(Wish::Publisher((id, LaneRef::Publish(lane.clone()))));
-        }
-        visit.finished
-    }
-
-    fn visit_read(
-        &mut self,
-        id: LaneId,
-        (consumer, number): (&Arc<ConsumerShared>, usize),
-        session: Option<&mut Session>,
-        now: Instant,
-    ) -> bool {
-        let visit = {
-            let mut state = consumer.lock();
-            let wish = match (&state.end, state.gone) {
-                (_, true) | (End::Failed(_), _) => ReadWish::End,
-                (End::Drain | End::Stop, false) => ReadWish::Enough,
-                (End::No, false) => ReadWish::More,
-            };
-            let connected = session.as_ref().is_some_and(|session| session.away.is_none());
-            let Some(lane) = state.lanes.get_mut(number) else { return true };
-            lane.visit(now, connected, wish, &mut self.frames)
-        };
-        self.timers.set(id, visit.timer);
-        let Some(session) = session else {
-            self.frames.clear();
-            return visit.finished;
-        };
-        for frame in self.frames.drain(..) {
-            session.out.push(&frame);
-        }
-        if let Some(stream) = visit.close {
-            session.close_stream(stream);
-        }
-        if let Some((start, credit)) = visit.open {
-            let owner = (id, LaneRef::Read(consumer.clone(), number));
-            session.wishes.push_back(Wish::Consumer(owner, start, credit));
-        }
-        visit.finished
-    }
-
     /// Whether a lane waits for an answer to something it sent.
     fn has_flight(&self) -> bool {
         self.shared.lock().lanes.values().any(|lane| match lane {
@@ -386,28 +279,6 @@ impl Driver {
     fn is_done(&self) -> bool {
         let registry = self.shared.lock();
         registry.closing && registry.lanes.is_empty()
-    }
-
-    /// The connection is gone: lanes keep what they have and ask for new streams later.
-    fn lost(&mut self, cause: &str) {
-        tracing::debug!(cause, "the connection is lost");
-        let lanes: Vec<_> = {
-            let registry = self.shared.lock();
-            registry.lanes.iter().map(|(id, lane)| (*id, lane.clone())).collect()
-        };
-        for (id, lane) in lanes {
-            match lane {
-                LaneRef::Publish(lane) => lane.lock().lost(cause),
-                LaneRef::Read(consumer, number) => {
-                    if let Some(lane) = consumer.lock().lanes.get_mut(number) {
-                        lane.lost();
-                    }
-                }
-            }
-            self.touched.insert(id);
-        }
-        self.blocked.clear();
-        self.stalled.clear();
     }
 
     fn reconnecting(&self, cause: String) {
@@ -435,57 +306,6 @@ impl Driver {
 
 fn lost(cause: String) -> Ended {
     Ended::Lost { cause, after: Duration::ZERO }
-}
-
-fn tell_closing(lane: &LaneRef) {
-    match lane {
-        LaneRef::Publish(lane) => {
-            let mut core = lane.lock();
-            core.close_window();
-            core.finish();
-        }
-        LaneRef::Read(consumer, _) => {
-            consumer.lock().gone = true;
-            consumer.end(End::Stop);
-        }
-    }
-}
-
-/// When lanes are to be visited without being told.
-#[derive(Debug, Default)]
-struct Timers {
-    by_time: BTreeSet<(Instant, LaneId)>,
-    by_lane: BTreeMap<LaneId, Instant>,
-}
-
-impl Timers {
-    fn set(&mut self, lane: LaneId, at: Option<Instant>) {
-        let before = match at {
-            Some(at) => self.by_lane.insert(lane, at),
-            None => self.by_lane.remove(&lane),
-        };
-        if before == at {
-            return;
-        }
-        if let Some(before) = before {
-            self.by_time.remove(&(before, lane));
-        }
-        if let Some(at) = at {
-            self.by_time.insert((at, lane));
-        }
-    }
-
-    fn first(&self) -> Option<Instant> {
-        self.by_time.first().map(|(at, _)| *at)
-    }
-
-    fn take_due(&mut self, now: Instant, due: &mut BTreeSet<LaneId>) {
-        while let Some((at, lane)) = self.by_time.first().copied().filter(|(at, _)| *at <= now) {
-            self.by_time.remove(&(at, lane));
-            self.by_lane.remove(&lane);
-            due.insert(lane);
-        }
-    }
 }
 
 /// Whatever ends the driver, a runtime that is shut down too: nobody waits for it for ever.
