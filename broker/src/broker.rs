@@ -112,6 +112,7 @@ impl Broker {
                 wall: seams.wall.clone(),
                 data_dir: config.data_dir.clone(),
                 broker: identity.broker,
+                name: config.name.clone(),
                 seed: seams.seed,
                 scrub: ScrubPace {
                     bytes_per_second: config.scrub_bytes_per_second,
@@ -139,6 +140,7 @@ impl Broker {
                 return Err(error.into());
             }
         };
+        catalog.advertise(server.address());
         let stopped = CancellationToken::new();
         start_upkeep(metrics, stopped.clone());
         let addresses = Addresses { native: server.address(), admin: admin.address() };

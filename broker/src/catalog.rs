@@ -26,18 +26,21 @@ use crate::replication::metadata::{
 use crate::seams::{BoxFuture, WallClock};
 use crate::task::{self, TaskKind};
 use scrub::Scrubber;
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use table::Table;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Duration;
 use tokio_util::sync::CancellationToken;
 use weir_protocol::error_code::{ErrorCode, Outcome, Scope};
 use weir_protocol::frame::{
-    AlterTopic, CreateTopic, DeleteTopic, Metadata as MetadataRequest, MetadataPage,
+    AlterTopic, BrokerView, CreateTopic, DeleteTopic, Metadata as MetadataRequest, MetadataPage,
     PartitionView as WirePartition, Refusal, TopicConfig, TopicView,
 };
-use weir_protocol::limits::{FIELDS_BYTES_MAX, PARTITIONS_MAX};
+use weir_protocol::limits::{
+    BROKER_VIEW_BYTES_MAX, BROKERS_MAX, FIELDS_BYTES_MAX, PARTITION_VIEW_BYTES_MAX, PARTITIONS_MAX,
+};
 use weir_protocol::types::{BrokerId, Name, PartitionId, ProducerId};
 use weir_storage::{Device, Lane};
 
@@ -45,9 +48,11 @@ use weir_storage::{Device, Lane};
 const SHOW_WITHIN: Duration = Duration::from_secs(20);
 /// The least that a topic may be told to retain: eight of the smallest segments.
 const TOPIC_BYTES_MIN: u64 = 8 << 20;
-/// What the fixed part of a topic, and each of its partitions, takes in a page of metadata.
+/// What the fixed part of a topic takes in a page of metadata.
 const TOPIC_VIEW_BYTES: usize = 320;
-const PARTITION_VIEW_BYTES: usize = 36;
+/// What topics may take of a page: the brokers stand behind them.
+const TOPICS_BYTES_MAX: usize =
+    FIELDS_BYTES_MAX - TOPIC_VIEW_BYTES - BROKERS_MAX * BROKER_VIEW_BYTES_MAX;
 
 /// Replicas of each partition of a new topic.
 const REPLICAS_DEFAULT: u8 = 1;
@@ -60,6 +65,7 @@ pub(crate) struct Rooms {
     pub(crate) wall: Arc<dyn WallClock>,
     pub(crate) data_dir: PathBuf,
     pub(crate) broker: BrokerId,
+    pub(crate) name: String,
     pub(crate) seed: u64,
     pub(crate) scrub: ScrubPace,
 }
@@ -70,6 +76,8 @@ pub struct Catalog {
     rooms: Arc<Rooms>,
     table: Arc<Table>,
     random: Mutex<fastrand::Rng>,
+    /// Where clients reach this broker, once it listens.
+    address: OnceLock<SocketAddr>,
     /// Counts the times that the table has caught up with the metadata.
     shown: watch::Receiver<u64>,
     stopped: CancellationToken,
@@ -91,7 +99,14 @@ impl Catalog {
         let stopped = CancellationToken::new();
         start_scrubber(&rooms, table.clone(), stopped.clone());
         let random = Mutex::new(fastrand::Rng::with_seed(rooms.seed ^ 0x7063_6f64_7563_6572));
-        Arc::new(Self { metadata, rooms, table, random, shown, stopped })
+        let address = OnceLock::new();
+        Arc::new(Self { metadata, rooms, table, random, address, shown, stopped })
+    }
+
+    /// From now on clients are told to come to this address.
+    pub(crate) fn advertise(&self, address: SocketAddr) {
+        // A broker listens once.
+        let _ = self.address.set(address);
     }
 
     /// The topics as the metadata has them.
@@ -204,6 +219,8 @@ impl Catalog {
                 log_start: view.as_ref().map(|view| view.log_start).unwrap_or_default(),
                 high_watermark: view.as_ref().map(|view| view.high_watermark).unwrap_or_default(),
                 bytes: view.as_ref().map_or(0, |view| view.bytes),
+                term: view.as_ref().map(|view| view.term).unwrap_or_default(),
+                replicas: vec![self.rooms.broker],
             }
         });
         TopicView {
@@ -211,6 +228,18 @@ impl Catalog {
             id: topic.id,
             config: config_of(topic),
             partitions: partitions.collect(),
+        }
+    }
+
+    fn broker_view(&self) -> BrokerView {
+        // An address that stands for all of this host is none to go to from elsewhere.
+        let address = self.address.get().filter(|address| !address.ip().is_unspecified());
+        BrokerView {
+            id: self.rooms.broker,
+            host: address.map(|address| address.ip().to_string()).unwrap_or_default(),
+            port: address.map_or(0, SocketAddr::port),
+            name: self.rooms.name.clone(),
+            rack: String::new(),
         }
     }
 }
@@ -344,16 +373,18 @@ impl Backend for CatalogBackend {
 
     fn metadata(&self, request: &MetadataRequest) -> Result<MetadataPage, Refusal> {
         let topics = self.0.topics();
-        let mut page = MetadataPage { request: request.request, more: false, topics: Vec::new() };
+        let brokers = vec![self.0.broker_view()];
+        let mut page =
+            MetadataPage { request: request.request, more: false, topics: Vec::new(), brokers };
         if let Some(name) = &request.topic {
             let topic = topics.topics.get(name).ok_or_else(|| unknown(name))?;
             page.topics.push(self.0.view_of(topic));
             return Ok(page);
         }
-        let mut room = FIELDS_BYTES_MAX - TOPIC_VIEW_BYTES;
+        let mut room = TOPICS_BYTES_MAX;
         let behind = |name: &&Name| request.after.as_ref().is_none_or(|after| *name > after);
         for (_, topic) in topics.topics.iter().filter(|(name, _)| behind(name)) {
-            let bytes = TOPIC_VIEW_BYTES + topic.partitions.len() * PARTITION_VIEW_BYTES;
+            let bytes = TOPIC_VIEW_BYTES + topic.partitions.len() * PARTITION_VIEW_BYTES_MAX;
             let Some(left) = room.checked_sub(bytes) else {
                 page.more = true;
                 break;
@@ -394,7 +425,6 @@ impl Backend for CatalogBackend {
 }
 
 const _: () = assert!(
-    TOPIC_VIEW_BYTES + PARTITIONS_MAX as usize * PARTITION_VIEW_BYTES + TOPIC_VIEW_BYTES
-        <= FIELDS_BYTES_MAX,
+    TOPIC_VIEW_BYTES + PARTITIONS_MAX as usize * PARTITION_VIEW_BYTES_MAX <= TOPICS_BYTES_MAX,
     "the largest topic fits a page"
 );

@@ -8,14 +8,14 @@
 mod topics;
 
 pub use topics::{
-    AlterTopic, CreateTopic, DeleteTopic, Durability, Metadata, MetadataPage, Overflow,
+    AlterTopic, BrokerView, CreateTopic, DeleteTopic, Durability, Metadata, MetadataPage, Overflow,
     PartitionView, TopicConfig, TopicView,
 };
 
 use crate::batch::BatchHeader;
 use crate::error_code::{ErrorCode, Outcome, Scope};
 use crate::types::{
-    BrokerId, Name, Offset, PartitionId, ProducerId, RequestId, Sequence, StreamId,
+    BrokerId, Name, Offset, PartitionId, ProducerId, RequestId, Sequence, StreamId, Term,
 };
 use bytes::Bytes;
 
@@ -168,9 +168,10 @@ pub struct Refusal {
     pub retry_after_ms: u32,
     /// `reason_bits`.
     pub reason_bits: u32,
-    /// The value that broke the limit (bytes, a sequence, an offset), 0 = none.
+    /// The value that broke the limit (bytes, a sequence, an offset), or who leads instead;
+    /// 0 = none.
     pub observed: u64,
-    /// The limit, or what was expected instead.
+    /// The limit, what was expected instead, or the term of who leads.
     pub limit: u64,
     /// For people: what, where, what to do.
     pub text: String,
@@ -189,6 +190,19 @@ impl Refusal {
             limit: 0,
             text: text.into(),
         }
+    }
+
+    /// A refusal by a broker that does not lead: who does, as far as it knows.
+    pub fn not_leader(leader: Option<(BrokerId, Term)>, text: impl Into<String>) -> Self {
+        let (broker, term) = leader.unwrap_or_default();
+        let refusal = Self::new(ErrorCode::NotLeader, text);
+        Self { scope: Scope::Topic, observed: broker.0, limit: term.0, ..refusal }
+    }
+
+    /// Who leads instead, and in which term, if that is what this refusal tells.
+    pub fn leader(&self) -> Option<(BrokerId, Term)> {
+        let told = self.code == ErrorCode::NotLeader.number() && self.observed != 0;
+        told.then_some((BrokerId(self.observed), Term(self.limit)))
     }
 }
 

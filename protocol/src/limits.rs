@@ -53,6 +53,16 @@ pub const TEXT_BYTES_MAX: usize = 1024;
 
 /// Partitions of one topic.
 pub const PARTITIONS_MAX: u32 = 1_024;
+/// Replicas of one partition.
+pub const REPLICAS_MAX: usize = 7;
+/// Brokers of one cluster.
+pub const BROKERS_MAX: usize = 64;
+/// Host, name and rack of one broker together.
+pub const BROKER_TEXT_BYTES_MAX: usize = 160;
+/// What one partition takes of a page of metadata: its row, and its term and replicas behind.
+pub const PARTITION_VIEW_BYTES_MAX: usize = 36 + 9 + REPLICAS_MAX;
+/// What one broker takes of a page of metadata.
+pub const BROKER_VIEW_BYTES_MAX: usize = 16 + BROKER_TEXT_BYTES_MAX;
 /// Streams (publishers and consumers together) of one connection.
 pub const STREAMS_PER_CONNECTION_MAX: usize = 1_024;
 /// Requests of one connection that wait for an answer (publishes are paid by credit instead).
@@ -81,5 +91,11 @@ const _: () =
 const _: () = assert!(BATCH_BYTES_TARGET <= BATCH_BYTES_DEFAULT);
 const _: () = assert!(BATCH_BYTES_MAX + FIELDS_BYTES_MAX < FRAME_BYTES_MAX);
 const _: () = assert!(HANDSHAKE_FRAME_BYTES_MAX < FRAME_BYTES_MAX);
+const _: () = assert!(
+    PARTITIONS_MAX as usize * PARTITION_VIEW_BYTES_MAX + BROKERS_MAX * BROKER_VIEW_BYTES_MAX + 512
+        <= FIELDS_BYTES_MAX,
+    "the largest topic and every broker fit a page"
+);
+const _: () = assert!(BROKERS_MAX <= u8::MAX as usize);
 const _: () = assert!(DEAD_AFTER_MS >= 2 * HEARTBEAT_MS);
 const _: () = assert!(HEADER_KEY_BYTES_MAX * HEADERS_MAX <= HEADERS_BYTES_MAX);

@@ -106,6 +106,13 @@ fn connection_frames() -> Vec<(&'static str, Frame)> {
             }),
         ),
         ("error", Frame::Error(ErrorFrame { request: RequestId(3), refusal: refusal() })),
+        (
+            "error_not_leader",
+            Frame::Error(ErrorFrame {
+                request: RequestId(3),
+                refusal: Refusal::not_leader(Some((BrokerId(3), Term(7))), "broker 3 leads"),
+            }),
+        ),
     ]
 }
 
@@ -232,10 +239,14 @@ fn topic_frames() -> Vec<(&'static str, Frame)> {
                         log_start: Offset(0),
                         high_watermark: Offset(10),
                         bytes: 1 << 20,
+                        term: Term(0),
+                        replicas: Vec::new(),
                     }],
                 }],
+                brokers: Vec::new(),
             }),
         ),
+        ("metadata_page_brokers", Frame::MetadataPage(page_of_cluster(request))),
         (
             "create_topic",
             Frame::CreateTopic(CreateTopic { request, topic: topic.clone(), config: config() }),
@@ -255,6 +266,33 @@ fn topic_frames() -> Vec<(&'static str, Frame)> {
         ("delete_topic", Frame::DeleteTopic(DeleteTopic { request, topic })),
         ("done", Frame::Done(request)),
     ]
+}
+
+/// A page that tells who serves what.
+fn page_of_cluster(request: RequestId) -> MetadataPage {
+    let broker = |id: u64, host: &str, rack: &str| BrokerView {
+        id: BrokerId(id),
+        host: host.into(),
+        port: 7420,
+        name: format!("weir-{id}"),
+        rack: rack.into(),
+    };
+    let partition = |number: u32, leader: Option<u64>, term: u64, replicas: [u64; 2]| {
+        let (log_start, high_watermark) = (Offset(0), Offset(10));
+        PartitionView {
+            partition: PartitionId(number),
+            leader: leader.map(BrokerId),
+            log_start,
+            high_watermark,
+            bytes: 1 << 20,
+            term: Term(term),
+            replicas: replicas.map(BrokerId).to_vec(),
+        }
+    };
+    let partitions = vec![partition(0, Some(3), 7, [1, 3]), partition(1, None, 9, [3, 2])];
+    let topic = TopicView { name: name("orders"), id: TopicId(3), config: config(), partitions };
+    let brokers = vec![broker(1, "10.0.0.1", "a"), broker(2, "b2.local", "b"), broker(3, "", "")];
+    MetadataPage { request, more: false, topics: vec![topic], brokers }
 }
 
 fn hex(bytes: &[u8]) -> String {

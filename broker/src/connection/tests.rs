@@ -85,7 +85,8 @@ impl Backend for Rest {
         ProducerId(1 << 63)
     }
     fn metadata(&self, request: &Metadata) -> Result<MetadataPage, Refusal> {
-        Ok(MetadataPage { request: request.request, more: false, topics: Vec::new() })
+        let (topics, brokers) = (Vec::new(), Vec::new());
+        Ok(MetadataPage { request: request.request, more: false, topics, brokers })
     }
     fn create_topic(&self, _request: CreateTopic) -> BoxFuture<'static, Result<(), Refusal>> {
         Box::pin(async { Ok(()) })

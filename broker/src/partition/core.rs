@@ -184,7 +184,12 @@ impl<R> Core<R> {
 
     /// Whether it leads and judges publishes.
     pub(super) fn leads(&self) -> bool {
-        self.proposing.term().is_some()
+        self.term().is_some()
+    }
+
+    /// The term that it leads.
+    pub(super) fn term(&self) -> Option<Term> {
+        self.proposing.term()
     }
 
     /// Whether time alone may change something soon.

@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::SetOnce;
-use weir_protocol::types::{Name, Offset};
+use weir_protocol::types::{Name, Offset, Term};
 use weir_storage::LogReader;
 
 /// A partition at a glance.
@@ -22,6 +22,8 @@ pub struct PartitionView {
     pub bytes: u64,
     /// Whether it leads and judges publishes.
     pub leading: bool,
+    /// The newest term that it led since it was opened; 0 = none.
+    pub term: Term,
     /// Whether it takes no changes, because what it knows may lack what was lost.
     pub read_only: bool,
     /// Why it takes no more: `reason_bits`, 0 = it takes all.
@@ -55,6 +57,7 @@ pub(super) struct Board {
     pub(super) log_end: AtomicU64,
     pub(super) bytes: AtomicU64,
     pub(super) leading: AtomicBool,
+    pub(super) term: AtomicU64,
     pub(super) read_only: AtomicBool,
     pub(super) blocked_bits: AtomicU32,
     pub(super) consumers: AtomicU32,
@@ -90,6 +93,7 @@ impl Board {
             log_end: offset(&self.log_end),
             bytes: self.bytes.load(Ordering::Acquire),
             leading,
+            term: Term(self.term.load(Ordering::Acquire)),
             read_only: self.read_only.load(Ordering::Acquire),
             blocked_bits: self.blocked_bits.load(Ordering::Acquire),
             consumers: self.consumers.load(Ordering::Acquire),

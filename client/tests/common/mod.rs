@@ -77,6 +77,8 @@ pub fn topic(name: &str, config: TopicConfig) -> TopicView {
         log_start: Offset(0),
         high_watermark: Offset(0),
         bytes: 0,
+        term: Term(0),
+        replicas: Vec::new(),
     };
     TopicView {
         name: Name::new(name).unwrap(),
@@ -168,7 +170,8 @@ impl Peer {
                 Frame::Heartbeat => {}
                 Frame::Metadata(asked) => {
                     let topics = vec![self.topic.clone()];
-                    let page = MetadataPage { request: asked.request, more: false, topics };
+                    let (request, brokers) = (asked.request, Vec::new());
+                    let page = MetadataPage { request, more: false, topics, brokers };
                     self.send(Frame::MetadataPage(page)).await;
                 }
                 frame => return frame,

@@ -5,20 +5,21 @@ use super::fields::Fields;
 use super::write::frame_type as t;
 use crate::batch::{BatchHeader, HeaderError, WIRE_SALT};
 use crate::frame::{
-    AlterTopic, Auth, CreateTopic, DeleteTopic, Deliver, Demand, Durability, ErrorFrame, Frame,
-    GoAway, Hello, Metadata, MetadataPage, OpenPublisher, Overflow, PartitionView, Publish,
-    Published, PublisherOpened, Refused, Revoke, Revoked, Settle, Settled, Start, StoredRange,
-    StreamClosed, Subscribe, Subscribed, TopicConfig, TopicView, Welcome,
+    AlterTopic, Auth, BrokerView, CreateTopic, DeleteTopic, Deliver, Demand, Durability,
+    ErrorFrame, Frame, GoAway, Hello, Metadata, MetadataPage, OpenPublisher, Overflow,
+    PartitionView, Publish, Published, PublisherOpened, Refused, Revoke, Revoked, Settle, Settled,
+    Start, StoredRange, StreamClosed, Subscribe, Subscribed, TopicConfig, TopicView, Welcome,
 };
 use crate::limits::BATCH_HEADER_BYTES;
 use crate::types::{
-    BrokerId, Offset, PartitionId, ProducerId, RequestId, Sequence, StreamId, TopicId,
+    BrokerId, Offset, PartitionId, ProducerId, RequestId, Sequence, StreamId, Term, TopicId,
 };
 use bytes::Bytes;
 
-/// Bytes of one row of PUBLISHED, and of one partition in METADATA_PAGE.
+/// Bytes of one row of PUBLISHED, and of one partition and of the least broker in METADATA_PAGE.
 const STORED_RANGE_BYTES: usize = 21;
 const PARTITION_VIEW_BYTES: usize = 36;
+const BROKER_VIEW_BYTES_MIN: usize = 16;
 /// The fields of a frame bound the rows, nothing else does.
 const ROWS_MAX: usize = u16::MAX as usize;
 
@@ -254,8 +255,41 @@ fn metadata_page(f: &mut Fields) -> Result<MetadataPage, DecodeError> {
     let request = request(f)?;
     let more = f.flag("more")?;
     let count = f.u16("topics")?;
-    let topics = (0..count).map(|_| topic_view(f)).collect::<Result<_, _>>()?;
-    Ok(MetadataPage { request, more, topics })
+    let mut topics = (0..count).map(|_| topic_view(f)).collect::<Result<Vec<_>, _>>()?;
+    // A page of a broker that does not tell ends here.
+    let brokers = if f.rest.is_empty() { Vec::new() } else { broker_views(f)? };
+    if !brokers.is_empty() {
+        for partition in topics.iter_mut().flat_map(|topic| &mut topic.partitions) {
+            partition.term = Term(f.u64("term")?);
+            let count = f.u8("replicas")?;
+            partition.replicas =
+                (0..count).map(|_| replica(f, &brokers)).collect::<Result<_, _>>()?;
+        }
+    }
+    Ok(MetadataPage { request, more, topics, brokers })
+}
+
+fn broker_views(f: &mut Fields) -> Result<Vec<BrokerView>, DecodeError> {
+    let count = usize::from(f.u16("brokers")?);
+    if count * BROKER_VIEW_BYTES_MIN > f.rest.len() {
+        return Err(f.bad("brokers"));
+    }
+    let read = |f: &mut Fields| {
+        Ok(BrokerView {
+            id: BrokerId(f.u64("broker")?),
+            host: f.text("host")?,
+            port: f.u16("port")?,
+            name: f.text("broker name")?,
+            rack: f.text("rack")?,
+        })
+    };
+    (0..count).map(|_| read(f)).collect()
+}
+
+/// A broker by its place in the list.
+fn replica(f: &mut Fields, brokers: &[BrokerView]) -> Result<BrokerId, DecodeError> {
+    let place = usize::from(f.u8("replica")?);
+    brokers.get(place).map(|broker| broker.id).ok_or(f.bad("replica"))
 }
 
 fn topic_view(f: &mut Fields) -> Result<TopicView, DecodeError> {
@@ -270,6 +304,8 @@ fn topic_view(f: &mut Fields) -> Result<TopicView, DecodeError> {
             log_start: Offset(f.u64("log_start")?),
             high_watermark: Offset(f.u64("high_watermark")?),
             bytes: f.u64("bytes")?,
+            term: Term(0),
+            replicas: Vec::new(),
         })
     };
     let partitions = (0..count).map(|_| read(f)).collect::<Result<_, DecodeError>>()?;

@@ -9,6 +9,7 @@ use crate::frame::{
     Welcome,
 };
 use crate::limits::FRAME_HEADER_BYTES;
+use crate::types::BrokerId;
 use bytes::{BufMut, Bytes, BytesMut};
 
 /// Frame types on the wire.
@@ -288,7 +289,30 @@ fn put_metadata_page(out: &mut EncodeBuf, page: &MetadataPage) {
         for topic in &page.topics {
             put_topic_view(f, topic);
         }
+        if !page.brokers.is_empty() {
+            put_brokers(f, page);
+        }
     });
+}
+
+/// Who serves what stands behind the topics: a client that does not know of it reads them all the
+/// same.
+fn put_brokers(f: &mut BytesMut, page: &MetadataPage) {
+    f.put_u16_le(page.brokers.len() as u16);
+    for broker in &page.brokers {
+        f.put_u64_le(broker.id.0);
+        f.put_prefixed(broker.host.as_bytes());
+        f.put_u16_le(broker.port);
+        f.put_prefixed(broker.name.as_bytes());
+        f.put_prefixed(broker.rack.as_bytes());
+    }
+    for partition in page.topics.iter().flat_map(|topic| &topic.partitions) {
+        let place = |id: &BrokerId| page.brokers.iter().position(|broker| broker.id == *id);
+        let places = partition.replicas.iter().filter_map(place);
+        f.put_u64_le(partition.term.0);
+        f.put_u8(places.clone().count() as u8);
+        places.for_each(|place| f.put_u8(place as u8));
+    }
 }
 
 fn put_topic_view(f: &mut BytesMut, topic: &TopicView) {

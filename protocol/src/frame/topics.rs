@@ -2,7 +2,7 @@
 //!
 //! Owns: one struct per frame and what they are made of. Never: their bytes, those are `codec`'s.
 
-use crate::types::{BrokerId, Name, Offset, PartitionId, RequestId, TopicId};
+use crate::types::{BrokerId, Name, Offset, PartitionId, RequestId, Term, TopicId};
 
 /// Asks for topics.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,7 +68,7 @@ impl Default for TopicConfig {
 }
 
 /// One partition as metadata shows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionView {
     /// Its number.
     pub partition: PartitionId,
@@ -80,6 +80,26 @@ pub struct PartitionView {
     pub high_watermark: Offset,
     /// Bytes of its log on disk.
     pub bytes: u64,
+    /// The term of `leader`, or the newest that is known; 0 on a page that names no brokers.
+    pub term: Term,
+    /// Brokers that hold a replica, the one that should lead first; none on a page that names no
+    /// brokers.
+    pub replicas: Vec<BrokerId>,
+}
+
+/// One broker as metadata shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerView {
+    /// Its identity.
+    pub id: BrokerId,
+    /// Where clients reach it: a name or an address; empty = not known, or of no use elsewhere.
+    pub host: String,
+    /// The port there.
+    pub port: u16,
+    /// Its name, for people.
+    pub name: String,
+    /// What fails together with it; empty = not said.
+    pub rack: String,
 }
 
 /// One topic as metadata shows it.
@@ -104,6 +124,9 @@ pub struct MetadataPage {
     pub more: bool,
     /// The topics, by name.
     pub topics: Vec<TopicView>,
+    /// Every broker of the cluster, by id; none from a broker that does not tell. Each broker that
+    /// `replicas` names is among them.
+    pub brokers: Vec<BrokerView>,
 }
 
 /// Creates a topic.

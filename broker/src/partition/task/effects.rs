@@ -179,6 +179,9 @@ impl Task {
         board.blocked_bits.store(self.core.blocked_bits(), Ordering::Release);
         board.consumers.store(self.consumers.len() as u32, Ordering::Release);
         board.read_only.store(self.core.is_read_only(), Ordering::Release);
+        if let Some(term) = self.core.term() {
+            board.term.store(term.0, Ordering::Release);
+        }
         board.leading.store(self.core.leads(), Ordering::Release);
         if self.opened && !board.opened.initialized() {
             // Only this task sets it, so nobody can have been before it.
