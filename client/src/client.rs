@@ -1,4 +1,4 @@
-//! The client: one connection, shared by all its publishers and consumers.
+//! The client: its connections are shared by all its publishers and consumers.
 //!
 //! Owns: connecting, topic administration, the end. Never: does work of its own; the driver does.
 
@@ -41,7 +41,9 @@ pub struct ClientBuilder {
 }
 
 impl ClientBuilder {
-    /// Where brokers listen: `weir://HOST:PORT`; they are tried one after the other.
+    /// Where brokers listen: `weir://HOST:PORT`. Any broker of a cluster will do: it tells of the
+    /// others, and publishers and consumers go to the leader of their partition. Give several, so
+    /// that one is up.
     pub fn endpoints<I>(mut self, endpoints: I) -> Self
     where
         I: IntoIterator,
@@ -57,7 +59,8 @@ impl ClientBuilder {
         self
     }
 
-    /// How long [`ClientBuilder::connect`] tries. Default: 10 s.
+    /// How long [`ClientBuilder::connect`] tries, and how long one endpoint may take to answer.
+    /// Default: 10 s.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.config.connect_timeout = timeout;
         self
@@ -153,7 +156,8 @@ pub struct TopicPage {
     pub more: bool,
 }
 
-/// A connection to a broker. Clones share it; it ends with the last clone, publisher and consumer.
+/// A client of a cluster: one connection to each broker it needs. Clones share them; they end with
+/// the last clone, publisher and consumer.
 #[derive(Clone)]
 pub struct Client {
     handle: Arc<Handle>,
@@ -198,7 +202,7 @@ impl Client {
         ConsumerBuilder::new(self.clone(), topic, Some(subscription))
     }
 
-    /// How the client stands with its broker, now and whenever that changes.
+    /// How the client stands with its brokers, now and whenever that changes.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.shared().status.subscribe()
     }

@@ -1,42 +1,45 @@
 //! The driver: the one task of a client. It connects, visits lanes, and starts anew when a
 //! connection is lost.
 //!
-//! Owns: the connection, the timers of all lanes, the status.
+//! Owns: the connections, the timers of all lanes, the status.
 //! Never: waits for an application; everything an application does is a ring of the bell.
-//! Invariant: lanes are visited in the order of their numbers.
+//! Invariants: lanes are visited in the order of their numbers; a lane has its stream on one
+//! connection, the one that stands in `seats`.
 
+mod asking;
+mod dialing;
 pub(crate) mod frames;
 mod lanes;
 pub(crate) mod link;
+mod links;
+mod router;
 pub(crate) mod session;
 mod timers;
 
 use crate::consumer::shared::End;
-use crate::error::{Error, Reason};
-use crate::retry::{Backoff, RetryBudget};
+use crate::retry::RetryBudget;
 use crate::seams;
-use crate::shared::{ClientShared, LaneId, LaneRef, ReplyTo, Request, RequestBody, closed};
+use crate::shared::{ClientShared, LaneRef, closed};
 use crate::status::Status;
-use link::{Link, Turn};
-use session::Session;
-use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
-use std::pin::pin;
+use asking::Asking;
+use dialing::Dialing;
+use lanes::Lanes;
+use link::Turn;
+use links::{Connected, Events, LinkId, Links};
+use router::Router;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use timers::Timers;
 use tokio::time::Instant;
-use weir_protocol::error_code::ErrorCode;
-use weir_protocol::frame::Frame;
 
 /// Bytes that wait for the socket before lanes hold their batches back: what is queued here can
 /// not be overtaken by a settle or a grant.
 const OUT_BYTES_MAX: usize = 1 << 20;
-/// How often topics are asked for added partitions.
-const TOPIC_REFRESH: Duration = Duration::from_secs(10);
 /// A connection that lasted this long was a success: a broker that takes connections only to end
 /// them is not stormed.
 const STABLE_AFTER: Duration = Duration::from_secs(5);
+/// A connection that nobody needs is closed after this, unless it is the only one.
+const IDLE_AFTER: Duration = Duration::from_secs(30);
 
 /// Starts the driver of a client.
 pub(crate) fn start(shared: Arc<ClientShared>) {
@@ -44,168 +47,117 @@ pub(crate) fn start(shared: Arc<ClientShared>) {
     seams::spawn(driver.run());
 }
 
-/// How a connection ended.
-enum Ended {
-    /// Connect again, not before this delay.
-    Lost { cause: String, after: Duration },
-    /// Everything is done.
-    Closed,
+/// Why a connection ends, and when its broker is ready for another.
+struct Ended {
+    cause: String,
+    after: Duration,
+}
+
+impl Ended {
+    fn lost(cause: impl Into<String>) -> Self {
+        Self { cause: cause.into(), after: Duration::ZERO }
+    }
+
+    fn away(after: Duration) -> Self {
+        Self { cause: "the broker is shutting down".to_owned(), after }
+    }
 }
 
 pub(crate) struct Driver {
     shared: Arc<ClientShared>,
-    pub(crate) budget: RetryBudget,
-    timers: Timers,
-    backoff: Backoff,
-    /// Number of the endpoint that is tried next.
-    endpoint: usize,
-    blocked: BTreeMap<LaneId, Reason>,
-    /// Lanes that the full socket keeps from sending.
-    stalled: BTreeSet<LaneId>,
-    /// Lanes that frames have changed.
-    pub(crate) touched: BTreeSet<LaneId>,
-    frames: Vec<Frame>,
-    refresh_at: Instant,
-    closing_told: bool,
+    budget: RetryBudget,
+    links: Links,
+    router: Router,
+    lanes: Lanes,
+    dialing: Dialing,
+    asking: Asking,
 }
 
 impl Driver {
     fn new(shared: Arc<ClientShared>) -> Self {
         let now = Instant::now();
         Self {
-            endpoint: shared.chance.up_to(shared.config.endpoints.len() as u64 - 1) as usize,
-            shared,
             budget: RetryBudget::new(now),
-            timers: Timers::default(),
-            backoff: Backoff::default(),
-            blocked: BTreeMap::new(),
-            stalled: BTreeSet::new(),
-            touched: BTreeSet::new(),
-            frames: Vec::new(),
-            refresh_at: now + TOPIC_REFRESH,
-            closing_told: false,
+            links: Links::new(),
+            router: Router::default(),
+            lanes: Lanes::default(),
+            dialing: Dialing::new(&shared, now),
+            asking: Asking::new(now),
+            shared,
         }
     }
 
     async fn run(mut self) {
         let end = EndGuard(self.shared.clone());
-        let mut delay = Duration::ZERO;
+        let shared = self.shared.clone();
+        let mut events = Events::default();
         loop {
-            if self.offline(tokio::time::sleep(delay)).await.is_none() {
+            let now = Instant::now();
+            self.advance(now);
+            if self.is_done() {
                 break;
             }
-            let (link, welcome) = match self.connect().await {
-                Some(Ok(connected)) => connected,
-                Some(Err(error)) if link::is_final(&error) => {
+            let timer = self.timer();
+            self.links.turn(&shared.bell, timer, &mut events).await;
+            let now = Instant::now();
+            for (id, turn) in events.turns.drain(..) {
+                self.take_in(id, turn, now);
+            }
+            for dialled in events.dialled.drain(..) {
+                if let Err(error) = self.dialled(dialled, now) {
                     tracing::error!(%error, "the broker refuses this client");
                     self.shared.lock().end_error = Some(error);
-                    break;
-                }
-                Some(Err(error)) => {
-                    delay = self.backoff.next(&self.shared.chance);
-                    self.reconnecting(error.to_string());
-                    continue;
-                }
-                None => break,
-            };
-            self.shared.set_message_bytes_max(welcome.limits.message_bytes_max as usize);
-            let began = Instant::now();
-            let mut session = Session::new(&welcome, began);
-            let ended = self.serve(link, &mut session).await;
-            if began.elapsed() >= STABLE_AFTER {
-                self.backoff.reset();
-            }
-            match ended {
-                Ended::Closed => break,
-                Ended::Lost { cause, after } => {
-                    session.fail_requests(&cause);
-                    self.lost(&cause);
-                    delay = after.max(self.backoff.next(&self.shared.chance));
-                    self.reconnecting(cause);
+                    drop(end);
+                    return;
                 }
             }
         }
         drop(end);
     }
 
-    /// Connects to the next endpoint. None: the client was closed meanwhile.
-    async fn connect(&mut self) -> Option<Result<(Link, weir_protocol::frame::Welcome), Error>> {
-        let shared = self.shared.clone();
-        let endpoint = &shared.config.endpoints[self.endpoint % shared.config.endpoints.len()];
-        self.endpoint += 1;
-        let timeout = shared.config.connect_timeout;
-        let attempt = async {
-            let connecting = shared.config.connector.connect(&endpoint.host, endpoint.port);
-            let duplex = match tokio::time::timeout(timeout, connecting).await {
-                Ok(Ok(duplex)) => duplex,
-                Ok(Err(error)) => {
-                    let text = format!("{endpoint}: {error}");
-                    return Err(Error::local(ErrorCode::Unreachable, text));
-                }
-                Err(_) => {
-                    let text = format!("{endpoint}: no connection within {timeout:?}");
-                    return Err(Error::local(ErrorCode::Unreachable, text));
-                }
-            };
-            let mut link = Link::new(duplex);
-            let welcome = link.handshake(&shared.config.name).await?;
-            tracing::debug!(%endpoint, broker = welcome.broker_name, "connected");
-            Ok((link, welcome))
+    /// Does everything that is due.
+    fn advance(&mut self, now: Instant) {
+        if std::mem::take(&mut self.lanes.news) {
+            self.rehome();
+        }
+        self.visit_due(now);
+        self.ask_due(now);
+        self.tend(now);
+        self.dial_due(now);
+        self.show_status();
+    }
+
+    /// When to come back without being told.
+    fn timer(&self) -> Instant {
+        let lanes = self.lanes.timers.first();
+        let sessions = self.links.sessions().map(|session| session.timer()).min();
+        let timers = [lanes, sessions, Some(self.ask_timer()), self.dial_timer()];
+        timers.into_iter().flatten().min().unwrap_or_else(|| self.ask_timer())
+    }
+
+    /// Handles what one turn of a connection has brought.
+    fn take_in(&mut self, id: LinkId, turn: io::Result<Turn>, now: Instant) {
+        let Some(mut connected) = self.links.take(id) else { return };
+        let ended = match turn {
+            Ok(turn) => self.take_turn(&mut connected, turn, now),
+            Err(error) => Some(Ended::lost(error.to_string())),
         };
-        self.offline(attempt).await
-    }
-
-    /// Does `work` while there is no connection; lanes are visited all the same, because their
-    /// deadlines go on. None: the client was closed, and nothing is left to do.
-    async fn offline<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
-        let mut work = pin!(work);
-        loop {
-            let now = Instant::now();
-            self.visit_due(None, now);
-            if self.is_done() {
-                return None;
-            }
-            let timer = self.timers.first().unwrap_or(now + TOPIC_REFRESH);
-            let shared = self.shared.clone();
-            tokio::select! {
-                biased;
-                result = &mut work => return Some(result),
-                () = shared.bell.notified() => {}
-                () = tokio::time::sleep_until(timer) => {}
-            }
+        self.links.put_back(id, connected);
+        if let Some(ended) = ended {
+            self.end(id, &ended, now);
         }
     }
 
-    async fn serve(&mut self, mut link: Link, session: &mut Session) -> Ended {
-        self.blocked.clear();
-        let lanes: Vec<_> = self.shared.lock().lanes.keys().copied().collect();
-        self.touched.extend(lanes);
-        self.show_status(session);
-        loop {
-            let now = Instant::now();
-            if let Some(ended) = self.advance(session, now) {
-                return ended;
-            }
-            let timer = self.timers.first().map_or(session.timer(), |at| at.min(session.timer()));
-            let timer = timer.min(self.refresh_at);
-            let shared = self.shared.clone();
-            let turn = match link.turn(&mut session.out, &shared.bell, Some(timer)).await {
-                Ok(turn) => turn,
-                Err(error) => return lost(error.to_string()),
-            };
-            if let Some(ended) = self.take_in(&mut link, session, turn) {
-                return ended;
-            }
-        }
-    }
-
-    /// Handles what one turn has read.
-    fn take_in(&mut self, link: &mut Link, session: &mut Session, turn: Turn) -> Option<Ended> {
-        let now = Instant::now();
+    fn take_turn(
+        &mut self,
+        Connected { link, session }: &mut Connected,
+        turn: Turn,
+        now: Instant,
+    ) -> Option<Ended> {
         if turn.written > 0 {
             session.sent_at = now;
             if session.out.len() < OUT_BYTES_MAX / 2 {
-                self.touched.append(&mut self.stalled);
+                self.lanes.touch_stalled();
             }
         }
         if turn.read > 0 {
@@ -214,98 +166,85 @@ impl Driver {
                 match link.decode() {
                     Ok(Some(frame)) => {
                         if let Err(error) = self.handle(session, frame, now) {
-                            return Some(lost(error.to_string()));
+                            return Some(Ended::lost(error.to_string()));
                         }
                     }
                     Ok(None) => break,
-                    Err(error) => return Some(lost(link::garbled(&error).to_string())),
+                    Err(error) => return Some(Ended::lost(link::garbled(&error).to_string())),
                 }
             }
         }
         turn.ended.then(|| match &session.away {
-            Some(away) => Ended::Lost {
-                cause: "the broker is shutting down".to_owned(),
-                after: away.reconnect_after,
-            },
-            None => lost("the broker closed the connection".to_owned()),
+            Some(away) => Ended::away(away.reconnect_after),
+            None => Ended::lost("the broker closed the connection"),
         })
     }
 
-    /// Does everything that is due on a connection.
-    fn advance(&mut self, session: &mut Session, now: Instant) -> Option<Ended> {
-        self.visit_due(Some(session), now);
-        self.send_requests(session, now);
-        session.grant_wishes();
-        self.show_status(session);
-        if !session.keep_alive(now) {
-            return Some(lost("the broker was silent for too long".to_owned()));
-        }
-        if let Some(away) = &session.away
-            && (away.deadline <= now || !self.has_flight())
-        {
-            let after = away.reconnect_after;
-            return Some(Ended::Lost { cause: "the broker is shutting down".to_owned(), after });
-        }
-        (self.is_done() && session.out.is_empty()).then_some(Ended::Closed)
-    }
-
-    fn send_requests(&mut self, session: &mut Session, now: Instant) {
-        let mut registry = self.shared.lock();
-        if now >= self.refresh_at {
-            self.refresh_at = now + TOPIC_REFRESH;
-            registry.topics.retain(|_, state| state.strong_count() > 0);
-            let topics: Vec<_> = registry.topics.keys().cloned().collect();
-            for topic in topics {
-                let body = RequestBody::Topics { topic: Some(topic.clone()), after: None };
-                registry.requests.push_back(Request { body, reply: ReplyTo::Refresh(topic) });
-            }
-        }
-        while session.has_slot() {
-            let Some(request) = registry.requests.pop_front() else { break };
-            if !request.is_given_up() {
-                session.ask(request);
-            }
+    /// Keeps connections alive, and ends those that are over.
+    fn tend(&mut self, now: Instant) {
+        for id in self.links.ids() {
+            let several = self.links.len() > 1;
+            let Some(session) = self.links.session(id) else { continue };
+            session.grant_wishes();
+            let ended = if !session.keep_alive(now) {
+                Ended::lost("the broker was silent for too long")
+            } else if let Some(away) = &session.away
+                && (away.deadline <= now || !session.has_flight())
+            {
+                Ended::away(away.reconnect_after)
+            } else if session.idle_for(now) >= IDLE_AFTER && several {
+                Ended::lost("the connection was not needed")
+            } else {
+                continue;
+            };
+            self.end(id, &ended, now);
         }
     }
 
-    /// Whether a lane waits for an answer to something it sent.
-    fn has_flight(&self) -> bool {
-        self.shared.lock().lanes.values().any(|lane| match lane {
-            LaneRef::Publish(lane) => lane.lock().has_flight(),
-            LaneRef::Read(..) => false,
-        })
+    /// A connection is over: its lanes keep what they have and look for another.
+    fn end(&mut self, id: LinkId, ended: &Ended, now: Instant) {
+        let Some(Connected { mut session, .. }) = self.links.take(id) else { return };
+        tracing::debug!(cause = ended.cause, broker = %session.broker, "a connection is over");
+        session.fail_requests(&ended.cause);
+        self.lose_lanes(id, &ended.cause);
+        self.pause_dialing(&session, ended.after, now);
+        if self.links.is_empty() {
+            self.reconnecting(ended.cause.clone());
+        }
     }
 
     fn is_done(&self) -> bool {
         let registry = self.shared.lock();
-        registry.closing && registry.lanes.is_empty()
+        registry.closing
+            && registry.lanes.is_empty()
+            && self.links.sessions().all(|session| session.out.is_empty())
     }
 
     fn reconnecting(&self, cause: String) {
-        let attempt = self.backoff.attempts();
+        let attempt = self.dialing.attempts();
         self.shared.status.send_replace(Status::Reconnecting { attempt, cause });
     }
 
-    fn show_status(&self, session: &Session) {
-        let reason = self.blocked.values().next().copied();
+    fn show_status(&self) {
+        if self.links.is_empty() {
+            return;
+        }
+        let usable = self.links.any().is_some();
+        let reason = self.lanes.blocked.values().next().copied().filter(|_| usable);
         self.shared.status.send_if_modified(|status| {
-            let next = match (&session.away, reason, &*status) {
-                (Some(_), _, _) => Status::Draining,
-                (None, Some(reason), Status::Blocked { reason: old, .. }) if *old == reason => {
+            let next = match (reason, &*status) {
+                (Some(reason), Status::Blocked { reason: old, .. }) if *old == reason => {
                     return false;
                 }
-                (None, Some(reason), _) => Status::Blocked { reason, since: Instant::now() },
-                (None, None, _) => Status::Connected,
+                (Some(reason), _) => Status::Blocked { reason, since: Instant::now() },
+                (None, _) if usable => Status::Connected,
+                (None, _) => Status::Draining,
             };
             let changed = *status != next;
             *status = next;
             changed
         });
     }
-}
-
-fn lost(cause: String) -> Ended {
-    Ended::Lost { cause, after: Duration::ZERO }
 }
 
 /// Whatever ends the driver, a runtime that is shut down too: nobody waits for it for ever.

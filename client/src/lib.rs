@@ -32,8 +32,8 @@
 //! - **Overload is not an error to handle everywhere**: the client waits for the broker's credit
 //!   until the deadline. With [`OnFull::Fail`] and [`Publisher::try_send`] it surfaces at once,
 //!   with a [`Reason`] and a hint when to try again, and the message is given back.
-//! - **Connections come and go** ([`Client::status`]): publishers go on under their sequences,
-//!   consumers behind the last message they received.
+//! - **Connections and leaders come and go** ([`Client::status`]): publishers go on under their
+//!   sequences, consumers behind the last message they received, wherever their partition is led.
 //!
 //! Each method says whether it is cancel safe: what is lost when its future is dropped.
 

@@ -1,16 +1,16 @@
-//! Owns: the words for how a client stands with its broker.
+//! Owns: the words for how a client stands with its brokers.
 
 use crate::error::Reason;
 use std::fmt;
 use tokio::time::Instant;
 
-/// How a client stands with its broker; see [`Client::status`](crate::Client::status).
+/// How a client stands with its brokers; see [`Client::status`](crate::Client::status).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Status {
-    /// Connected, and nothing waits for credit.
+    /// Connected to at least one broker, and nothing waits for credit.
     Connected,
-    /// Not connected; the client tries again by itself.
+    /// Connected to no broker; the client tries again by itself.
     Reconnecting {
         /// Attempts since the connection was lost, from 0.
         attempt: u32,
@@ -24,7 +24,8 @@ pub enum Status {
         /// Since when.
         since: Instant,
     },
-    /// The broker shuts down: what is in flight is finished, then the client reconnects.
+    /// Every broker it is connected to shuts down: what is in flight is finished, then the client
+    /// connects to another.
     Draining,
     /// The client was closed.
     Closed,

@@ -58,6 +58,8 @@ enum Phase {
 pub(crate) struct ReadVisit {
     /// Ask for a stream that starts here, with this credit.
     pub(crate) open: Option<(frame::Start, Grant)>,
+    /// It would ask for a stream if there were anybody to ask.
+    pub(crate) waits: bool,
     /// End this stream.
     pub(crate) close: Option<StreamId>,
     /// Visit again then, at the latest.
@@ -266,6 +268,11 @@ impl ReadLane {
 
     // ---- the driver's side ----
 
+    /// The stream that the lane has left, once.
+    pub(crate) fn take_abandoned(&mut self) -> Option<StreamId> {
+        self.abandoned.take()
+    }
+
     /// Does what is due. `connected` = frames can be sent; `wish` = what the application wants.
     pub(crate) fn visit(
         &mut self,
@@ -275,9 +282,13 @@ impl ReadLane {
         out: &mut Vec<Frame>,
     ) -> ReadVisit {
         let ending = wish == Wish::End;
-        let mut visit = ReadVisit { close: self.abandoned.take(), ..ReadVisit::default() };
+        let mut visit = ReadVisit { close: self.take_abandoned(), ..ReadVisit::default() };
         if !connected {
             visit.finished = ending;
+            if let Phase::Idle { reopen_at } = self.phase {
+                visit.timer = reopen_at.filter(|at| *at > now);
+                visit.waits = visit.timer.is_none() && !ending;
+            }
             return visit;
         }
         match self.phase {
@@ -451,12 +462,13 @@ impl ReadLane {
         }
     }
 
-    /// The broker did not open the stream, or ended it. Some: for good.
+    /// The broker did not open the stream, or ended it. Without `chance` the lane goes to another
+    /// broker at once. Some: for good.
     pub(crate) fn refused(
         &mut self,
         refusal: &Refusal,
         now: Instant,
-        chance: &Chance,
+        chance: Option<&Chance>,
     ) -> Option<Error> {
         if self.phase == Phase::Over {
             return None;
@@ -468,8 +480,8 @@ impl ReadLane {
             | Action::Unknown
             | Action::Resync => {
                 let hint = Duration::from_millis(u64::from(refusal.retry_after_ms));
-                let delay = hint.max(self.backoff.next(chance));
-                self.phase = Phase::Idle { reopen_at: Some(now + delay) };
+                let reopen_at = chance.map(|chance| now + hint.max(self.backoff.next(chance)));
+                self.phase = Phase::Idle { reopen_at };
                 None
             }
             _ => {

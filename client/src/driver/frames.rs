@@ -2,22 +2,22 @@
 //!
 //! Owns: who each frame is for. Never: fails for a frame on a stream that was just closed.
 
-use super::Driver;
 use super::session::{Opening, Session};
-use crate::consumer::shared::{ConsumerShared, End};
+use super::{Driver, lanes};
+use crate::consumer::shared::End;
 use crate::error::{Error, Result};
 use crate::publisher::answers::Retries;
 use crate::publisher::lane::LaneCore;
 use crate::publisher::shared::PublishLane;
-use crate::shared::{Answer, LaneRef, ReplyTo};
-use std::sync::Arc;
+use crate::shared::{Answer, LaneRef, ReplyTo, RequestBody};
 use std::sync::atomic::Ordering;
 use tokio::time::Instant;
-use weir_protocol::error_code::{ErrorCode, Outcome};
+use weir_protocol::error_code::{Action, ErrorCode, Outcome};
 use weir_protocol::frame::{
-    Deliver, ErrorFrame, Frame, MetadataPage, PublisherOpened, Refusal, StreamClosed, Subscribed,
+    Deliver, ErrorFrame, Frame, MetadataPage, PublisherOpened, Refusal, Refused, StreamClosed,
+    Subscribed,
 };
-use weir_protocol::types::{RequestId, StreamId};
+use weir_protocol::types::{BrokerId, RequestId, StreamId};
 
 impl Driver {
     /// Takes in one frame. An error ends the connection.
@@ -44,10 +44,7 @@ impl Driver {
                 Ok(())
             }
             Frame::Refused(refused) => {
-                let stream = refused.stream;
-                self.with_publisher(session, stream, now, |core, retries| {
-                    core.refused(&refused, retries);
-                });
+                self.refused_batch(session, &refused, now);
                 Ok(())
             }
             Frame::Grant(stream, grant) => {
@@ -97,6 +94,15 @@ impl Driver {
         }
     }
 
+    fn refused_batch(&mut self, session: &Session, refused: &Refused, now: Instant) {
+        let Some((_, lane)) = session.streams.get(&refused.stream) else { return };
+        let moved = self.note_refusal(session.broker, lane, &refused.refusal);
+        self.with_publisher(session, refused.stream, now, |core, retries| {
+            retries.moved = moved;
+            core.refused(refused, retries);
+        });
+    }
+
     fn with_publisher(
         &mut self,
         session: &Session,
@@ -105,7 +111,7 @@ impl Driver {
         act: impl FnOnce(&mut LaneCore, &mut Retries<'_>),
     ) {
         if let Some((id, LaneRef::Publish(lane))) = session.streams.get(&stream) {
-            self.touched.insert(*id);
+            self.lanes.touched.insert(*id);
             self.with_lane(lane, now, act);
         }
     }
@@ -117,7 +123,8 @@ impl Driver {
         act: impl FnOnce(&mut LaneCore, &mut Retries<'_>),
     ) {
         let shared = self.shared.clone();
-        let mut retries = Retries { budget: &mut self.budget, chance: &shared.chance, now };
+        let budget = &mut self.budget;
+        let mut retries = Retries { budget, chance: &shared.chance, now, moved: false };
         act(&mut lane.lock(), &mut retries);
     }
 
@@ -130,10 +137,15 @@ impl Driver {
         let Some(Opening { owner, stream }) = session.openings.remove(&opened.request) else {
             return Err(unasked(opened.request));
         };
+        let Some(owner) = owner else {
+            session.out.push(&Frame::CloseStream(stream));
+            return Ok(());
+        };
         let LaneRef::Publish(lane) = owner.1.clone() else { return Err(unasked(opened.request)) };
-        self.touched.insert(owner.0);
+        self.lanes.touched.insert(owner.0);
         session.streams.insert(stream, owner);
-        self.with_lane(&lane, now, |core, retries| core.opened(stream, opened, retries));
+        let broker = session.broker;
+        self.with_lane(&lane, now, |core, retries| core.opened(broker, stream, opened, retries));
         if let Some(identity) = lane.lock().identity().filter(|_| lane.producer.is_some()) {
             // Set by the first lane; later ones were opened under it.
             let _ = lane.identity.set(identity);
@@ -146,10 +158,14 @@ impl Driver {
         let Some(Opening { owner, stream }) = session.openings.remove(&subscribed.request) else {
             return Err(unasked(subscribed.request));
         };
+        let Some(owner) = owner else {
+            session.out.push(&Frame::CloseStream(stream));
+            return Ok(());
+        };
         let LaneRef::Read(consumer, lane) = owner.1.clone() else {
             return Err(unasked(subscribed.request));
         };
-        self.touched.insert(owner.0);
+        self.lanes.touched.insert(owner.0);
         session.streams.insert(stream, owner);
         consumer.lock().lanes[lane].opened(stream, subscribed);
         consumer.changed.notify_waiters();
@@ -163,7 +179,7 @@ impl Driver {
         let mut state = consumer.lock();
         let taken = state.lanes[*lane].delivered(deliver);
         if !matches!(taken, Ok(false)) {
-            self.touched.insert(*id);
+            self.lanes.touched.insert(*id);
         }
         let failed = taken.err().and_then(|error| state.lanes[*lane].unreadable(error));
         let waker = state.mark_ready(*lane);
@@ -178,34 +194,53 @@ impl Driver {
 
     fn stream_closed(&mut self, session: &mut Session, closed: &StreamClosed, now: Instant) {
         let Some((id, lane)) = session.streams.remove(&closed.stream) else { return };
-        self.touched.insert(id);
+        self.lanes.unseat(id);
         let refusal = closed.refusal.clone().unwrap_or_else(|| {
             Refusal::new(ErrorCode::LeaderLost, "the broker closed the stream without a reason")
         });
-        self.refused_stream(&lane, &refusal, now);
+        self.refused_stream(session.broker, &lane, &refusal, now);
     }
 
-    fn refused_stream(&mut self, lane: &LaneRef, refusal: &Refusal, now: Instant) {
-        match lane {
-            LaneRef::Publish(lane) => {
-                self.with_lane(lane, now, |core, retries| core.refused_stream(refusal, retries));
-                lane.changed.notify_waiters();
-            }
-            LaneRef::Read(consumer, number) => self.refused_reader(consumer, *number, refusal, now),
-        }
-    }
-
-    fn refused_reader(
+    fn refused_stream(
         &mut self,
-        consumer: &Arc<ConsumerShared>,
-        lane: usize,
+        broker: BrokerId,
+        lane: &LaneRef,
         refusal: &Refusal,
         now: Instant,
     ) {
-        let failed = consumer.lock().lanes[lane].refused(refusal, now, &self.shared.chance);
-        if let Some(error) = failed {
-            consumer.end(End::Failed(Some(error)));
+        let moved = self.note_refusal(broker, lane, refusal);
+        match lane {
+            LaneRef::Publish(lane) => {
+                self.with_lane(lane, now, |core, retries| {
+                    retries.moved = moved;
+                    core.refused_stream(refusal, retries);
+                });
+                lane.changed.notify_waiters();
+            }
+            LaneRef::Read(consumer, number) => {
+                let chance = Some(&self.shared.chance).filter(|_| !moved);
+                let failed = consumer.lock().lanes[*number].refused(refusal, now, chance);
+                if let Some(error) = failed {
+                    consumer.end(End::Failed(Some(error)));
+                }
+            }
         }
+    }
+
+    /// Learns what a refusal tells of the leader of a lane's partition. True: the lane may go to
+    /// another broker at once.
+    fn note_refusal(&mut self, broker: BrokerId, lane: &LaneRef, refusal: &Refusal) -> bool {
+        if Action::of(refusal.code) != Action::Reconnect {
+            return false;
+        }
+        let (topic, partition) = lanes::place_of(lane);
+        self.asking.doubt(topic.clone());
+        if refusal.code != ErrorCode::NotLeader.number() {
+            return false;
+        }
+        let moved = self.router.note_denial((&topic, partition), broker, refusal.leader());
+        self.lanes.news |= moved;
+        moved
     }
 
     fn refused_request(
@@ -214,12 +249,17 @@ impl Driver {
         error: ErrorFrame,
         now: Instant,
     ) -> Result<()> {
-        if let Some(Opening { owner: (id, lane), .. }) = session.openings.remove(&error.request) {
-            self.touched.insert(id);
-            self.refused_stream(&lane, &error.refusal, now);
+        if let Some(Opening { owner, .. }) = session.openings.remove(&error.request) {
+            if let Some((id, lane)) = owner {
+                self.lanes.unseat(id);
+                self.refused_stream(session.broker, &lane, &error.refusal, now);
+            }
             return Ok(());
         }
         if let Some(asked) = session.requests.remove(&error.request) {
+            if error.refusal.code == ErrorCode::NotLeader.number() {
+                self.note_topics_leader(&error.refusal);
+            }
             asked.answer(Err(Error::refused(&error.refusal)));
             return Ok(());
         }
@@ -230,6 +270,7 @@ impl Driver {
         let Some(asked) = session.requests.remove(&page.request) else {
             return Err(unasked(page.request));
         };
+        self.note_page(&asked.body, &page);
         let ReplyTo::Refresh(topic) = &asked.reply else {
             asked.answer(Ok(Answer::Page(page)));
             return Ok(());
@@ -250,6 +291,16 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// Learns who leads the topics of a page that are used, or are about to be.
+    fn note_page(&mut self, asked: &RequestBody, page: &MetadataPage) {
+        let one = matches!(asked, RequestBody::Topics { topic: Some(_), .. });
+        let news = {
+            let registry = self.shared.lock();
+            self.router.note_page(page, |topic| one || registry.topics.contains_key(topic))
+        };
+        self.lanes.news |= news;
     }
 }
 

@@ -1,87 +1,131 @@
-//! How the driver comes to lanes and what it does for them.
+//! How the driver comes to lanes, where each has its stream, and what it does for them.
 //!
-//! Owns: the order of visits, and where what a lane says goes.
+//! Owns: the order of visits, the seats, and where what a lane says goes.
 //! Never: decides what a lane sends; the lane does.
+//! Invariants: a lane with a stream, or that asked for one, has a seat at that connection; a
+//! homeless lane has none.
 
-use super::session::{Session, Wish};
+use super::links::LinkId;
+use super::router::Home;
+use super::session::Wish;
+use super::timers::Timers;
 use super::{Driver, OUT_BYTES_MAX};
 use crate::consumer::lane::Wish as ReadWish;
 use crate::consumer::shared::{ConsumerShared, End};
+use crate::error::Reason;
 use crate::publisher::shared::PublishLane;
 use crate::shared::{LaneId, LaneRef};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::time::Instant;
+use weir_protocol::frame::Frame;
+use weir_protocol::types::{Name, StreamId};
+
+/// What the driver knows of its lanes.
+#[derive(Default)]
+pub(super) struct Lanes {
+    pub(super) timers: Timers,
+    /// Lanes that frames have changed.
+    pub(super) touched: BTreeSet<LaneId>,
+    /// Lanes that a full socket keeps from sending.
+    stalled: BTreeSet<LaneId>,
+    pub(super) blocked: BTreeMap<LaneId, Reason>,
+    /// The connection that a lane has its stream on.
+    pub(super) seats: BTreeMap<LaneId, LinkId>,
+    /// Lanes that want a stream while there is nobody to ask for one, with what they are for.
+    pub(super) homeless: BTreeMap<LaneId, (Name, u32)>,
+    /// Leaders have become known that were not.
+    pub(super) news: bool,
+    frames: Vec<Frame>,
+    closing_told: bool,
+}
+
+impl Lanes {
+    pub(super) fn touch_stalled(&mut self) {
+        self.touched.append(&mut self.stalled);
+    }
+
+    /// The lane has no stream on any connection any more.
+    pub(super) fn unseat(&mut self, id: LaneId) -> Option<LinkId> {
+        self.touched.insert(id);
+        self.stalled.remove(&id);
+        self.seats.remove(&id)
+    }
+
+    fn forget(&mut self, id: LaneId) {
+        self.timers.set(id, None);
+        self.blocked.remove(&id);
+        self.stalled.remove(&id);
+        self.seats.remove(&id);
+        self.homeless.remove(&id);
+    }
+}
+
+/// What a lane is for.
+pub(super) fn place_of(lane: &LaneRef) -> (Name, u32) {
+    match lane {
+        LaneRef::Publish(lane) => (lane.topic.clone(), lane.partition),
+        LaneRef::Read(consumer, number) => {
+            let partition = consumer.lock().lanes.get(*number).map_or(0, |lane| lane.partition);
+            (consumer.topic.clone(), partition)
+        }
+    }
+}
 
 impl Driver {
     /// Visits the lanes that were rung, touched by frames, or whose time has come.
-    pub(super) fn visit_due(&mut self, mut session: Option<&mut Session>, now: Instant) {
-        let lanes = {
+    pub(super) fn visit_due(&mut self, now: Instant) {
+        let due = {
             let mut registry = self.shared.lock();
-            if registry.closing && !self.closing_told {
-                self.closing_told = true;
+            let lanes = &mut self.lanes;
+            if registry.closing && !lanes.closing_told {
+                lanes.closing_told = true;
                 registry.lanes.values().for_each(tell_closing);
-                self.touched.extend(registry.lanes.keys().copied());
+                lanes.touched.extend(registry.lanes.keys().copied());
             }
-            self.touched.append(&mut registry.rung);
-            self.timers.take_due(now, &mut self.touched);
-            let due = std::mem::take(&mut self.touched);
+            lanes.touched.append(&mut registry.rung);
+            lanes.timers.take_due(now, &mut lanes.touched);
+            let due = std::mem::take(&mut lanes.touched);
             due.into_iter()
                 .filter_map(|id| Some((id, registry.lanes.get(&id)?.clone())))
                 .collect::<Vec<_>>()
         };
-        for (id, lane) in lanes {
+        for (id, lane) in due {
             let finished = match &lane {
-                LaneRef::Publish(publish) => {
-                    self.visit_publish(id, publish, session.as_deref_mut(), now)
-                }
-                LaneRef::Read(consumer, number) => {
-                    self.visit_read(id, (consumer, *number), session.as_deref_mut(), now)
-                }
+                LaneRef::Publish(publish) => self.visit_publish(id, publish, now),
+                LaneRef::Read(consumer, number) => self.visit_read(id, (consumer, *number), now),
             };
             if finished {
-                self.timers.set(id, None);
-                self.blocked.remove(&id);
+                self.lanes.forget(id);
                 self.shared.lock().lanes.remove(&id);
             }
         }
     }
 
-    fn visit_publish(
-        &mut self,
-        id: LaneId,
-        lane: &Arc<PublishLane>,
-        session: Option<&mut Session>,
-        now: Instant,
-    ) -> bool {
+    fn visit_publish(&mut self, id: LaneId, lane: &Arc<PublishLane>, now: Instant) -> bool {
+        // The stream it has left is closed where it was, before it looks for another.
+        let left = lane.lock().take_abandoned();
+        self.leave(id, left);
+        let link = self.link_for(id, &lane.topic, lane.partition);
+        let session = link.and_then(|link| self.links.session(link));
         let room = session
-            .as_ref()
             .filter(|session| session.away.is_none())
             .map(|session| OUT_BYTES_MAX.saturating_sub(session.out.len()));
-        let visit = lane.lock().visit(now, room, &mut self.frames);
-        self.timers.set(id, visit.timer);
+        let visit = lane.lock().visit(now, room, &mut self.lanes.frames);
+        self.lanes.timers.set(id, visit.timer);
         match visit.blocked {
-            Some(reason) => self.blocked.insert(id, reason),
-            None => self.blocked.remove(&id),
+            Some(reason) => self.lanes.blocked.insert(id, reason),
+            None => self.lanes.blocked.remove(&id),
         };
         if visit.more {
-            self.stalled.insert(id);
+            self.lanes.stalled.insert(id);
         }
         if visit.finished {
             lane.changed.notify_waiters();
         }
-        let Some(session) = session else {
-            self.frames.clear();
-            return visit.finished;
-        };
-        for frame in self.frames.drain(..) {
-            session.out.push(&frame);
-        }
-        if let Some(stream) = visit.close {
-            session.close_stream(stream);
-        }
-        if visit.open {
-            session.wishes.push_back(Wish::Publisher((id, LaneRef::Publish(lane.clone()))));
-        }
+        let wish = visit.open.then(|| Wish::Publisher((id, LaneRef::Publish(lane.clone()))));
+        self.carry(id, link, visit.close, wish);
+        self.note_homeless(id, visit.waits.then(|| (lane.topic.clone(), lane.partition)));
         visit.finished
     }
 
@@ -89,9 +133,17 @@ impl Driver {
         &mut self,
         id: LaneId,
         (consumer, number): (&Arc<ConsumerShared>, usize),
-        session: Option<&mut Session>,
         now: Instant,
     ) -> bool {
+        let (left, partition) = {
+            let mut state = consumer.lock();
+            let Some(lane) = state.lanes.get_mut(number) else { return true };
+            (lane.take_abandoned(), lane.partition)
+        };
+        self.leave(id, left);
+        let link = self.link_for(id, &consumer.topic, partition);
+        let session = link.and_then(|link| self.links.session(link));
+        let connected = session.is_some_and(|session| session.away.is_none());
         let visit = {
             let mut state = consumer.lock();
             let wish = match (&state.end, state.gone) {
@@ -99,48 +151,118 @@ impl Driver {
                 (End::Drain | End::Stop, false) => ReadWish::Enough,
                 (End::No, false) => ReadWish::More,
             };
-            let connected = session.as_ref().is_some_and(|session| session.away.is_none());
             let Some(lane) = state.lanes.get_mut(number) else { return true };
-            lane.visit(now, connected, wish, &mut self.frames)
+            lane.visit(now, connected, wish, &mut self.lanes.frames)
         };
-        self.timers.set(id, visit.timer);
-        let Some(session) = session else {
-            self.frames.clear();
-            return visit.finished;
-        };
-        for frame in self.frames.drain(..) {
-            session.out.push(&frame);
-        }
-        if let Some(stream) = visit.close {
-            session.close_stream(stream);
-        }
-        if let Some((start, credit)) = visit.open {
-            let owner = (id, LaneRef::Read(consumer.clone(), number));
-            session.wishes.push_back(Wish::Consumer(owner, start, credit));
-        }
+        self.lanes.timers.set(id, visit.timer);
+        let wish = visit.open.map(|(start, credit)| {
+            Wish::Consumer((id, LaneRef::Read(consumer.clone(), number)), start, credit)
+        });
+        self.carry(id, link, visit.close, wish);
+        self.note_homeless(id, visit.waits.then(|| (consumer.topic.clone(), partition)));
         visit.finished
     }
 
-    /// The connection is gone: lanes keep what they have and ask for new streams later.
-    pub(super) fn lost(&mut self, cause: &str) {
-        tracing::debug!(cause, "the connection is lost");
-        let lanes: Vec<_> = {
-            let registry = self.shared.lock();
-            registry.lanes.iter().map(|(id, lane)| (*id, lane.clone())).collect()
-        };
-        for (id, lane) in lanes {
-            match lane {
-                LaneRef::Publish(lane) => lane.lock().lost(cause),
-                LaneRef::Read(consumer, number) => {
-                    if let Some(lane) = consumer.lock().lanes.get_mut(number) {
-                        lane.lost();
-                    }
-                }
-            }
-            self.touched.insert(id);
+    /// The lane has left this stream for another.
+    fn leave(&mut self, id: LaneId, stream: Option<StreamId>) {
+        let Some(stream) = stream else { return };
+        let link = self.lanes.seats.remove(&id);
+        if let Some(session) = link.and_then(|link| self.links.session(link)) {
+            session.close_stream(stream);
         }
-        self.blocked.clear();
-        self.stalled.clear();
+    }
+
+    /// The connection that a lane has its stream on, or where it may ask for one.
+    fn link_for(&self, id: LaneId, topic: &Name, partition: u32) -> Option<LinkId> {
+        let seat = self.lanes.seats.get(&id).copied();
+        seat.or_else(|| match self.router.home(topic, partition) {
+            Home::Broker(broker) => self.links.of_broker(broker),
+            Home::Any => self.links.any(),
+            Home::Unknown => None,
+        })
+    }
+
+    /// Brings what a visit led to onto its connection.
+    fn carry(
+        &mut self,
+        id: LaneId,
+        link: Option<LinkId>,
+        close: Option<StreamId>,
+        wish: Option<Wish>,
+    ) {
+        let Some(session) = link.and_then(|link| self.links.session(link)) else {
+            self.lanes.frames.clear();
+            return;
+        };
+        for frame in self.lanes.frames.drain(..) {
+            session.out.push(&frame);
+        }
+        if let Some(stream) = close {
+            session.close_stream(stream);
+            self.lanes.seats.remove(&id);
+        }
+        if let (Some(wish), Some(link)) = (wish, link) {
+            session.wishes.push_back(wish);
+            self.lanes.seats.insert(id, link);
+        }
+    }
+
+    fn note_homeless(&mut self, id: LaneId, place: Option<(Name, u32)>) {
+        match place {
+            Some(place) => self.lanes.homeless.insert(id, place),
+            None => self.lanes.homeless.remove(&id),
+        };
+    }
+
+    /// Leaders have become known: who sits elsewhere moves, and who waits looks again.
+    pub(super) fn rehome(&mut self) {
+        let lanes = self.lanes_where(|_| true);
+        for (id, lane, link) in lanes {
+            let (topic, partition) = place_of(&lane);
+            let Home::Broker(broker) = self.router.home(&topic, partition) else { continue };
+            let Some(session) = self.links.session(link) else { continue };
+            if session.broker != broker {
+                session.forget_lane(id);
+                self.lanes.unseat(id);
+                lose(&lane, "another broker leads the partition");
+            }
+        }
+        let homeless = self.lanes.homeless.keys().copied();
+        self.lanes.touched.extend(homeless);
+    }
+
+    /// A connection is gone: its lanes keep what they have and ask for new streams elsewhere.
+    pub(super) fn lose_lanes(&mut self, gone: LinkId, cause: &str) {
+        for (id, lane, _) in self.lanes_where(|link| link == gone) {
+            lose(&lane, cause);
+            self.lanes.unseat(id);
+            self.lanes.blocked.remove(&id);
+        }
+    }
+
+    /// Lanes with a seat at a connection that `fits`.
+    fn lanes_where(&self, fits: impl Fn(LinkId) -> bool) -> Vec<(LaneId, LaneRef, LinkId)> {
+        let registry = self.shared.lock();
+        let seats = self.lanes.seats.iter().filter(|(_, link)| fits(**link));
+        seats.filter_map(|(id, link)| Some((*id, registry.lanes.get(id)?.clone(), *link))).collect()
+    }
+
+    /// A connection is there: whoever has no stream looks again.
+    pub(super) fn touch_unseated(&mut self) {
+        let registry = self.shared.lock();
+        let unseated = registry.lanes.keys().filter(|id| !self.lanes.seats.contains_key(id));
+        self.lanes.touched.extend(unseated);
+    }
+}
+
+fn lose(lane: &LaneRef, cause: &str) {
+    match lane {
+        LaneRef::Publish(lane) => lane.lock().lost(cause),
+        LaneRef::Read(consumer, number) => {
+            if let Some(lane) = consumer.lock().lanes.get_mut(*number) {
+                lane.lost();
+            }
+        }
     }
 }
 

@@ -12,8 +12,6 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWrite};
-use tokio::sync::Notify;
-use tokio::time::{Instant, Sleep};
 use weir_protocol::codec::{DecodeError, Decoder, EncodeBuf};
 use weir_protocol::error_code::{Action, ErrorCode};
 use weir_protocol::frame::{Auth, Frame, Hello, PeerLimits, Welcome};
@@ -29,8 +27,6 @@ const READ_BYTES_MIN: usize = 8 << 10;
 const READ_BYTES_MAX: usize = 1 << 20;
 /// Pieces of one vectored write.
 const WRITE_SLICES_MAX: usize = 64;
-/// A timer that never fires within the life of a process.
-const FAR: Duration = Duration::from_secs(365 * 24 * 3_600);
 
 /// What one turn of a connection did.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +44,6 @@ pub(crate) struct Link {
     decoder: Decoder,
     /// What the last frame took: the next read expects as much.
     expected: usize,
-    timer: Pin<Box<Sleep>>,
 }
 
 impl Link {
@@ -58,7 +53,6 @@ impl Link {
             input: BytesMut::new(),
             decoder: Decoder::new(HANDSHAKE_FRAME_BYTES_MAX),
             expected: READ_BYTES_MIN,
-            timer: Box::pin(tokio::time::sleep(FAR)),
         }
     }
 
@@ -73,27 +67,16 @@ impl Link {
         Ok(frame)
     }
 
-    /// Reads, writes, or wakes up: whatever can be done first, and all that can be done at once.
-    pub(crate) async fn turn(
+    /// Reads and writes what can be read and written at once.
+    pub(crate) fn poll_turn(
         &mut self,
+        cx: &mut Context<'_>,
         out: &mut EncodeBuf,
-        bell: &Notify,
-        until: Option<Instant>,
-    ) -> io::Result<Turn> {
-        let until = until.unwrap_or_else(|| Instant::now() + FAR);
-        if self.timer.deadline() != until {
-            self.timer.as_mut().reset(until);
-        }
-        let mut rung = pin!(bell.notified());
-        poll_fn(|cx| {
-            let mut turn = Turn::default();
-            let mut turned = self.poll_write(cx, out, &mut turn)?;
-            turned |= self.poll_read(cx, &mut turn)?;
-            turned |= rung.as_mut().poll(cx).is_ready();
-            turned |= self.timer.as_mut().poll(cx).is_ready();
-            if turned { Poll::Ready(Ok(turn)) } else { Poll::Pending }
-        })
-        .await
+    ) -> Poll<io::Result<Turn>> {
+        let mut turn = Turn::default();
+        let wrote = self.poll_write(cx, out, &mut turn)?;
+        let read = self.poll_read(cx, &mut turn)?;
+        if wrote || read { Poll::Ready(Ok(turn)) } else { Poll::Pending }
     }
 
     fn poll_write(
@@ -151,10 +134,9 @@ impl Link {
         let mut out = EncodeBuf::new();
         out.push(&Frame::Hello(hello(client_name)));
         out.push(&Frame::Auth(Auth { method: "anonymous".to_owned(), content: Bytes::new() }));
-        let silent = Notify::new();
         let mut welcome = None;
         loop {
-            let turn = self.turn(&mut out, &silent, None).await;
+            let turn = poll_fn(|cx| self.poll_turn(cx, &mut out)).await;
             let turn = turn.map_err(|error| unreachable(error.to_string()))?;
             while let Some(frame) = self.decode().map_err(|error| garbled(&error))? {
                 match frame {

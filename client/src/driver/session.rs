@@ -3,7 +3,7 @@
 //! Owns: the numbers of streams and requests, and who they belong to.
 //! Never: touches the socket; frames go into `out`.
 
-use crate::shared::{LaneId, LaneRef, Request, RequestBody};
+use crate::shared::{LaneId, LaneRef, ReplyTo, Request, RequestBody};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -13,14 +13,15 @@ use weir_protocol::frame::{
     Welcome,
 };
 use weir_protocol::limits::DEAD_AFTER_MS;
-use weir_protocol::types::{PartitionId, RequestId, StreamId};
+use weir_protocol::types::{BrokerId, Name, PartitionId, RequestId, StreamId};
 
 /// A lane with its number.
 pub(crate) type Owner = (LaneId, LaneRef);
 
 /// A stream that is asked for.
 pub(crate) struct Opening {
-    pub(crate) owner: Owner,
+    /// None: its lane has gone elsewhere meanwhile.
+    pub(crate) owner: Option<Owner>,
     pub(crate) stream: StreamId,
 }
 
@@ -28,6 +29,14 @@ pub(crate) struct Opening {
 pub(crate) enum Wish {
     Publisher(Owner),
     Consumer(Owner, Start, Grant),
+}
+
+impl Wish {
+    fn lane(&self) -> LaneId {
+        match self {
+            Self::Publisher((id, _)) | Self::Consumer((id, _), ..) => *id,
+        }
+    }
 }
 
 /// The broker shuts down.
@@ -38,6 +47,11 @@ pub(crate) struct Away {
 
 /// One connection behind its handshake.
 pub(crate) struct Session {
+    /// Who is at the other end.
+    pub(crate) broker: BrokerId,
+    pub(crate) began: Instant,
+    /// Since when no lane has anything here.
+    idle_since: Option<Instant>,
     pub(crate) out: EncodeBuf,
     pub(crate) streams: BTreeMap<StreamId, Owner>,
     pub(crate) openings: BTreeMap<RequestId, Opening>,
@@ -56,6 +70,9 @@ impl Session {
     pub(crate) fn new(welcome: &Welcome, now: Instant) -> Self {
         let limits = &welcome.limits;
         Self {
+            broker: welcome.broker_id,
+            began: now,
+            idle_since: None,
             out: EncodeBuf::new(),
             streams: BTreeMap::new(),
             openings: BTreeMap::new(),
@@ -100,7 +117,7 @@ impl Session {
             };
             if let Some(frame) = frame {
                 self.out.push(&frame);
-                self.openings.insert(request, Opening { owner, stream });
+                self.openings.insert(request, Opening { owner: Some(owner), stream });
             }
         }
     }
@@ -137,6 +154,46 @@ impl Session {
         if self.streams.remove(&stream).is_some() {
             self.out.push(&Frame::CloseStream(stream));
         }
+    }
+
+    /// A lane goes elsewhere: it is owed nothing here any more.
+    pub(crate) fn forget_lane(&mut self, lane: LaneId) {
+        self.wishes.retain(|wish| wish.lane() != lane);
+        for opening in self.openings.values_mut() {
+            opening.owner.take_if(|(id, _)| *id == lane);
+        }
+        let streams = self.streams.iter().filter(|(_, (id, _))| *id == lane);
+        for stream in streams.map(|(stream, _)| *stream).collect::<Vec<_>>() {
+            self.close_stream(stream);
+        }
+    }
+
+    /// Whether this topic was asked about and the answer is not there.
+    pub(crate) fn refreshes(&self, topic: &Name) -> bool {
+        let asks =
+            |request: &Request| matches!(&request.reply, ReplyTo::Refresh(of) if of == topic);
+        self.requests.values().any(asks)
+    }
+
+    /// Whether a lane waits here for an answer to something it sent.
+    pub(crate) fn has_flight(&self) -> bool {
+        self.streams.values().any(|(_, lane)| match lane {
+            LaneRef::Publish(lane) => lane.lock().has_flight(),
+            LaneRef::Read(..) => false,
+        })
+    }
+
+    /// For how long nothing was wanted of this connection.
+    pub(crate) fn idle_for(&mut self, now: Instant) -> Duration {
+        let idle = self.streams.is_empty()
+            && self.openings.is_empty()
+            && self.wishes.is_empty()
+            && self.requests.values().all(|asked| matches!(asked.reply, ReplyTo::Refresh(_)));
+        if !idle {
+            self.idle_since = None;
+            return Duration::ZERO;
+        }
+        now.saturating_duration_since(*self.idle_since.get_or_insert(now))
     }
 
     pub(crate) fn go_away(&mut self, away: &GoAway, now: Instant) {

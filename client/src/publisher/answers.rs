@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use weir_protocol::error_code::{Action, ErrorCode, Outcome};
 use weir_protocol::frame::{Frame, Grant, Published, PublisherOpened, Refusal, Refused, Revoke};
-use weir_protocol::types::{ProducerId, StreamId};
+use weir_protocol::types::{BrokerId, ProducerId, StreamId};
 
 /// How often a batch is sent again because it arrived damaged.
 const DAMAGED_ATTEMPTS_MAX: u32 = 3;
@@ -24,6 +24,8 @@ pub(crate) struct Retries<'a> {
     pub(crate) budget: &'a mut RetryBudget,
     pub(crate) chance: &'a Chance,
     pub(crate) now: Instant,
+    /// What is refused may go to another broker at once.
+    pub(crate) moved: bool,
 }
 
 impl LaneCore {
@@ -40,6 +42,7 @@ impl LaneCore {
     /// The broker opened the stream.
     pub(crate) fn opened(
         &mut self,
+        broker: BrokerId,
         stream: StreamId,
         opened: &PublisherOpened,
         retries: &mut Retries<'_>,
@@ -49,23 +52,18 @@ impl LaneCore {
         let same =
             identity.id == self.line.identity.id && opened.next_sequence.0 >= self.line.stored_end;
         let was_known = std::mem::replace(&mut self.line.known, true);
+        let moved = std::mem::replace(&mut self.line.broker, broker) != broker;
         self.line.identity = identity;
         self.line.stored_end = opened.next_sequence.0;
         self.phase = Phase::Open(stream);
         self.credit = Default::default();
         self.signals.demanded = 0;
         self.signals.reason = None;
+        self.signals.moved = false;
         if was_known && !same {
             self.give_up_unknown();
         }
-        // The broker told where it stands when nothing of this producer was under way any more.
-        let stored_end = self.line.stored_end;
-        for batch in self.flight.iter_mut().filter(|batch| batch.base_sequence().0 >= stored_end) {
-            if batch.is_unknown() {
-                batch.answer = Some(Answer::Behind);
-                batch.in_doubt = false;
-            }
-        }
+        self.heed_opening(moved);
         if self.flight.is_empty() {
             self.line.next_sequence = self.line.stored_end;
             self.flow = Flow::Free;
@@ -73,6 +71,30 @@ impl LaneCore {
             self.flow = Flow::Free; // to ask for those first
         } else {
             self.regroup(retries);
+        }
+    }
+
+    /// What a new stream says of batches that were sent on others.
+    fn heed_opening(&mut self, moved: bool) {
+        let stored_end = self.line.stored_end;
+        let mut behind_gap = false;
+        for batch in self.flight.iter_mut() {
+            let told = match &batch.answer {
+                // The broker told where it stands when nothing of this producer was under way any
+                // more. Of another broker, which may lead again, it knows no such thing; but none
+                // stores what stands behind a gap.
+                Some(Answer::Unknown(_)) => {
+                    behind_gap || (!moved && batch.base_sequence().0 >= stored_end)
+                }
+                // This is where it was sent to.
+                Some(Answer::NotStored(refusal)) => Action::of(refusal.code) == Action::Reconnect,
+                Some(Answer::Behind) | None => false,
+            };
+            behind_gap |= matches!(batch.answer, Some(Answer::NotStored(_) | Answer::Behind));
+            if told {
+                batch.answer = Some(Answer::Behind);
+                batch.in_doubt = false;
+            }
         }
     }
 
@@ -91,6 +113,7 @@ impl LaneCore {
     /// The broker did not open the stream, or ended it.
     pub(crate) fn refused_stream(&mut self, refusal: &Refusal, retries: &mut Retries<'_>) {
         self.detach();
+        self.signals.moved |= retries.moved;
         match Action::of(refusal.code) {
             Action::Wait | Action::StopTopic | Action::Reconnect | Action::Unknown => {
                 self.reopen_after(refusal.retry_after_ms, retries);
@@ -130,9 +153,13 @@ impl LaneCore {
     }
 
     fn reopen_after(&mut self, hint_ms: u32, retries: &mut Retries<'_>) {
-        let hint = Duration::from_millis(u64::from(hint_ms));
-        let delay = hint.max(self.backoff.next(retries.chance));
-        self.phase = Phase::Idle { reopen_at: Some(retries.now + delay) };
+        let reopen_at = if std::mem::take(&mut self.signals.moved) {
+            None
+        } else {
+            let hint = Duration::from_millis(u64::from(hint_ms));
+            Some(retries.now + hint.max(self.backoff.next(retries.chance)))
+        };
+        self.phase = Phase::Idle { reopen_at };
     }
 
     /// What may be sent from now on.
@@ -182,6 +209,7 @@ impl LaneCore {
     pub(crate) fn refused(&mut self, refused: &Refused, retries: &mut Retries<'_>) -> bool {
         self.granted(&refused.grant);
         let Some(at) = self.find(refused.base_sequence.0) else { return false };
+        self.signals.moved |= retries.moved;
         let refusal = refused.refusal.clone();
         self.note_cause(Error::refused(&refusal).to_string());
         let gap = refusal.code == ErrorCode::SequenceGap.number();
@@ -303,6 +331,8 @@ impl LaneCore {
         match Action::of(refusal.code) {
             Action::Resync if batch.attempts >= DAMAGED_ATTEMPTS_MAX => error(),
             Action::Wait | Action::StopTopic if self.options.on_full == OnFull::Fail => error(),
+            // It was never taken: elsewhere it is a first attempt.
+            Action::Reconnect if refusal.code == ErrorCode::NotLeader.number() => None,
             Action::Wait
             | Action::StopTopic
             | Action::Reconnect

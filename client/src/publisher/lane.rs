@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use weir_protocol::error_code::{ErrorCode, Outcome};
 use weir_protocol::frame::{Demand, Frame, Publish};
-use weir_protocol::types::{ProducerId, Sequence, StreamId};
+use weir_protocol::types::{BrokerId, ProducerId, Sequence, StreamId};
 
 /// A lane that sends nothing for this long gives its credit back.
 const IDLE_AFTER: Duration = Duration::from_millis(500);
@@ -81,6 +81,8 @@ pub(crate) struct Identity {
 pub(crate) struct Visit {
     /// Ask for a stream.
     pub(crate) open: bool,
+    /// It would ask for a stream if there were anybody to ask.
+    pub(crate) waits: bool,
     /// End this stream.
     pub(crate) close: Option<StreamId>,
     /// Visit again then, at the latest.
@@ -115,6 +117,8 @@ pub(crate) struct LaneCore {
 #[derive(Debug, Default)]
 pub(super) struct Line {
     pub(super) identity: Identity,
+    /// Who opened the last stream.
+    pub(super) broker: BrokerId,
     /// Of the next batch that is sent for the first time.
     pub(super) next_sequence: u64,
     /// Behind the last record that is known to be stored.
@@ -144,6 +148,8 @@ pub(super) struct Signals {
     causes: VecDeque<String>,
     /// A stream to end because the lane opens another.
     pub(super) abandoned: Option<StreamId>,
+    /// Another broker leads: the lane goes there without a pause.
+    pub(super) moved: bool,
 }
 
 impl LaneCore {
@@ -314,6 +320,11 @@ impl LaneCore {
         }
     }
 
+    /// The stream that the lane has left, once.
+    pub(crate) fn take_abandoned(&mut self) -> Option<StreamId> {
+        self.signals.abandoned.take()
+    }
+
     /// Does what is due: expires, closes, sends. `room` = bytes that the socket's queue takes;
     /// none = there is no connection.
     pub(crate) fn visit(
@@ -324,7 +335,7 @@ impl LaneCore {
     ) -> Visit {
         self.signals.rung = false;
         self.expire(now);
-        let mut visit = Visit { close: self.signals.abandoned.take(), ..Visit::default() };
+        let mut visit = Visit { close: self.take_abandoned(), ..Visit::default() };
         match self.phase {
             Phase::Over(_) => visit.finished = true,
             Phase::Idle { reopen_at } => {
@@ -335,6 +346,8 @@ impl LaneCore {
                 } else if wanted && due && room.is_some() {
                     self.phase = Phase::Opening;
                     visit.open = true;
+                } else {
+                    visit.waits = wanted && due;
                 }
             }
             Phase::Opening => {}

@@ -6,10 +6,13 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test's broker may panic")]
 
+pub mod cluster;
+
 use bytes::{Bytes, BytesMut};
+use cluster::Told;
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 use weir_client::seams::{BoxFuture, Connector, Duplex, WallClock};
@@ -92,25 +95,14 @@ impl Network {
     /// The next connection, behind its handshake.
     pub async fn accept(&mut self) -> Peer {
         let mut peer = self.accept_raw().await;
-        let Frame::Hello(hello) = peer.read().await else { panic!("HELLO comes first") };
-        assert_eq!(hello.client_name, "test");
-        let Frame::Auth(auth) = peer.read().await else { panic!("AUTH comes second") };
-        assert_eq!(auth.method, "anonymous");
-        peer.send(Frame::Welcome(welcome())).await;
-        peer.send(Frame::Ready).await;
+        peer.shake_hands(welcome()).await;
         peer
     }
 
     /// The next connection, before its handshake.
     pub async fn accept_raw(&mut self) -> Peer {
         let stream = self.incoming.recv().await.expect("the client connects");
-        Peer {
-            stream,
-            input: BytesMut::new(),
-            decoder: Decoder::new(FRAME_BYTES_MAX),
-            topic: self.topic.clone(),
-            early: VecDeque::new(),
-        }
+        Peer::new(stream, self.topic.clone())
     }
 }
 
@@ -139,11 +131,48 @@ pub struct Peer {
     input: BytesMut,
     decoder: Decoder,
     pub topic: TopicView,
+    /// What is told of topics, where several brokers tell it; `topic` otherwise.
+    pub told: Option<Arc<Mutex<Told>>>,
+    /// How often it was asked about topics.
+    pub asked: usize,
     /// Frames that were read while another was looked for.
     early: VecDeque<Frame>,
 }
 
 impl Peer {
+    fn new(stream: DuplexStream, topic: TopicView) -> Self {
+        Self {
+            stream,
+            input: BytesMut::new(),
+            decoder: Decoder::new(FRAME_BYTES_MAX),
+            topic,
+            told: None,
+            asked: 0,
+            early: VecDeque::new(),
+        }
+    }
+
+    async fn shake_hands(&mut self, welcome: Welcome) {
+        let Frame::Hello(hello) = self.read().await else { panic!("HELLO comes first") };
+        assert_eq!(hello.client_name, "test");
+        let Frame::Auth(auth) = self.read().await else { panic!("AUTH comes second") };
+        assert_eq!(auth.method, "anonymous");
+        self.send(Frame::Welcome(welcome)).await;
+        self.send(Frame::Ready).await;
+    }
+
+    /// What it says of its topics.
+    fn page(&self, request: RequestId) -> MetadataPage {
+        let (topics, brokers) = match &self.told {
+            Some(told) => {
+                let told = told.lock().unwrap();
+                (vec![told.topic.clone()], told.brokers.clone())
+            }
+            None => (vec![self.topic.clone()], Vec::new()),
+        };
+        MetadataPage { request, more: false, topics, brokers }
+    }
+
     async fn read(&mut self) -> Frame {
         self.read_or_end().await.expect("the client keeps the connection")
     }
@@ -169,14 +198,30 @@ impl Peer {
             match self.read().await {
                 Frame::Heartbeat => {}
                 Frame::Metadata(asked) => {
-                    let topics = vec![self.topic.clone()];
-                    let (request, brokers) = (asked.request, Vec::new());
-                    let page = MetadataPage { request, more: false, topics, brokers };
+                    self.asked += 1;
+                    let page = self.page(asked.request);
                     self.send(Frame::MetadataPage(page)).await;
                 }
                 frame => return frame,
             }
         }
+    }
+
+    /// Answers questions about topics until the client closes the connection; returns what else
+    /// came.
+    pub async fn serve(mut self) -> Vec<Frame> {
+        let mut all = Vec::from(std::mem::take(&mut self.early));
+        while let Some(frame) = self.read_or_end().await {
+            match frame {
+                Frame::Heartbeat => {}
+                Frame::Metadata(asked) => {
+                    let page = self.page(asked.request);
+                    self.send(Frame::MetadataPage(page)).await;
+                }
+                frame => all.push(frame),
+            }
+        }
+        all
     }
 
     pub async fn send(&mut self, frame: Frame) {

@@ -280,7 +280,7 @@ impl World {
         if hostile && self.broker.stream.is_some() && self.random.u32(..300) == 0 {
             let refusal = Refusal::new(ErrorCode::Recovering, "");
             self.broker.closed();
-            assert!(self.lane.refused(&refusal, Instant::now(), &self.chance).is_none());
+            assert!(self.lane.refused(&refusal, Instant::now(), Some(&self.chance)).is_none());
             self.touched = true;
         }
         tokio::time::advance(HOP).await;

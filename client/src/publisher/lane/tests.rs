@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use weir_protocol::batch::RecordIter;
 use weir_protocol::frame::{Grant, Published, PublisherOpened, Refusal, Refused, StoredRange};
 use weir_protocol::limits::BATCH_BYTES_TARGET;
-use weir_protocol::types::{Offset, RequestId};
+use weir_protocol::types::{BrokerId, Offset, RequestId};
 
 /// Between a frame's sending and its arrival.
 const HOP: Duration = Duration::from_millis(1);
@@ -23,6 +23,8 @@ struct Broker {
     /// Refuses, forgets, loses; otherwise it does what it is asked.
     hostile: bool,
     log: Vec<u64>,
+    /// Another one leads from time to time, with the same log.
+    id: BrokerId,
     producer: u64,
     /// By sequence: offsets of what the producer has stored.
     stored: Vec<u64>,
@@ -42,6 +44,7 @@ impl Broker {
             random: fastrand::Rng::with_seed(seed),
             hostile: true,
             log: Vec::new(),
+            id: BrokerId(1),
             producer: 1,
             stored: Vec::new(),
             told: false,
@@ -71,6 +74,9 @@ impl Broker {
     fn opened(&mut self, identity: Option<Identity>) -> PublisherOpened {
         self.stream += 1;
         (self.open, self.limit, self.spent) = (true, 0, 0);
+        if self.chance(30) {
+            self.id.0 += 1;
+        }
         if self.chance(10) {
             self.forget();
         }
@@ -272,10 +278,11 @@ impl World {
         let Some(frame) = self.broker.answers.pop_front() else { return };
         self.touched = true;
         let now = Instant::now();
-        let mut retries = Retries { budget: &mut self.budget, chance: &self.chance, now };
+        let (budget, chance, moved) = (&mut self.budget, &self.chance, self.random.bool());
+        let mut retries = Retries { budget, chance, now, moved };
         match frame {
             Frame::PublisherOpened(opened) => {
-                self.core.opened(opened.stream, &opened, &mut retries);
+                self.core.opened(self.broker.id, opened.stream, &opened, &mut retries);
             }
             Frame::Published(published) => {
                 self.core.published(&published, &mut retries);
