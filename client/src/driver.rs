@@ -97,7 +97,7 @@ impl Driver {
             if self.is_done() {
                 break;
             }
-            let timer = self.timer();
+            let timer = self.timer(now);
             self.links.turn(&shared.bell, timer, &mut events).await;
             let now = Instant::now();
             for (id, turn) in events.turns.drain(..) {
@@ -128,9 +128,9 @@ impl Driver {
     }
 
     /// When to come back without being told.
-    fn timer(&self) -> Instant {
+    fn timer(&self, now: Instant) -> Instant {
         let lanes = self.lanes.timers.first();
-        let sessions = self.links.sessions().map(|session| session.timer()).min();
+        let sessions = self.links.sessions().map(|session| session.timer(now)).min();
         let timers = [lanes, sessions, Some(self.ask_timer()), self.dial_timer()];
         timers.into_iter().flatten().min().unwrap_or_else(|| self.ask_timer())
     }
@@ -186,6 +186,7 @@ impl Driver {
             let several = self.links.len() > 1;
             let Some(session) = self.links.session(id) else { continue };
             session.grant_wishes();
+            session.judge(now);
             let ended = if !session.keep_alive(now) {
                 Ended::lost("the broker was silent for too long")
             } else if let Some(away) = &session.away

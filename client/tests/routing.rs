@@ -280,6 +280,31 @@ async fn a_page_of_a_newer_term_moves_a_lane_whose_leader_says_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_leader_that_freezes_is_left_as_soon_as_others_name_another() {
+    let (cluster, [_one, mut two, mut three], client, mut frozen) = three().await;
+    let publisher = publisher(&client, &mut frozen).await;
+    let receipt = publisher.send("a").await.unwrap();
+    let sent = frozen.next_publish().await;
+    let frozen_at = Instant::now();
+    cluster.tell(|told| told.leads(0, 3, 6));
+    // Whoever it is that is asked names the leader.
+    let (mut leader, other) = tokio::select! {
+        peer = two.accept() => {
+            let serving = tokio::spawn(peer.serve());
+            (three.accept().await, Some(serving))
+        }
+        peer = three.accept() => (peer, None),
+    };
+    leader.open_publisher(0, MIB).await;
+    let again = leader.next_publish().await;
+    assert_eq!((again.header.base_sequence, &again.body), (sent.header.base_sequence, &sent.body));
+    leader.store(&again, MIB).await;
+    receipt.await.unwrap();
+    assert!(frozen_at.elapsed() < Duration::from_secs(5), "{:?}", frozen_at.elapsed());
+    drop((frozen, other));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_broker_that_goes_away_is_left_for_the_next_leader_at_once() {
     let (cluster, [_one, mut two, _three], client, mut old) = three().await;
     let publisher = publisher(&client, &mut old).await;

@@ -6,6 +6,7 @@
 //! growing pauses.
 
 use super::Driver;
+use super::lanes::place_of;
 use crate::retry::Backoff;
 use crate::shared::{ReplyTo, Request, RequestBody};
 use std::collections::BTreeSet;
@@ -83,8 +84,10 @@ impl Driver {
 
     /// Whether somebody waits to learn of a leader, and there is a broker that may tell.
     fn seeks_leaders(&self) -> bool {
-        let wanted = !self.lanes.homeless.is_empty() || !self.asking.doubted.is_empty();
-        wanted && self.links.any().is_some()
+        let wanted = !self.lanes.homeless.is_empty()
+            || !self.asking.doubted.is_empty()
+            || self.links.sessions().any(|session| session.suspect);
+        wanted && self.links.has_sound()
     }
 
     fn plan_leaders(&mut self, now: Instant) {
@@ -102,6 +105,10 @@ impl Driver {
         let homeless = self.lanes.homeless.values().map(|(topic, _)| topic.clone());
         self.asking.due.extend(homeless);
         self.asking.due.append(&mut self.asking.doubted);
+        for session in self.links.sessions().filter(|session| session.suspect) {
+            let lanes = session.lanes().map(|lane| place_of(lane).0);
+            self.asking.due.extend(lanes);
+        }
     }
 
     fn ask_about_topics(&mut self) {
@@ -110,7 +117,9 @@ impl Driver {
         }
         let links = &mut self.links;
         self.asking.due.retain(|topic| {
-            let session = links.next_of(|session| session.has_slot() && !session.refreshes(topic));
+            let session = links.next_of(|session| {
+                session.has_slot() && !session.suspect && !session.refreshes(topic)
+            });
             let Some(session) = session else { return true };
             let body = RequestBody::Topics { topic: Some(topic.clone()), after: None };
             session.ask(Request { body, reply: ReplyTo::Refresh(topic.clone()) });

@@ -106,10 +106,10 @@ impl Driver {
 
     /// The endpoint to try next while no broker can be asked for anything.
     fn next_endpoint(&self) -> Option<Endpoint> {
-        if self.links.any().is_some() || self.links.dials_for_any() >= DIALS_MAX {
+        if self.links.has_sound() || self.links.dials_for_any() >= DIALS_MAX {
             return None;
         }
-        // A broker that goes away alone is waited for.
+        // The only broker there is is waited for.
         let alone = self.router.addresses().count() < 2;
         if alone && !self.links.is_empty() {
             return None;

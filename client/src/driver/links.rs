@@ -113,6 +113,11 @@ impl Links {
         self.find(|session| session.away.is_none())
     }
 
+    /// Whether some broker can be asked who leads, and is likely to know.
+    pub(crate) fn has_sound(&self) -> bool {
+        self.find(|session| session.away.is_none() && !session.suspect).is_some()
+    }
+
     fn find(&self, fits: impl Fn(&Session) -> bool) -> Option<LinkId> {
         self.connected.iter().find(|(_, one)| fits(&one.session)).map(|(id, _)| *id)
     }

@@ -15,6 +15,9 @@ use weir_protocol::frame::{
 use weir_protocol::limits::DEAD_AFTER_MS;
 use weir_protocol::types::{BrokerId, Name, PartitionId, RequestId, StreamId};
 
+/// A broker that owes an answer and says nothing for this long may be cut off from the others.
+const SUSPECT_AFTER: Duration = Duration::from_secs(3);
+
 /// A lane with its number.
 pub(crate) type Owner = (LaneId, LaneRef);
 
@@ -52,6 +55,10 @@ pub(crate) struct Session {
     pub(crate) began: Instant,
     /// Since when no lane has anything here.
     idle_since: Option<Instant>,
+    /// Since when the broker owes an answer and says nothing.
+    owes_since: Option<Instant>,
+    /// That is too long: others are asked what they know.
+    pub(crate) suspect: bool,
     pub(crate) out: EncodeBuf,
     pub(crate) streams: BTreeMap<StreamId, Owner>,
     pub(crate) openings: BTreeMap<RequestId, Opening>,
@@ -73,6 +80,8 @@ impl Session {
             broker: welcome.broker_id,
             began: now,
             idle_since: None,
+            owes_since: None,
+            suspect: false,
             out: EncodeBuf::new(),
             streams: BTreeMap::new(),
             openings: BTreeMap::new(),
@@ -175,12 +184,35 @@ impl Session {
         self.requests.values().any(asks)
     }
 
+    /// The lanes that have a stream here, or have asked for one.
+    pub(crate) fn lanes(&self) -> impl Iterator<Item = &LaneRef> {
+        let opening = self.openings.values().filter_map(|opening| opening.owner.as_ref());
+        self.streams.values().chain(opening).map(|(_, lane)| lane)
+    }
+
     /// Whether a lane waits here for an answer to something it sent.
     pub(crate) fn has_flight(&self) -> bool {
         self.streams.values().any(|(_, lane)| match lane {
             LaneRef::Publish(lane) => lane.lock().has_flight(),
             LaneRef::Read(..) => false,
         })
+    }
+
+    /// Whether the broker has been silent for so long, owing an answer, that it is suspect.
+    pub(crate) fn judge(&mut self, now: Instant) {
+        let silent = now >= self.heard_at + SUSPECT_AFTER;
+        if !silent || !self.owes() {
+            (self.owes_since, self.suspect) = (None, false);
+            return;
+        }
+        // What waits for the socket is owed nothing before now.
+        let sent_at = if self.out.is_empty() { self.sent_at.max(self.heard_at) } else { now };
+        let since = *self.owes_since.get_or_insert(sent_at);
+        self.suspect = now >= since + SUSPECT_AFTER;
+    }
+
+    fn owes(&self) -> bool {
+        !self.openings.is_empty() || !self.requests.is_empty() || self.has_flight()
     }
 
     /// For how long nothing was wanted of this connection.
@@ -218,13 +250,13 @@ impl Session {
     }
 
     /// When to look again without being told.
-    pub(crate) fn timer(&self) -> Instant {
+    pub(crate) fn timer(&self, now: Instant) -> Instant {
         let beat = self.sent_at + self.heartbeat;
         let next = if self.out.is_empty() { beat.min(self.dead_at()) } else { self.dead_at() };
-        match &self.away {
-            Some(away) => next.min(away.deadline),
-            None => next,
-        }
+        let judged = self.owes_since.unwrap_or(self.heard_at) + SUSPECT_AFTER;
+        let judged = Some(judged).filter(|at| *at > now);
+        let away = self.away.as_ref().map(|away| away.deadline);
+        judged.into_iter().chain(away).fold(next, Instant::min)
     }
 }
 
