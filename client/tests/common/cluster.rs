@@ -67,17 +67,18 @@ pub struct Broker {
     told: Arc<Mutex<Told>>,
 }
 
-/// Brokers that tell the same, at first.
+/// Three brokers that tell the same, at first.
 pub struct Cluster {
     hosts: Arc<Hosts>,
-    told: Arc<Mutex<Told>>,
+    /// By broker.
+    told: [Arc<Mutex<Told>>; 3],
 }
 
 impl Cluster {
     /// Three brokers, all of them up, with a topic `orders` whose partitions these of them lead,
     /// each in its term; 0 = nobody.
     pub fn new(leaders: &[(u64, u64)]) -> (Self, [Broker; 3]) {
-        let told = Arc::new(Mutex::new(Told::new(leaders)));
+        let told = [(); 3].map(|()| Arc::new(Mutex::new(Told::new(leaders))));
         let cluster = Self { hosts: Arc::default(), told };
         let brokers = [1, 2, 3].map(|id| cluster.start(id));
         (cluster, brokers)
@@ -87,7 +88,7 @@ impl Cluster {
     pub fn start(&self, id: u64) -> Broker {
         let (sender, incoming) = mpsc::unbounded_channel();
         self.hosts.0.lock().unwrap().insert(format!("b{id}"), sender);
-        Broker { id, incoming, told: self.told.clone() }
+        Broker { id, incoming, told: self.told[id as usize - 1].clone() }
     }
 
     /// Nobody reaches this broker any more; its connections are the test's to drop.
@@ -96,8 +97,13 @@ impl Cluster {
     }
 
     /// What every broker tells from now on.
-    pub fn tell(&self, change: impl FnOnce(&mut Told)) {
-        change(&mut self.told.lock().unwrap());
+    pub fn tell(&self, change: impl Fn(&mut Told)) {
+        self.told.iter().for_each(|told| change(&mut told.lock().unwrap()));
+    }
+
+    /// What one broker tells from now on.
+    pub fn tell_at(&self, id: u64, change: impl FnOnce(&mut Told)) {
+        change(&mut self.told[id as usize - 1].lock().unwrap());
     }
 
     /// A client that was given these brokers to begin with.
@@ -115,6 +121,11 @@ impl Cluster {
 impl Broker {
     /// The next connection, behind its handshake.
     pub async fn accept(&mut self) -> Peer {
+        self.try_accept().await.expect("the client says hello")
+    }
+
+    /// The same; none when the client gave up in between.
+    pub async fn try_accept(&mut self) -> Option<Peer> {
         let stream = self.incoming.recv().await.expect("the client connects");
         let told = self.told.clone();
         let mut peer = Peer::new(stream, told.lock().unwrap().topic.clone());
@@ -124,8 +135,7 @@ impl Broker {
             broker_name: format!("weir-{}", self.id),
             ..welcome()
         };
-        peer.shake_hands(welcome).await;
-        peer
+        peer.shake_hands(welcome).await.then_some(peer)
     }
 
     /// Whether nobody connects for this long.

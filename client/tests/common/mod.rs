@@ -95,7 +95,7 @@ impl Network {
     /// The next connection, behind its handshake.
     pub async fn accept(&mut self) -> Peer {
         let mut peer = self.accept_raw().await;
-        peer.shake_hands(welcome()).await;
+        assert!(peer.shake_hands(welcome()).await, "the client says hello");
         peer
     }
 
@@ -152,13 +152,17 @@ impl Peer {
         }
     }
 
-    async fn shake_hands(&mut self, welcome: Welcome) {
-        let Frame::Hello(hello) = self.read().await else { panic!("HELLO comes first") };
+    /// False: the client gave up before it had said everything.
+    async fn shake_hands(&mut self, welcome: Welcome) -> bool {
+        let Some(frame) = self.read_or_end().await else { return false };
+        let Frame::Hello(hello) = frame else { panic!("HELLO comes first, not {frame:?}") };
         assert_eq!(hello.client_name, "test");
-        let Frame::Auth(auth) = self.read().await else { panic!("AUTH comes second") };
+        let Some(frame) = self.read_or_end().await else { return false };
+        let Frame::Auth(auth) = frame else { panic!("AUTH comes second, not {frame:?}") };
         assert_eq!(auth.method, "anonymous");
         self.send(Frame::Welcome(welcome)).await;
         self.send(Frame::Ready).await;
+        true
     }
 
     /// What it says of its topics.
@@ -191,18 +195,23 @@ impl Peer {
 
     /// The next frame but for heartbeats; questions about the topic are answered.
     pub async fn next(&mut self) -> Frame {
+        self.next_or_end().await.expect("the client keeps the connection")
+    }
+
+    /// The same; none when the client has closed the connection.
+    pub async fn next_or_end(&mut self) -> Option<Frame> {
         if let Some(frame) = self.early.pop_front() {
-            return frame;
+            return Some(frame);
         }
         loop {
-            match self.read().await {
+            match self.read_or_end().await? {
                 Frame::Heartbeat => {}
                 Frame::Metadata(asked) => {
                     self.asked += 1;
                     let page = self.page(asked.request);
                     self.send(Frame::MetadataPage(page)).await;
                 }
-                frame => return frame,
+                frame => return Some(frame),
             }
         }
     }
@@ -290,25 +299,11 @@ impl Peer {
     }
 
     pub async fn store_as(&mut self, publish: &Publish, offset: u64, duplicate: bool, credit: u64) {
-        let stored = StoredRange {
-            base_sequence: publish.header.base_sequence,
-            base_offset: Offset(offset),
-            record_count: publish.header.record_count,
-            duplicate,
-        };
-        let (stream, stored) = (publish.stream, vec![stored]);
-        self.send(Frame::Published(Published { stream, stored, grant: grant(credit) })).await;
+        self.send(published(publish, offset, duplicate, credit)).await;
     }
 
     pub async fn refuse(&mut self, publish: &Publish, refusal: Refusal, credit: u64) {
-        self.send(Frame::Refused(Refused {
-            stream: publish.stream,
-            base_sequence: publish.header.base_sequence,
-            record_count: publish.header.record_count,
-            refusal,
-            grant: grant(credit),
-        }))
-        .await;
+        self.send(refused(publish, refusal, credit)).await;
     }
 
     // ---- consumers ----
@@ -356,6 +351,27 @@ impl Peer {
         }))
         .await;
     }
+}
+
+pub fn published(publish: &Publish, offset: u64, duplicate: bool, credit: u64) -> Frame {
+    let stored = StoredRange {
+        base_sequence: publish.header.base_sequence,
+        base_offset: Offset(offset),
+        record_count: publish.header.record_count,
+        duplicate,
+    };
+    let (stream, stored) = (publish.stream, vec![stored]);
+    Frame::Published(Published { stream, stored, grant: grant(credit) })
+}
+
+pub fn refused(publish: &Publish, refusal: Refusal, credit: u64) -> Frame {
+    Frame::Refused(Refused {
+        stream: publish.stream,
+        base_sequence: publish.header.base_sequence,
+        record_count: publish.header.record_count,
+        refusal,
+        grant: grant(credit),
+    })
 }
 
 pub fn grant(limit_cost: u64) -> Grant {
