@@ -117,12 +117,14 @@ impl Driver {
 
     /// Does everything that is due.
     fn advance(&mut self, now: Instant) {
+        // What ends leaves lanes to visit, and visits leave wishes.
+        self.tend(now);
         if std::mem::take(&mut self.lanes.news) {
             self.rehome();
         }
         self.visit_due(now);
         self.ask_due(now);
-        self.tend(now);
+        self.links.grant_wishes();
         self.dial_due(now);
         self.show_status();
     }
@@ -185,7 +187,6 @@ impl Driver {
         for id in self.links.ids() {
             let several = self.links.len() > 1;
             let Some(session) = self.links.session(id) else { continue };
-            session.grant_wishes();
             session.judge(now);
             let ended = if !session.keep_alive(now) {
                 Ended::lost("the broker was silent for too long")

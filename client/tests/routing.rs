@@ -335,6 +335,54 @@ async fn a_broker_that_goes_away_is_left_for_the_next_leader_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_leader_that_comes_back_is_gone_back_to_as_soon_as_it_said() {
+    let (cluster, [mut one, mut two, _three]) = Cluster::new(&[(1, 5), (2, 5)]);
+    let (client, mut first) = tokio::join!(cluster.client(&[1]), one.accept());
+    let building = client.as_ref().unwrap().publisher("orders").partition(0).build();
+    let (publisher, _) = tokio::join!(building, first.open_publisher(0, MIB));
+    let publisher = publisher.unwrap();
+    let _elsewhere = publisher.send(Message::new("there").partition(1)).await.unwrap();
+    let mut second = two.accept().await;
+    second.open_publisher(0, MIB).await;
+    let second = tokio::spawn(second.serve());
+    let away = GoAway {
+        code: ErrorCode::Draining.number(),
+        deadline_ms: 60_000,
+        reconnect_after_ms: 100,
+        text: "bye".into(),
+    };
+    first.send(Frame::GoAway(away)).await;
+    let left_at = Instant::now();
+    let mut first = one.accept().await;
+    first.open_publisher(0, MIB).await;
+    assert!(left_at.elapsed() < Duration::from_millis(200), "{:?}", left_at.elapsed());
+    second.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_of_another_cluster_is_not_published_to() {
+    let (cluster, [_one, mut two, _three], client, mut old) = three().await;
+    two.cluster_id = 2;
+    let publisher = publisher(&client, &mut old).await;
+    let receipt = publisher.send("a").await.unwrap();
+    let sent = old.next_publish().await;
+    old.refuse(&sent, not_leader(Some((2, 6))), MIB).await;
+    let old = tokio::spawn(old.serve());
+    for _ in 0..5 {
+        let mut stranger = two.accept().await;
+        assert_eq!(stranger.next_or_end().await, None, "it is left at once");
+    }
+    two.cluster_id = 1;
+    let mut new = two.accept().await;
+    new.open_publisher(0, MIB).await;
+    let sent = new.next_publish().await;
+    new.store(&sent, MIB).await;
+    receipt.await.unwrap();
+    old.abort();
+    drop(cluster);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_broker_that_tells_nothing_of_others_is_all_there_is() {
     let (client, mut network, mut peer) = connect().await;
     let publisher = publisher(&client, &mut peer).await;

@@ -68,6 +68,11 @@ impl Dialing {
         self.any.backoff.attempts()
     }
 
+    /// Forgets the brokers that are no more.
+    fn retain(&mut self, known: impl Fn(BrokerId) -> bool) {
+        self.brokers.retain(|broker, _| known(*broker));
+    }
+
     fn pace(&mut self, broker: BrokerId, now: Instant) -> &mut Pace {
         self.brokers.entry(broker).or_insert_with(|| Pace::new(now))
     }
@@ -81,7 +86,11 @@ impl Driver {
             self.dialing.any.at = now + STAGGER;
             self.links.dial(&self.shared, endpoint, None);
         }
-        for broker in self.wanted() {
+        let wanted = self.wanted();
+        if !wanted.is_empty() {
+            self.dialing.retain(|broker| self.router.address(broker).is_some());
+        }
+        for broker in wanted {
             if self.dialing.pace(broker, now).at <= now {
                 self.dial_broker(broker);
             }
@@ -191,12 +200,13 @@ impl Driver {
         if self.links.has_broker(welcome.broker_id) {
             return unfit("the same broker answers at another address");
         }
-        if self.dialing.cluster.replace(welcome.cluster_id) != Some(welcome.cluster_id) {
+        if self.dialing.cluster != Some(welcome.cluster_id) {
             if !self.links.is_empty() {
                 return unfit("it belongs to another cluster");
             }
-            self.router.clear();
+            self.dialing.cluster = Some(welcome.cluster_id);
             self.dialing.brokers.clear();
+            self.router.clear();
         }
         None
     }

@@ -238,9 +238,9 @@ impl Driver {
         if refusal.code != ErrorCode::NotLeader.number() {
             return false;
         }
-        let moved = self.router.note_denial((&topic, partition), broker, refusal.leader());
-        self.lanes.news |= moved;
-        moved
+        let leader = refusal.leader();
+        self.lanes.news |= leader.is_some();
+        self.router.note_denial((&topic, partition), broker, leader)
     }
 
     fn refused_request(

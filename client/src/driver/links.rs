@@ -99,6 +99,13 @@ impl Links {
         self.connected.get_mut(&id).map(|connected| &mut connected.session)
     }
 
+    /// Asks for the streams that are wished for.
+    pub(crate) fn grant_wishes(&mut self) {
+        for Connected { session, .. } in self.connected.values_mut() {
+            session.grant_wishes();
+        }
+    }
+
     /// The connection to a broker, unless the broker goes away.
     pub(crate) fn of_broker(&self, broker: BrokerId) -> Option<LinkId> {
         self.find(|session| session.broker == broker && session.away.is_none())

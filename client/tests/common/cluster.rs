@@ -65,6 +65,7 @@ pub struct Broker {
     pub id: u64,
     incoming: mpsc::UnboundedReceiver<DuplexStream>,
     told: Arc<Mutex<Told>>,
+    pub cluster_id: u128,
 }
 
 /// Three brokers that tell the same, at first.
@@ -88,7 +89,8 @@ impl Cluster {
     pub fn start(&self, id: u64) -> Broker {
         let (sender, incoming) = mpsc::unbounded_channel();
         self.hosts.0.lock().unwrap().insert(format!("b{id}"), sender);
-        Broker { id, incoming, told: self.told[id as usize - 1].clone() }
+        let told = self.told[id as usize - 1].clone();
+        Broker { id, incoming, told, cluster_id: 1 }
     }
 
     /// Nobody reaches this broker any more; its connections are the test's to drop.
@@ -131,6 +133,7 @@ impl Broker {
         let mut peer = Peer::new(stream, told.lock().unwrap().topic.clone());
         peer.told = Some(told);
         let welcome = Welcome {
+            cluster_id: self.cluster_id,
             broker_id: BrokerId(self.id),
             broker_name: format!("weir-{}", self.id),
             ..welcome()
