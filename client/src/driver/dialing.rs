@@ -119,7 +119,7 @@ impl Driver {
             return None;
         }
         // The only broker there is is waited for.
-        let alone = self.router.addresses().count() < 2;
+        let alone = !self.router.has_several();
         if alone && !self.links.is_empty() {
             return None;
         }
@@ -214,8 +214,7 @@ impl Driver {
     /// A connection has ended: its broker is left alone for a while.
     pub(super) fn pause_dialing(&mut self, session: &Session, after: Duration, now: Instant) {
         let stable = now.saturating_duration_since(session.began) >= STABLE_AFTER;
-        let elsewhere =
-            self.router.addresses().count() > 1 || self.shared.config.endpoints.len() > 1;
+        let elsewhere = self.router.has_several() || self.shared.config.endpoints.len() > 1;
         let shared = self.shared.clone();
         let any = &mut self.dialing.any;
         if stable {

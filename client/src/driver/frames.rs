@@ -230,15 +230,18 @@ impl Driver {
     /// Learns what a refusal tells of the leader of a lane's partition. True: the lane may go to
     /// another broker at once.
     fn note_refusal(&mut self, broker: BrokerId, lane: &LaneRef, refusal: &Refusal) -> bool {
-        if Action::of(refusal.code) != Action::Reconnect {
+        let recovers = refusal.code == ErrorCode::Recovering.number();
+        if Action::of(refusal.code) != Action::Reconnect && !recovers {
             return false;
         }
         let (topic, partition) = lanes::place_of(lane);
-        self.asking.doubt(topic.clone());
+        let leader = refusal.leader();
+        if leader.is_some() || self.router.has_several() {
+            self.asking.doubt(topic.clone());
+        }
         if refusal.code != ErrorCode::NotLeader.number() {
             return false;
         }
-        let leader = refusal.leader();
         self.lanes.news |= leader.is_some();
         self.router.note_denial((&topic, partition), broker, leader)
     }

@@ -60,6 +60,11 @@ impl Router {
         }
     }
 
+    /// Whether there is more than one broker to go to.
+    pub(crate) fn has_several(&self) -> bool {
+        self.addresses().nth(1).is_some()
+    }
+
     /// Where a broker can be reached, if that is known.
     pub(crate) fn address(&self, broker: BrokerId) -> Option<&Endpoint> {
         self.brokers.get(&broker)?.as_ref()
