@@ -16,7 +16,9 @@ use crate::metrics::{Metrics, UPKEEP_EVERY};
 use crate::replication::metadata::{
     METADATA_REPLICA, Metadata, MetadataOptions, OpenMetadataError,
 };
-use crate::replication::{Durability, ELECTION_MS, HEARTBEAT_MS, ReplicaOptions};
+use crate::replication::{
+    Birth, Durability, ELECTION_MS, HEARTBEAT_MS, NoPeers, ReplicaOptions, Switchboard,
+};
 use crate::seams::Seams;
 use crate::server::{ListenError, Server, ServerOptions};
 use crate::task::{self, TaskKind};
@@ -241,6 +243,7 @@ async fn open_metadata(
     Metadata::open(MetadataOptions {
         replica: ReplicaOptions {
             replica: METADATA_REPLICA,
+            birth: Birth::Forms,
             voters: vec![(METADATA_REPLICA, identity.broker)],
             dir: folder,
             device: device.clone(),
@@ -249,6 +252,8 @@ async fn open_metadata(
             seed: seams.seed,
             heartbeat_ms: HEARTBEAT_MS,
             election_ms: ELECTION_MS,
+            peers: Arc::new(NoPeers),
+            switchboard: Switchboard::default(),
         },
         cluster: identity.cluster,
         broker: identity.broker,

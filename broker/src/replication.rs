@@ -15,22 +15,31 @@
 
 mod codec;
 mod engine;
+mod inbox;
 mod log_map;
 mod log_store;
 mod maintain;
 pub mod metadata;
 mod network;
 mod open;
+mod payload;
+mod peers;
+mod receive;
 mod refusal;
 mod runs;
 mod runtime;
 mod shared;
 mod state_machine;
+mod switchboard;
+mod tail;
 #[cfg(test)]
 mod tests;
 
 pub use codec::CodecError;
-pub use open::{ELECTION_MS, HEARTBEAT_MS, OpenReplicaError, OpenReport, ReplicaOptions};
+pub use inbox::{AppendAnswers, AppendInput, Inbox};
+pub use open::{Birth, ELECTION_MS, HEARTBEAT_MS, OpenReplicaError, OpenReport, ReplicaOptions};
+pub use peers::{AppendStream, NoPeers, PeerLost, Peers};
+pub use switchboard::Switchboard;
 pub use weir_protocol::frame::Durability;
 
 use engine::Types;
@@ -43,6 +52,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use switchboard::Place;
 use tokio::sync::watch;
 use tokio::time::Duration;
 use weir_protocol::batch::{BatchHeader, seal_control};
@@ -213,6 +223,7 @@ pub struct Replica {
     raft: Raft<Types, Shell>,
     shared: Arc<Shared>,
     flight: Arc<Flight>,
+    place: Arc<Place>,
 }
 
 impl Replica {
@@ -247,7 +258,7 @@ impl Replica {
         let leader = leader_id_std::LeaderId { term: place.term.0, voted_for: self.shared.replica };
         let write = self
             .raft
-            .write(engine::Batches::Proposed(batches))
+            .write(payload::Batches::Proposed(batches))
             .responder(guard)
             .with_leader(openraft::vote::RaftLeaderId::to_committed(&leader));
         // The channel has room for every proposal that may be in flight, so one poll sends it;
@@ -299,7 +310,11 @@ pub(crate) fn control_batch(mut header: BatchHeader, mut content: Vec<u8>) -> Ne
 
 /// The content of a stored batch's control section, without its CRC.
 pub(crate) fn control_section(slice: &BatchSlice) -> &[u8] {
-    let content = (slice.header.control_len as usize).saturating_sub(CONTROL_CRC_BYTES);
-    let end = BATCH_HEADER_BYTES + content;
-    slice.bytes.get(BATCH_HEADER_BYTES..end).unwrap_or_default()
+    slice.bytes.get(BATCH_HEADER_BYTES..).map_or(&[], |body| control_content(&slice.header, body))
+}
+
+/// The content of the control section that `body` begins with, without its CRC.
+fn control_content<'a>(header: &BatchHeader, body: &'a [u8]) -> &'a [u8] {
+    let content = (header.control_len as usize).saturating_sub(CONTROL_CRC_BYTES);
+    body.get(..content).unwrap_or_default()
 }

@@ -8,7 +8,10 @@ use super::{Rooms, config_of};
 use crate::flow::PartitionKey;
 use crate::partition::{OpenPartitionError, PartitionHandle, PartitionOptions, Request, WireError};
 use crate::replication::metadata::{Catalog as Topics, Partition, Topic};
-use crate::replication::{CodecError, ELECTION_MS, HEARTBEAT_MS, OpenReplicaError, ReplicaOptions};
+use crate::replication::{
+    Birth, CodecError, ELECTION_MS, HEARTBEAT_MS, NoPeers, OpenReplicaError, ReplicaOptions,
+    Switchboard,
+};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -99,6 +102,7 @@ impl Follower {
             config: config_of(topic),
             replica: ReplicaOptions {
                 replica,
+                birth: Birth::Forms,
                 voters: partition.replicas.iter().map(|p| (p.replica, p.broker)).collect(),
                 dir: self.folder(partition),
                 device: rooms.device.clone(),
@@ -111,6 +115,8 @@ impl Follower {
                 seed: rooms.seed ^ partition.uuid as u64,
                 heartbeat_ms: HEARTBEAT_MS,
                 election_ms: ELECTION_MS,
+                peers: Arc::new(NoPeers),
+                switchboard: Switchboard::default(),
             },
             flow: rooms.flow.clone(),
             metrics: rooms.metrics.clone(),
@@ -206,7 +212,9 @@ fn code_of(error: &OpenPartitionError) -> ErrorCode {
         OpenReplicaError::Codec { reason: CodecError::Version(_), .. } => ErrorCode::StorageFenced,
         OpenReplicaError::Codec { reason: CodecError::Malformed, .. }
         | OpenReplicaError::Read { .. } => ErrorCode::DamagedRange,
-        OpenReplicaError::NotAVoter(_) | OpenReplicaError::Engine(_) => ErrorCode::StorageFenced,
+        OpenReplicaError::NotAVoter(_)
+        | OpenReplicaError::Lost(_)
+        | OpenReplicaError::Engine(_) => ErrorCode::StorageFenced,
     }
 }
 

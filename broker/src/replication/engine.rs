@@ -5,6 +5,7 @@
 //! a paused clock and a seeded scheduler repeat a run; the engine's own random numbers descend
 //! from the seed that `Runtime::scope` puts around its start.
 
+use super::payload::{Batches, Record};
 use super::refusal::RefusalGuard;
 use super::runtime::PromptRuntime;
 use openraft::OptionalSend;
@@ -12,9 +13,8 @@ use openraft::RaftTypeConfig;
 use openraft::impls::leader_id_std;
 use openraft::vote::RaftLeaderId;
 use openraft_rt::deterministic_rng::DeterministicRng;
-use std::fmt;
-use weir_protocol::types::{BrokerId, Index, ReplicaId};
-use weir_storage::{BatchSlice, NewBatch};
+use weir_protocol::peer::{self, LogPlace};
+use weir_protocol::types::{BrokerId, Index, ReplicaId, Term};
 
 /// The engine's runtime.
 pub(super) type Runtime = DeterministicRng<PromptRuntime>;
@@ -22,29 +22,6 @@ pub(super) type Runtime = DeterministicRng<PromptRuntime>;
 /// The engine's types, filled with ours.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Types;
-
-/// What one index holds, on its way into the log or out of it.
-pub(super) enum Batches {
-    /// Handed in by this broker; the log stamps them.
-    Proposed(Vec<NewBatch>),
-    /// Read back. Empty where the reader needs the log id only (the state machine does).
-    Stored(Vec<BatchSlice>),
-}
-
-impl fmt::Display for Batches {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Proposed(batches) => write!(f, "{} proposed", batches.len()),
-            Self::Stored(slices) => write!(f, "{} stored", slices.len()),
-        }
-    }
-}
-
-impl fmt::Debug for Batches {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
 
 impl RaftTypeConfig for Types {
     type D = Batches;
@@ -54,7 +31,7 @@ impl RaftTypeConfig for Types {
     type Term = u64;
     type LeaderId = leader_id_std::LeaderId<u64, ReplicaId>;
     type Vote = openraft::impls::Vote<Self::LeaderId>;
-    type Payload = openraft::impls::EntryPayload<Batches, ReplicaId, BrokerId>;
+    type Payload = Record;
     type Entry = openraft::impls::Entry<<Self::LeaderId as RaftLeaderId>::Committed, Self::Payload>;
     type AsyncRuntime = Runtime;
     type Responder<T>
@@ -88,4 +65,36 @@ pub(super) const fn engine_index(index: Index) -> Option<u64> {
 /// The engine's log id of a batch, or none for [`Index`] 0.
 pub(super) fn log_id(term: u64, index: Index) -> Option<LogId> {
     engine_index(index).map(|engine| LogId::new(term.into(), engine))
+}
+
+/// Where a log id stands.
+pub(super) fn place_of(log_id: &LogId) -> LogPlace {
+    LogPlace { term: Term(log_id.committed_leader_id().term), index: index_of(log_id.index()) }
+}
+
+/// Where an optional log id stands; none is index 0.
+pub(super) fn place_from(log_id: Option<&LogId>) -> LogPlace {
+    log_id.map(place_of).unwrap_or_default()
+}
+
+/// The engine's log id of a place, or none for index 0.
+pub(super) fn log_id_at(place: LogPlace) -> Option<LogId> {
+    log_id(place.term.0, place.index)
+}
+
+/// The engine's vote of a peer's.
+pub(super) fn vote_of(vote: peer::Vote) -> Vote {
+    match vote.committed {
+        true => Vote::new_committed(vote.term.0, vote.replica),
+        false => Vote::new(vote.term.0, vote.replica),
+    }
+}
+
+/// A peer's vote of the engine's.
+pub(super) fn vote_from(vote: &Vote) -> peer::Vote {
+    peer::Vote {
+        term: Term(vote.leader_id.term),
+        replica: vote.leader_id.voted_for,
+        committed: vote.committed,
+    }
 }

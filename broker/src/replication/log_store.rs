@@ -6,17 +6,20 @@
 
 use super::codec;
 use super::control_batch;
-use super::engine::{self, Batches, EngineEntry, LogId, StoredMembership, Types, Vote};
+use super::engine::{self, EngineEntry, LogId, StoredMembership, Types, Vote};
+use super::payload::{Batches, Record};
 use super::runs::Runs;
 use super::shared::Shared;
+use super::tail::{Piece, Tail};
 use futures_util::{Stream, stream};
+use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
-use openraft::{EntryPayload, OptionalSend};
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 use weir_protocol::batch::{ATTR_LAST_OF_INDEX, BatchHeader, BatchType};
+use weir_protocol::peer::LogPlace;
 use weir_protocol::types::{Index, Term};
 use weir_storage::NewBatch;
 
@@ -43,32 +46,29 @@ impl LogStore {
         Self { shared, runs: Runs::behind(last_term) }
     }
 
-    /// Turns one of the engine's records into the batches of one index, stamped.
-    fn batches_of(&mut self, log_id: LogId, payload: Payload) -> Vec<NewBatch> {
-        let (term, index) = place_of(&log_id);
+    /// The batches of one index, as they go into the log behind what has `log_time_ms`.
+    fn batches_of(&mut self, place: LogPlace, record: Record, log_time_ms: u64) -> Vec<NewBatch> {
         // The engine's own batches have no clock; log time must not fall.
-        let own = |batch_type| {
-            let mut header = BatchHeader::empty(batch_type);
-            header.log_time_ms = self.shared.reader.bounds().last.map_or(0, |l| l.log_time_ms);
-            header
-        };
-        let mut batches = match payload {
-            EntryPayload::Blank => {
+        let own = |batch_type| BatchHeader { log_time_ms, ..BatchHeader::empty(batch_type) };
+        let batches = match (record.batches, record.membership) {
+            (Batches::Own, None) => {
                 vec![NewBatch { header: own(BatchType::Noop), body: Vec::new() }]
             }
-            EntryPayload::Membership(membership) => {
+            (Batches::Own, Some(membership)) => {
                 let content = codec::encode_membership(&membership);
                 vec![control_batch(own(BatchType::Config), content)]
             }
-            EntryPayload::Normal(Batches::Proposed(batches)) => batches,
-            EntryPayload::Normal(Batches::Stored(_)) => {
-                unreachable!("nothing that was read back is appended by a group of one voter")
-            }
+            (Batches::Proposed(batches), _) => batches,
+            (Batches::Received(batches), _) => return batches,
+            (Batches::Stored(_), _) => unreachable!("what is in a log is received by another"),
         };
+        self.stamped(place, batches)
+    }
+
+    fn stamped(&mut self, place: LogPlace, mut batches: Vec<NewBatch>) -> Vec<NewBatch> {
         let last = batches.len() - 1;
         for (position, batch) in batches.iter_mut().enumerate() {
-            batch.header.index = index;
-            batch.header.term = term;
+            (batch.header.index, batch.header.term) = (place.index, place.term);
             batch.header.attrs &= !ATTR_LAST_OF_INDEX;
             if position == last {
                 batch.header.attrs |= ATTR_LAST_OF_INDEX;
@@ -76,6 +76,15 @@ impl LogStore {
             self.stamp_turn(&mut batch.header);
         }
         batches
+    }
+
+    /// Stores one piece: memory holds it then, and readers see it.
+    async fn store(&self, piece: Piece) -> io::Result<()> {
+        self.shared.store(piece.batches).await?;
+        let mut map = self.shared.map();
+        piece.places.iter().for_each(|place| map.extend(place.index, place.term));
+        piece.memberships.into_iter().for_each(|membership| map.set_membership(membership));
+        Ok(())
     }
 
     /// Stamps a data batch VOID that does not stand in its turn.
@@ -89,8 +98,6 @@ impl LogStore {
         }
     }
 }
-
-type Payload = <Types as openraft::RaftTypeConfig>::Payload;
 
 impl RaftLogStorage<Types> for LogStore {
     type LogReader = StoreReader;
@@ -135,17 +142,26 @@ impl RaftLogStorage<Types> for LogStore {
         I: IntoIterator<Item = EngineEntry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let mut batches = Vec::new();
+        let mut tail = Tail::of(&self.shared);
+        let mut piece = Piece::default();
         for EngineEntry { log_id, payload } in records {
-            if let EntryPayload::Membership(membership) = &payload {
-                let stored = StoredMembership::new(Some(log_id), membership.clone());
-                self.shared.map().set_membership(stored);
+            let place = engine::place_of(&log_id);
+            let membership = payload.membership.clone();
+            let received = matches!(payload.batches, Batches::Received(_));
+            let batches = self.batches_of(place, payload, tail.log_time_ms);
+            if received {
+                tail.check(&batches).map_err(|diverged| self.shared.fenced_by(diverged))?;
             }
-            let (term, index) = place_of(&log_id);
-            self.shared.map().extend(index, term);
-            batches.extend(self.batches_of(log_id, payload));
+            tail.pass(&batches);
+            if piece.is_full_before(&batches) {
+                self.store(std::mem::take(&mut piece)).await?;
+            }
+            let membership = membership.map(|m| StoredMembership::new(Some(log_id), m));
+            piece.push(place, batches, membership);
         }
-        self.shared.append(batches, callback)
+        self.store(piece).await?;
+        self.shared.flush(callback);
+        Ok(())
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
@@ -160,7 +176,7 @@ impl RaftLogStorage<Types> for LogStore {
     /// Writes down what is gone before it goes, so that a crash in between leaves a log that is
     /// merely longer than it need be.
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
-        let (term, index) = place_of(&log_id);
+        let LogPlace { term, index } = engine::place_of(&log_id);
         self.shared.hard().purged = Some(log_id);
         self.shared.store_hard_state().await?;
         self.shared.trim(index).await?;
@@ -175,10 +191,8 @@ impl StoreReader {
     fn light(&self, index: Index) -> Option<EngineEntry> {
         let map = self.shared.map();
         let log_id = map.log_id(index)?;
-        let payload = match map.membership_at(index) {
-            Some(membership) => EntryPayload::Membership(membership.membership().clone()),
-            None => EntryPayload::Normal(Batches::Stored(Vec::new())),
-        };
+        let membership = map.membership_at(index).map(|stored| stored.membership().clone());
+        let payload = Record { batches: Batches::Stored(Vec::new()), membership };
         Some(EngineEntry { log_id, payload })
     }
 
@@ -236,9 +250,7 @@ impl RaftLogReader<Types> for StoreReader {
             if bytes > SEND_BYTES_MAX && !records.is_empty() {
                 break;
             }
-            if let EntryPayload::Normal(stored) = &mut record.payload {
-                *stored = Batches::Stored(slices);
-            }
+            record.payload.batches = Batches::Stored(slices);
             records.push(record);
         }
         Ok(records)
@@ -247,8 +259,4 @@ impl RaftLogReader<Types> for StoreReader {
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
         Ok(self.shared.hard().vote)
     }
-}
-
-fn place_of(log_id: &LogId) -> (Term, Index) {
-    (Term(log_id.committed_leader_id().term), engine::index_of(log_id.index()))
 }

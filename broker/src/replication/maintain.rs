@@ -61,6 +61,7 @@ impl Replica {
 
     /// Takes the replica out of its group and waits until everything appended is durable.
     pub async fn shutdown(self) {
+        self.place.leave();
         if self.raft.shutdown().await.is_err() {
             tracing::error!("the consensus engine did not end in order");
         }

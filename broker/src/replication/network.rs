@@ -1,99 +1,176 @@
-//! Owns: the engine's way to other replicas. A group of one voter has none, so every call answers
-//! that its target cannot be reached.
-//! Invariant: the stream of appends pulls one request before it fails. The engine's pause between
-//! attempts lives inside that request stream; failing without a pull would spin.
+//! Owns: the engine's way to other replicas: its requests in the words of [`Peers`], and the
+//! answers in its own.
+//! Never: knows a socket; repeats or orders anything.
+//! Invariant: a stream of appends pulls one request before anything of it may fail. The engine's
+//! pause between attempts lives inside that request stream; failing without a pull would spin.
 
-use super::engine::{Snapshot, Types, Vote};
-use futures_util::stream::BoxStream;
-use futures_util::{Stream, StreamExt, future::BoxFuture, stream};
+mod appends;
+
+use super::engine::{self, Snapshot, Types, Vote};
+use super::peers::{PeerLost, Peers};
+use appends::Appends;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{Stream, StreamExt};
 use openraft::OptionalSend;
-use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
-use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, VoteRequest,
-    VoteResponse,
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{
+    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
+    RaftNetworkFactory,
 };
-use weir_protocol::types::{BrokerId, ReplicaId};
+use openraft::raft::{
+    AppendEntriesRequest, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use std::sync::Arc;
+use weir_protocol::peer::{
+    AppendResult, Beat, GroupAddress, PeerRefusal, Transfer, TransferAnswer, VoteAsk, VoteKind,
+};
+use weir_protocol::types::{BrokerId, ReplicaId, RequestId};
 
-/// Makes connections that reach nobody.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct NoPeers;
+/// A request that the carrier has not numbered yet.
+const UNNUMBERED: RequestId = RequestId(0);
 
-/// A connection to `target` that does not exist.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Nowhere {
-    target: ReplicaId,
+/// Makes the ways of one replica.
+pub(super) struct Ways {
+    pub peers: Arc<dyn Peers>,
+    pub replica: ReplicaId,
+}
+
+/// The way to one other replica.
+pub(super) struct Way {
+    peers: Arc<dyn Peers>,
     broker: BrokerId,
+    address: GroupAddress,
+    /// Only beats go here: they do not wait behind appends.
+    beats: bool,
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("replica {target} on broker {broker} cannot be reached: this broker has no peers")]
-struct NoWay {
-    target: ReplicaId,
-    broker: BrokerId,
-}
-
-impl Nowhere {
-    fn unreachable(self) -> Unreachable<Types> {
-        Unreachable::new(&NoWay { target: self.target, broker: self.broker })
+impl Ways {
+    fn way(&self, target: ReplicaId, broker: BrokerId, beats: bool) -> Way {
+        let address = GroupAddress { to: target, from: self.replica };
+        Way { peers: self.peers.clone(), broker, address, beats }
     }
 }
 
-impl RaftNetworkFactory<Types> for NoPeers {
-    type Network = Nowhere;
+impl RaftNetworkFactory<Types> for Ways {
+    type Network = Way;
 
-    async fn new_client(&mut self, target: ReplicaId, node: &BrokerId) -> Nowhere {
-        Nowhere { target, broker: *node }
+    async fn new_client(&mut self, target: ReplicaId, node: &BrokerId) -> Way {
+        self.way(target, *node, false)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: ReplicaId, node: &BrokerId) -> Way {
+        self.way(target, *node, true)
     }
 }
 
-impl RaftNetworkV2<Types> for Nowhere {
-    type SnapshotData = bytes::Bytes;
+type Answer = Result<StreamAppendResult<Types>, RPCError<Types>>;
+type Answers<'s> = Result<BoxStream<'s, Answer>, RPCError<Types>>;
 
-    async fn append_entries(
-        &mut self,
-        _rpc: AppendEntriesRequest<Types>,
-        _option: RPCOption,
-    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
-        Err(self.unreachable().into())
-    }
-
+impl NetStreamAppend<Types> for Way {
     fn stream_append<'s, S>(
         &'s mut self,
         mut input: S,
         _option: RPCOption,
-    ) -> BoxFuture<
-        's,
-        Result<BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>, RPCError<Types>>,
-    >
+    ) -> BoxFuture<'s, Answers<'s>>
     where
         S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
     {
-        let unreachable = self.unreachable();
-        Box::pin(async move {
-            let refused = stream::once(async move {
-                let _pulled = input.next().await;
-                Err(RPCError::from(unreachable))
-            });
-            Ok(refused.boxed())
-        })
+        let answers = if self.beats {
+            let beaten = async move {
+                let pulled = input.next().await;
+                let request = pulled.ok_or_else(|| lost(PeerLost::Unreachable))?;
+                answer_of(self.peers.beat(self.broker, self.beat_of(&request)).await)
+            };
+            stream::once(beaten).boxed()
+        } else {
+            let mut appends = Appends::new(input, self.peers.append(self.broker, self.address));
+            stream::poll_fn(move |context| appends.poll_answer(context)).boxed()
+        };
+        Box::pin(async move { Ok(answers) })
+    }
+}
+
+impl Way {
+    /// What a request without records says. A beat is always of a leader.
+    fn beat_of(&self, request: &AppendEntriesRequest<Types>) -> Beat {
+        Beat {
+            address: self.address,
+            term: engine::vote_from(&request.vote).term,
+            matching: engine::place_from(request.prev_log_id.as_ref()),
+            commit: engine::place_from(request.leader_commit.as_ref()),
+        }
     }
 
+    async fn ask(
+        &self,
+        request: VoteRequest<Types>,
+        kind: VoteKind,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        let ask = VoteAsk {
+            request: UNNUMBERED,
+            address: self.address,
+            kind,
+            vote: engine::vote_from(&request.vote),
+            last: engine::place_from(request.last_log_id.as_ref()),
+        };
+        let answer = self.peers.vote(self.broker, ask).await.map_err(lost)?;
+        let last = engine::log_id_at(answer.last);
+        Ok(VoteResponse::new(engine::vote_of(answer.vote), last, answer.granted))
+    }
+}
+
+impl NetVote<Types> for Way {
     async fn vote(
         &mut self,
-        _rpc: VoteRequest<Types>,
+        request: VoteRequest<Types>,
         _option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        Err(self.unreachable().into())
+        let kind =
+            if request.leadership_transfer { VoteKind::Transfer } else { VoteKind::Election };
+        self.ask(request, kind).await
     }
 
     async fn pre_vote(
         &mut self,
-        _rpc: VoteRequest<Types>,
+        request: VoteRequest<Types>,
         _option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        Err(self.unreachable().into())
+        self.ask(request, VoteKind::Trial).await
     }
+}
+
+impl NetTransferLeader<Types> for Way {
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<Types>,
+        _option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
+        let transfer = Transfer {
+            request: UNNUMBERED,
+            address: self.address,
+            vote: engine::vote_from(request.from_leader()),
+            target: *request.to_node_id(),
+            last: engine::place_from(request.last_log_id()),
+        };
+        let answer = self.peers.transfer(self.broker, transfer).await.map_err(lost)?;
+        Ok(match answer {
+            TransferAnswer::Obeyed => Ok(()),
+            TransferAnswer::VoteChanged(vote) => Err(TransferLeaderError::VoteChanged {
+                expected: *request.from_leader(),
+                actual: engine::vote_of(vote),
+            }),
+            TransferAnswer::NotFlushed(place) => Err(TransferLeaderError::LogNotFlushed {
+                expected: request.last_log_id().copied(),
+                actual: engine::log_id_at(place),
+            }),
+        })
+    }
+}
+
+impl NetSnapshot<Types> for Way {
+    type SnapshotData = bytes::Bytes;
 
     async fn full_snapshot(
         &mut self,
@@ -102,32 +179,37 @@ impl RaftNetworkV2<Types> for Nowhere {
         _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        Err(self.unreachable().into())
+        // A follower that needs what was trimmed can not be helped yet.
+        Err(lost(PeerLost::Refused(PeerRefusal::Overloaded)).into())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::Poll;
-    use std::time::Duration;
+impl NetBackoff<Types> for Way {
+    fn backoff(&self) -> Option<Backoff> {
+        None
+    }
+}
 
-    #[tokio::test]
-    async fn a_stream_of_appends_pulls_before_it_fails() {
-        let mut nowhere = NoPeers.new_client(ReplicaId(2), &BrokerId(2)).await;
-        let pulls = Arc::new(AtomicUsize::new(0));
-        let counted = pulls.clone();
-        let input = stream::poll_fn(move |_| {
-            counted.fetch_add(1, Ordering::SeqCst);
-            Poll::Ready(None)
-        });
-        let option = RPCOption::new(Duration::from_secs(1));
-        let mut answers = nowhere.stream_append(input, option).await.unwrap();
-        let answer = answers.next().await;
-        assert!(matches!(answer, Some(Err(RPCError::Unreachable(_)))));
-        assert_eq!(pulls.load(Ordering::SeqCst), 1);
-        assert!(answers.next().await.is_none());
+/// What the engine makes of an answer to an append.
+fn answer_of(answer: Result<AppendResult, PeerLost>) -> Answer {
+    let malformed = || lost(PeerLost::Refused(PeerRefusal::Malformed));
+    Ok(match answer.map_err(lost)? {
+        AppendResult::Flushed(place) => Ok(engine::log_id_at(place)),
+        AppendResult::Conflict(place) => {
+            Err(StreamAppendError::Conflict(engine::log_id_at(place).ok_or_else(malformed)?))
+        }
+        AppendResult::Outvoted(vote) => Err(StreamAppendError::HigherVote(engine::vote_of(vote))),
+        AppendResult::Refused(refusal) => return Err(lost(PeerLost::Refused(refusal))),
+    })
+}
+
+/// The engine pauses before it tries again who cannot be reached, and not for a connection that
+/// broke: the next one may be there.
+fn lost(lost: PeerLost) -> RPCError<Types> {
+    match lost {
+        PeerLost::Broken => RPCError::Network(NetworkError::new(&lost)),
+        PeerLost::Unreachable | PeerLost::Refused(_) => {
+            RPCError::Unreachable(Unreachable::new(&lost))
+        }
     }
 }

@@ -1,23 +1,28 @@
 //! Owns: how a replica comes to life: recover the log, read what was voted, build the maps, start
-//! the engine, form the group where the log is empty, and call an election where nobody else
-//! could.
+//! the engine, form the group where the replica is born with it, and call an election where nobody
+//! else could.
 //! Invariants: the engine starts behind the newest checkpoint that the durable log reaches; a
-//! replica that led before it ended never leads the same term again.
+//! replica that led before it ended never leads the same term again; an empty log is the beginning
+//! of a replica only where its group says so.
 
 use super::codec::{self, Checkpoint, CodecError, HardState};
 use super::engine::{self, Membership, Runtime, StoredMembership, Types};
+use super::inbox::Inbox;
 use super::log_map::LogMap;
 use super::log_store::LogStore;
-use super::network::NoPeers;
+use super::network::Ways;
+use super::peers::Peers;
 use super::refusal::Flight;
 use super::shared::{Parts, Shared};
 use super::state_machine::Shell;
+use super::switchboard::Switchboard;
 use super::{
     Durability, ENGINE_CHANNEL_MESSAGES, Fence, Replica, ReplicaState, Role, control_section,
 };
 use crate::task::{self, TaskKind};
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, Raft, ServerState, SnapshotPolicy};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -31,7 +36,10 @@ use weir_storage::{Device, Lane, Log, LogOptions, LogReader, OpenError, Read, Re
 pub struct ReplicaOptions {
     /// Its identity, never reused.
     pub replica: ReplicaId,
-    /// The members of a group that is formed now: used only where the log is empty.
+    /// What an empty log of it means.
+    pub birth: Birth,
+    /// The voters of its group, as whoever placed them knows it: of a group that is formed now, and
+    /// of one whose only member has lost the record of it.
     pub voters: Vec<(ReplicaId, BrokerId)>,
     /// The folder of the log.
     pub dir: PathBuf,
@@ -48,12 +56,30 @@ pub struct ReplicaOptions {
     /// Milliseconds of silence after which a follower calls an election: from here to this and
     /// two thirds more.
     pub election_ms: u64,
+    /// The way to the others of the group.
+    pub peers: Arc<dyn Peers>,
+    /// Where the others find it.
+    pub switchboard: Switchboard,
+}
+
+/// What a group says about a replica of it whose log is empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Birth {
+    /// The group is formed now: its voters begin with the same record, each on its own.
+    Forms,
+    /// The group is there, and its leader will send everything.
+    Joins,
+    /// The replica had a log: it is lost, and what it promised with it.
+    Continues,
 }
 
 /// Milliseconds between the heartbeats of a leader, up to 100 groups a broker.
 pub const HEARTBEAT_MS: u64 = 200;
 /// The shortest silence after which a follower calls an election.
 pub const ELECTION_MS: u64 = 600;
+
+/// Records of one request to a follower, and of one append of a follower.
+const SEND_RECORDS_MAX: u64 = 64;
 
 /// What was found in the log.
 #[derive(Debug)]
@@ -92,6 +118,10 @@ pub enum OpenReplicaError {
     /// The log is empty and the replica is not among the voters of the group to form.
     #[error("replica {0} is not among the voters of its new group")]
     NotAVoter(ReplicaId),
+    /// The log is empty, and the replica had one. It must not take part again: what it acknowledged
+    /// is gone. Another replica takes its place.
+    #[error("the log of replica {0} is lost")]
+    Lost(ReplicaId),
     /// The engine did not start.
     #[error("replication did not start: {0}")]
     Engine(String),
@@ -104,18 +134,30 @@ pub(super) async fn open(
     let Found { shared, checkpoint, recovered } = found;
     let shell = Shell::new(shared.clone(), checkpoint.as_ref().map(|(at, taken)| (*at, taken)));
     let store = LogStore::new(shared.clone());
-    let empty = shared.map().last() == Index(0) && shared.hard().vote.is_none();
-    if empty && !options.voters.iter().any(|(replica, _)| *replica == options.replica) {
-        return Err(OpenReplicaError::NotAVoter(options.replica));
-    }
-    let alone = if empty { options.voters.len() == 1 } else { shared.is_only_voter() };
+    let empty = shared.map().last() == Index(0);
+    check_birth(&options, empty && shared.hard().vote.is_none())?;
+    let forms = empty && options.birth == Birth::Forms;
+    let alone = if forms { options.voters.len() == 1 } else { shared.is_only_member() };
     let raft = Runtime::scope(options.seed, start(&options, store, shell, alone)).await?;
     let flight = Flight::new(shared.state.clone());
     watch_role(&raft, shared.clone());
-    let replica = Replica { raft, shared, flight };
-    replica.take_part(&options, empty, alone).await?;
+    let inbox = Inbox::new(raft.clone(), shared.clone());
+    let place = Arc::new(options.switchboard.add(options.replica, inbox));
+    let replica = Replica { raft, shared, flight, place };
+    let formed = replica.take_part(&options, forms).await?;
     let checkpoint = checkpoint.map(|(at, taken)| (at, taken.state));
-    Ok((replica, OpenReport { recovered, checkpoint, formed: empty }))
+    Ok((replica, OpenReport { recovered, checkpoint, formed }))
+}
+
+/// Whether the replica may take part with the log that it has; `fresh` if it has neither log nor
+/// vote.
+fn check_birth(options: &ReplicaOptions, fresh: bool) -> Result<(), OpenReplicaError> {
+    let votes = options.voters.iter().any(|(replica, _)| *replica == options.replica);
+    match options.birth {
+        Birth::Continues if fresh => Err(OpenReplicaError::Lost(options.replica)),
+        Birth::Forms if fresh && !votes => Err(OpenReplicaError::NotAVoter(options.replica)),
+        Birth::Forms | Birth::Joins | Birth::Continues => Ok(()),
+    }
 }
 
 struct Found {
@@ -138,7 +180,7 @@ fn recover_here(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
     let (log, recovered) = Log::open(options.device.clone(), &options.dir, options.log.clone())?;
     let mut hard = HardState::decode(&log.meta()).map_err(unreadable("hard state"))?;
     let last = log.reader().bounds().last_index;
-    if last == Index(0) && options.voters.len() == 1 {
+    if last == Index(0) && options.birth == Birth::Forms && options.voters.len() == 1 {
         // The process ended between its first vote and its first batch. Alone it promised nobody
         // anything by that vote, and nobody else would ever form the group.
         hard.vote = None;
@@ -258,40 +300,53 @@ async fn start(
         // A restarted leader would otherwise resume its term, while everything volatile is gone.
         enable_leader_restore: Some(false),
         enable_pre_vote: Some(true),
-        // Nobody to beat for and nobody to miss: without the tick an idle group costs nothing.
+        // Nobody to beat for and nobody to miss: without the tick an idle group costs nothing. It
+        // begins with the first other member.
         enable_tick: !alone,
         snapshot_policy: SnapshotPolicy::Never,
         // Trimming is the partition's decision alone.
         max_in_snapshot_log_to_keep: u64::MAX / 2,
-        max_payload_entries: 64,
+        max_payload_entries: SEND_RECORDS_MAX,
+        max_append_entries: Some(SEND_RECORDS_MAX),
+        // Who acknowledged an append needs no beat.
+        heartbeat_min_interval: Some(options.heartbeat_ms),
+        // A leader whose followers do not answer falls silent now and then, so that those who reach
+        // one another can elect another.
+        quorum_loss_probe_interval: Some(options.election_ms * 10 / 3),
         api_channel_size: Some(ENGINE_CHANNEL_MESSAGES),
         notification_channel_size: Some(4096),
         state_machine_channel_size: Some(64),
         ..Config::default()
     };
     let config = config.validate().map_err(|error| OpenReplicaError::Engine(error.to_string()))?;
-    let raft = Raft::new(options.replica, Arc::new(config), NoPeers, store, shell).await;
+    let ways = Ways { peers: options.peers.clone(), replica: options.replica };
+    let raft = Raft::new(options.replica, Arc::new(config), ways, store, shell).await;
     raft.map_err(|error| OpenReplicaError::Engine(error.to_string()))
 }
 
 impl Replica {
-    /// Forms the group where the log is empty; calls an election where no other voter could.
+    /// Forms the group if it is formed now, and tells whether this replica did; calls an election
+    /// where no other voter could.
     async fn take_part(
         &self,
         options: &ReplicaOptions,
-        empty: bool,
-        alone: bool,
-    ) -> Result<(), OpenReplicaError> {
-        if empty {
+        forms: bool,
+    ) -> Result<bool, OpenReplicaError> {
+        let engine = |error: String| OpenReplicaError::Engine(error);
+        if forms {
             let voters: BTreeMap<_, _> = options.voters.iter().copied().collect();
-            let formed = self.raft.initialize(voters).await;
-            return formed.map_err(|error| OpenReplicaError::Engine(error.to_string()));
+            return match self.raft.initialize(voters).await {
+                Ok(()) => Ok(true),
+                // Another voter was quicker: the group is formed.
+                Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(false),
+                Err(error) => Err(engine(error.to_string())),
+            };
         }
-        if alone {
+        if self.shared.is_only_voter() {
             let called = self.raft.trigger().elect(false).await;
-            called.map_err(|error| OpenReplicaError::Engine(error.to_string()))?;
+            called.map_err(|error| engine(error.to_string()))?;
         }
-        Ok(())
+        Ok(false)
     }
 }
 

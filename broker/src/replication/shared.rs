@@ -4,7 +4,7 @@
 //! Invariants: lock order is log, map, hard state; the first failure stays for ever.
 
 use super::codec::{Checkpoint, HardState};
-use super::engine::{self, Snapshot, Types};
+use super::engine::{self, Snapshot, StoredMembership, Types};
 use super::log_map::LogMap;
 use super::state_machine::snapshot_of;
 use super::{Durability, Fence, ReplicaState, Role};
@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::{oneshot, watch};
 use weir_protocol::types::{Index, ReplicaId, Term};
+use weir_storage::limits::UNFLUSHED_BYTES_MAX;
 use weir_storage::{
     AppendError, BatchSlice, Checkpoints, Device, Executor, FlushError, Flusher, Lane, Log,
     LogReader, NewBatch, Read, ReadError, Trimmed, is_out_of_space,
@@ -91,7 +92,18 @@ impl Shared {
     /// Whether nobody else votes in this group.
     pub(super) fn is_only_voter(&self) -> bool {
         let map = self.map();
+        self.is_only_voter_of(map.membership_before(map.last()))
+    }
+
+    /// Whether nobody else is in this group, not even to learn.
+    pub(super) fn is_only_member(&self) -> bool {
+        let map = self.map();
         let membership = map.membership_before(map.last());
+        let alone = |m: &StoredMembership| m.nodes().all(|(replica, _)| *replica == self.replica);
+        self.is_only_voter_of(membership) && membership.is_some_and(alone)
+    }
+
+    fn is_only_voter_of(&self, membership: Option<&StoredMembership>) -> bool {
         membership.is_some_and(|m| m.voter_ids().eq([self.replica]))
     }
 
@@ -148,14 +160,20 @@ impl Shared {
 /// The disk side. Everything that waits for a device runs on the executor, but for the append
 /// itself: it stores through memory, and waits only where it begins a new segment.
 impl Shared {
-    /// Appends stamped batches and tells `callback` when they count as stored.
-    pub(super) fn append(
-        self: &Arc<Self>,
-        batches: Vec<NewBatch>,
-        callback: IOFlushed<Types>,
-    ) -> io::Result<()> {
+    /// Appends batches of whole indexes. Where more is unflushed than the log may hold, the task
+    /// waits for a flush; the log itself would hold up the thread.
+    pub(super) async fn store(self: &Arc<Self>, batches: Vec<NewBatch>) -> io::Result<()> {
+        let bytes: u64 = batches.iter().map(|batch| batch.header.stored_len() as u64).sum();
+        let unflushed = self.log().unflushed_bytes();
+        if unflushed + bytes > UNFLUSHED_BYTES_MAX {
+            self.flushed().await?;
+        }
         let appended = self.log().append(batches);
-        appended.map_err(|error| self.fenced_by(fence_of_append(&error)))?;
+        appended.map(drop).map_err(|error| self.fenced_by(fence_of_append(&error)))
+    }
+
+    /// Asks for a flush and tells `callback` when everything appended so far counts as stored.
+    pub(super) fn flush(self: &Arc<Self>, callback: IOFlushed<Types>) {
         let shared = self.clone();
         let flushed = move |outcome: Result<(), FlushError>| {
             outcome.map_err(|error| shared.fenced_by(fence_of_flush(&error)))
@@ -170,7 +188,6 @@ impl Shared {
                 self.flusher.flush(Box::new(move |outcome| drop(flushed(outcome))));
             }
         }
-        Ok(())
     }
 
     /// Waits until everything appended so far is durable.
@@ -297,7 +314,7 @@ impl Shared {
         self.snapshot_at.fetch_max(index.0, Ordering::AcqRel);
     }
 
-    fn fenced_by(&self, fence: Fence) -> io::Error {
+    pub(super) fn fenced_by(&self, fence: Fence) -> io::Error {
         let error = io::Error::other(fence.to_string());
         self.fence(fence);
         error

@@ -8,8 +8,8 @@ use super::engine::{self, EngineEntry, LogId, Snapshot, StoredMembership, Types}
 use super::shared::Shared;
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt};
+use openraft::OptionalSend;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, SnapshotMeta};
-use openraft::{EntryPayload, OptionalSend};
 use std::io;
 use std::sync::Arc;
 use weir_protocol::types::{Index, Term};
@@ -45,7 +45,7 @@ impl RaftStateMachine<Types> for Shell {
         while let Some((entry, responder)) = entries.try_next().await? {
             let EngineEntry { log_id, payload } = entry;
             self.applied = Some(log_id);
-            if let EntryPayload::Membership(membership) = payload {
+            if let Some(membership) = payload.membership {
                 self.membership = StoredMembership::new(Some(log_id), membership);
             }
             if let Some(responder) = responder {

@@ -5,8 +5,9 @@ mod rig;
 use super::codec::HardState;
 use super::engine::{self, EngineEntry, Runtime, Vote};
 use super::log_store::LogStore;
+use super::payload::{Batches, Record};
 use super::*;
-use openraft::EntryPayload;
+use openraft::entry::RaftPayload;
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
 use openraft::type_config::TypeConfigExt;
 use openraft::type_config::alias::{OneshotReceiverOf, OneshotSenderOf};
@@ -550,19 +551,17 @@ fn a_peer_would_be_sent_whole_indexes_with_the_bytes_as_stored() {
         let ids: Vec<_> = records.iter().map(|record| Some(record.log_id)).collect();
         let terms = [(0, 1), (1, 2), (1, 3), (1, 4)];
         assert_eq!(ids, terms.map(|(term, index)| engine::log_id(term, Index(index))));
-        assert!(matches!(records[0].payload, EntryPayload::Membership(_)));
-        let EntryPayload::Normal(engine::Batches::Stored(sent)) = &records[2].payload else {
-            panic!("{:?}", records[2])
-        };
-        let stored = replica.read(Index(3), usize::MAX).await.unwrap();
-        assert_eq!(sent.len(), 3);
-        assert!(sent.iter().zip(&stored).all(|(sent, stored)| sent.bytes == stored.bytes));
+        assert!(records[0].payload.membership.is_some());
+        for (index, record) in (1..).zip(&records) {
+            let Batches::Stored(sent) = &record.payload.batches else { panic!("{record:?}") };
+            let stored = replica.shared.read_index(Index(index)).await.unwrap();
+            assert_eq!(sent.len(), if index == 3 { 3 } else { 1 });
+            assert!(sent.iter().zip(&stored).all(|(sent, stored)| sent.bytes == stored.bytes));
+        }
 
         let light = reader.try_get_log_entries(2..4).await.unwrap();
-        assert!(light.iter().all(|record| match &record.payload {
-            EntryPayload::Normal(engine::Batches::Stored(slices)) => slices.is_empty(),
-            _ => false,
-        }));
+        let is_light = |record: &EngineEntry| matches!(&record.payload.batches, Batches::Stored(slices) if slices.is_empty());
+        assert!(light.iter().all(is_light));
     });
 }
 
@@ -647,5 +646,5 @@ type Signal =
 /// The engine's record of a NOOP, and where its completion shows.
 fn noop(term: u64, index: u64) -> (EngineEntry, Signal) {
     let log_id = engine::log_id(term, Index(index)).unwrap();
-    (EngineEntry { log_id, payload: EntryPayload::Blank }, Types::oneshot())
+    (EngineEntry { log_id, payload: Record::blank() }, Types::oneshot())
 }

@@ -261,6 +261,11 @@ impl Log {
         Flusher::new(self.device.flushes.clone(), self.shared.flush.clone())
     }
 
+    /// The chain of the last batch: what the next one continues.
+    pub fn chain(&self) -> u32 {
+        self.cursor.chain
+    }
+
     /// Bytes that are appended but not known to be durable.
     pub fn unflushed_bytes(&self) -> u64 {
         self.shared.flush.unflushed_bytes()

@@ -7,7 +7,9 @@ use crate::partition::{
     PartitionHandle, PartitionOptions, PartitionView, PublishRequest, Request, SubscribeRequest,
     SubscribedState,
 };
-use crate::replication::{Durability, ELECTION_MS, HEARTBEAT_MS, ReplicaOptions};
+use crate::replication::{
+    Birth, Durability, ELECTION_MS, HEARTBEAT_MS, NoPeers, ReplicaOptions, Switchboard,
+};
 use crate::seams::OsWallClock;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -138,6 +140,7 @@ impl Rig {
     pub(super) async fn open(&self) -> PartitionHandle {
         let replica = ReplicaOptions {
             replica: ReplicaId(1),
+            birth: Birth::Forms,
             voters: vec![(ReplicaId(1), BrokerId(1))],
             dir: self.dir.path().join("log"),
             device: self.device.clone(),
@@ -150,6 +153,8 @@ impl Rig {
             seed: 1,
             heartbeat_ms: HEARTBEAT_MS,
             election_ms: ELECTION_MS,
+            peers: Arc::new(NoPeers),
+            switchboard: Switchboard::default(),
         };
         let options = PartitionOptions {
             key: Self::key(),

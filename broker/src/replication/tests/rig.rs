@@ -39,6 +39,7 @@ impl Rig {
     pub(super) fn options(&self, durability: Durability) -> ReplicaOptions {
         ReplicaOptions {
             replica: ReplicaId(1),
+            birth: Birth::Forms,
             voters: vec![(ReplicaId(1), BrokerId(1))],
             dir: self.dir.path().join("log"),
             device: self.device.clone(),
@@ -47,6 +48,8 @@ impl Rig {
             seed: 1,
             heartbeat_ms: HEARTBEAT_MS,
             election_ms: ELECTION_MS,
+            peers: Arc::new(NoPeers),
+            switchboard: Switchboard::default(),
         }
     }
 

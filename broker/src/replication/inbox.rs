@@ -1,0 +1,145 @@
+//! Owns: what peers ask of a replica, handed to the engine, and its answers in their words.
+//! Never: answers for what is not flushed: the engine does not either.
+//! Invariant: batches are verified before the engine sees them.
+
+use super::engine::{self, Types};
+use super::receive;
+use super::shared::Shared;
+use super::state_machine::Shell;
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, stream};
+use openraft::Raft;
+use openraft::raft::{
+    AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderError,
+    TransferLeaderRequest, VoteRequest,
+};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use weir_protocol::peer::{
+    Append, AppendResult, Beat, PeerRefusal, Transfer, TransferAnswer, Vote, VoteAnswer, VoteAsk,
+    VoteKind,
+};
+
+/// Appends of one stream between the frame that brought them and the engine.
+const STREAM_APPENDS_MAX: usize = 4;
+
+/// The way to one replica. Cheap to clone.
+#[derive(Clone)]
+pub struct Inbox {
+    raft: Raft<Types, Shell>,
+    shared: Arc<Shared>,
+}
+
+impl Inbox {
+    pub(super) fn new(raft: Raft<Types, Shell>, shared: Arc<Shared>) -> Self {
+        Self { raft, shared }
+    }
+
+    /// Opens a stream of appends of a leader.
+    pub fn stream(&self) -> (AppendInput, AppendAnswers) {
+        let (requests, mut queue) = mpsc::channel(STREAM_APPENDS_MAX);
+        let input = stream::poll_fn(move |context| queue.poll_recv(context));
+        let answers = self.raft.stream_append(input).map(|answer| match answer {
+            Ok(result) => answered(result),
+            Err(_) => AppendResult::Refused(PeerRefusal::Fenced),
+        });
+        (AppendInput { requests }, AppendAnswers(answers.boxed()))
+    }
+
+    /// A leader says that it leads.
+    pub async fn beat(&self, beat: Beat) -> AppendResult {
+        let vote = Vote { term: beat.term, replica: beat.address.from, committed: true };
+        let request = AppendEntriesRequest {
+            vote: engine::vote_of(vote),
+            prev_log_id: engine::log_id_at(beat.matching),
+            entries: Vec::new(),
+            leader_commit: engine::log_id_at(beat.commit),
+        };
+        let once = stream::once(async move { request });
+        match Box::pin(self.raft.stream_append(once)).next().await {
+            Some(Ok(result)) => answered(result),
+            Some(Err(_)) | None => AppendResult::Refused(PeerRefusal::Fenced),
+        }
+    }
+
+    /// A candidate asks for the vote.
+    pub async fn vote(&self, ask: VoteAsk) -> Result<VoteAnswer, PeerRefusal> {
+        self.check()?;
+        let mut request = VoteRequest::new(engine::vote_of(ask.vote), engine::log_id_at(ask.last));
+        request.leadership_transfer = ask.kind == VoteKind::Transfer;
+        let answer = match ask.kind {
+            VoteKind::Trial => self.raft.pre_vote(request).await,
+            VoteKind::Election | VoteKind::Transfer => self.raft.vote(request).await,
+        };
+        let answer = answer.map_err(|_| PeerRefusal::Fenced)?;
+        Ok(VoteAnswer {
+            granted: answer.vote_granted,
+            vote: engine::vote_from(&answer.vote),
+            last: engine::place_from(answer.last_log_id.as_ref()),
+        })
+    }
+
+    /// The leader hands over.
+    pub async fn transfer(&self, transfer: Transfer) -> Result<TransferAnswer, PeerRefusal> {
+        self.check()?;
+        let vote = engine::vote_of(transfer.vote);
+        let last = engine::log_id_at(transfer.last);
+        let request = TransferLeaderRequest::new(vote, transfer.target, last);
+        let answer = self.raft.handle_transfer_leader(request).await;
+        Ok(match answer.map_err(|_| PeerRefusal::Fenced)? {
+            Ok(()) => TransferAnswer::Obeyed,
+            Err(TransferLeaderError::VoteChanged { actual, .. }) => {
+                TransferAnswer::VoteChanged(engine::vote_from(&actual))
+            }
+            Err(TransferLeaderError::LogNotFlushed { actual, .. }) => {
+                TransferAnswer::NotFlushed(engine::place_from(actual.as_ref()))
+            }
+        })
+    }
+
+    fn check(&self) -> Result<(), PeerRefusal> {
+        self.shared.check().map_err(|_| PeerRefusal::Fenced)
+    }
+}
+
+fn answered(result: StreamAppendResult<Types>) -> AppendResult {
+    match result {
+        Ok(flushed) => AppendResult::Flushed(engine::place_from(flushed.as_ref())),
+        Err(StreamAppendError::Conflict(at)) => AppendResult::Conflict(engine::place_of(&at)),
+        Err(StreamAppendError::HigherVote(vote)) => {
+            AppendResult::Outvoted(engine::vote_from(&vote))
+        }
+    }
+}
+
+/// Takes the appends of one stream in. Dropping it ends the stream once all of it is answered.
+pub struct AppendInput {
+    requests: mpsc::Sender<AppendEntriesRequest<Types>>,
+}
+
+impl AppendInput {
+    /// Hands the next append over; waits while the replica has enough.
+    pub async fn push(&self, append: &Append) -> Result<(), PeerRefusal> {
+        let entries = receive::records_of(append).map_err(|error| {
+            tracing::warn!(%error, "a leader's append cannot be read");
+            PeerRefusal::Malformed
+        })?;
+        let request = AppendEntriesRequest {
+            vote: engine::vote_of(append.vote),
+            prev_log_id: engine::log_id_at(append.prev),
+            entries,
+            leader_commit: engine::log_id_at(append.commit),
+        };
+        self.requests.send(request).await.map_err(|_| PeerRefusal::Fenced)
+    }
+}
+
+/// The answers of one stream: one for each append, in order.
+pub struct AppendAnswers(BoxStream<'static, AppendResult>);
+
+impl AppendAnswers {
+    /// The next answer; none once the stream has ended.
+    pub async fn next(&mut self) -> Option<AppendResult> {
+        self.0.next().await
+    }
+}

@@ -1,0 +1,125 @@
+//! Owns: between what peers send and what the engine carries: batches as they are stored, cut into
+//! indexes, verified.
+//! Never: stamps anything; trusts a length, a type or an order.
+//! Invariant: every byte of what leaves here was covered by a checksum of its maker.
+
+use super::codec::{self, CodecError};
+use super::engine::{self, EngineEntry};
+use super::payload::{Batches, Record};
+use bytes::Bytes;
+use weir_protocol::batch::{BatchHeader, BatchType, HeaderError};
+use weir_protocol::limits::BATCH_HEADER_BYTES;
+use weir_protocol::peer::{Append, SegmentPart};
+use weir_storage::NewBatch;
+
+/// Why what a peer sent is not a piece of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ReceiveError {
+    #[error("a batch is cut short")]
+    Short,
+    #[error(transparent)]
+    Batch(#[from] HeaderError),
+    #[error("a batch of one disk only was sent")]
+    Local,
+    #[error("indexes are not whole, or not in order")]
+    Order,
+    #[error("the membership: {0}")]
+    Membership(#[from] CodecError),
+}
+
+/// The batches of records that were read back, as they are stored.
+pub(super) fn parts_of(records: &[EngineEntry]) -> Vec<SegmentPart> {
+    let mut parts: Vec<SegmentPart> = Vec::new();
+    for record in records {
+        let Batches::Stored(slices) = &record.payload.batches else {
+            unreachable!("what is sent was read back")
+        };
+        for slice in slices {
+            match parts.last_mut().filter(|part| part.salt == slice.salt) {
+                Some(part) => part.batches.push(slice.bytes.clone()),
+                None => {
+                    let batches = vec![slice.bytes.clone()];
+                    parts.push(SegmentPart { salt: slice.salt, batches });
+                }
+            }
+        }
+    }
+    parts
+}
+
+/// The records of an append.
+pub(super) fn records_of(append: &Append) -> Result<Vec<EngineEntry>, ReceiveError> {
+    let records = records_in(&append.parts)?;
+    let first = records.first().map(|record| engine::place_of(&record.log_id).index);
+    match first.is_none_or(|first| first.0 == append.prev.index.0 + 1) {
+        true => Ok(records),
+        false => Err(ReceiveError::Order),
+    }
+}
+
+fn records_in(parts: &[SegmentPart]) -> Result<Vec<EngineEntry>, ReceiveError> {
+    let mut records: Vec<EngineEntry> = Vec::new();
+    let mut open: Vec<NewBatch> = Vec::new();
+    for part in parts {
+        for slice in &part.batches {
+            let mut rest = slice.clone();
+            while !rest.is_empty() {
+                let batch = batch_of(&mut rest, part.salt)?;
+                check_order(records.last(), open.last(), &batch.header)?;
+                let is_last = batch.header.is_last_of_index();
+                open.push(batch);
+                if is_last {
+                    records.push(record_of(std::mem::take(&mut open))?);
+                }
+            }
+        }
+    }
+    if open.is_empty() { Ok(records) } else { Err(ReceiveError::Order) }
+}
+
+/// Takes one batch off the front, and its padding.
+fn batch_of(rest: &mut Bytes, salt: u64) -> Result<NewBatch, ReceiveError> {
+    let header = rest.first_chunk::<BATCH_HEADER_BYTES>().ok_or(ReceiveError::Short)?;
+    let header = BatchHeader::decode(header, salt)?;
+    if header.batch_type.is_local() {
+        return Err(ReceiveError::Local);
+    }
+    if header.stored_len() > rest.len() {
+        return Err(ReceiveError::Short);
+    }
+    let body = rest.split_to(header.stored_len()).slice(BATCH_HEADER_BYTES..header.wire_len());
+    header.check_body(&body)?;
+    Ok(NewBatch { header, body: vec![body] })
+}
+
+/// Indexes follow one another, and a batch belongs to the index that is open.
+fn check_order(
+    before: Option<&EngineEntry>,
+    open: Option<&NewBatch>,
+    header: &BatchHeader,
+) -> Result<(), ReceiveError> {
+    let in_order = match (open, before) {
+        (Some(open), _) => (open.header.index, open.header.term) == (header.index, header.term),
+        (None, Some(before)) => {
+            let place = engine::place_of(&before.log_id);
+            header.index.0 == place.index.0 + 1 && header.term >= place.term
+        }
+        (None, None) => header.index.0 > 0,
+    };
+    if in_order { Ok(()) } else { Err(ReceiveError::Order) }
+}
+
+fn record_of(batches: Vec<NewBatch>) -> Result<EngineEntry, ReceiveError> {
+    let [NewBatch { header, body }, ..] = batches.as_slice() else {
+        return Err(ReceiveError::Order);
+    };
+    let membership = match header.batch_type {
+        BatchType::Config => {
+            let content = body.first().map_or(&[][..], |body| super::control_content(header, body));
+            Some(codec::decode_membership(content)?)
+        }
+        _ => None,
+    };
+    let log_id = engine::log_id(header.term.0, header.index).ok_or(ReceiveError::Order)?;
+    Ok(EngineEntry { log_id, payload: Record { batches: Batches::Received(batches), membership } })
+}
