@@ -19,6 +19,7 @@ mod inbox;
 mod log_map;
 mod log_store;
 mod maintain;
+mod membership;
 pub mod metadata;
 mod network;
 mod open;
@@ -37,6 +38,7 @@ mod tests;
 
 pub use codec::CodecError;
 pub use inbox::{AppendAnswers, AppendInput, Inbox};
+pub use membership::{Members, MembershipError};
 pub use open::{Birth, ELECTION_MS, HEARTBEAT_MS, OpenReplicaError, OpenReport, ReplicaOptions};
 pub use peers::{AppendStream, NoPeers, PeerLost, Peers};
 pub use switchboard::Switchboard;

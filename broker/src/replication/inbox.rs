@@ -2,7 +2,7 @@
 //! Never: answers for what is not flushed: the engine does not either.
 //! Invariant: batches are verified before the engine sees them.
 
-use super::engine::{self, Types};
+use super::engine::{self, Runtime, Types};
 use super::receive;
 use super::shared::Shared;
 use super::state_machine::Shell;
@@ -10,8 +10,8 @@ use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, stream};
 use openraft::Raft;
 use openraft::raft::{
-    AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderError,
-    TransferLeaderRequest, VoteRequest,
+    AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderError, TransferLeaderRequest, VoteRequest,
 };
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -36,10 +36,12 @@ impl Inbox {
     }
 
     /// Opens a stream of appends of a leader.
-    pub fn stream(&self) -> (AppendInput, AppendAnswers) {
+    pub async fn stream(&self) -> (AppendInput, AppendAnswers) {
         let (requests, mut queue) = mpsc::channel(STREAM_APPENDS_MAX);
         let input = stream::poll_fn(move |context| queue.poll_recv(context));
-        let answers = self.raft.stream_append(input).map(|answer| match answer {
+        // The engine starts a task for it and wants a seed to do so, although nothing is drawn.
+        let answers = Runtime::scope(0, async { self.raft.stream_append(input) }).await;
+        let answers = answers.map(|answer| match answer {
             Ok(result) => answered(result),
             Err(_) => AppendResult::Refused(PeerRefusal::Fenced),
         });
@@ -55,10 +57,16 @@ impl Inbox {
             entries: Vec::new(),
             leader_commit: engine::log_id_at(beat.commit),
         };
-        let once = stream::once(async move { request });
-        match Box::pin(self.raft.stream_append(once)).next().await {
-            Some(Ok(result)) => answered(result),
-            Some(Err(_)) | None => AppendResult::Refused(PeerRefusal::Fenced),
+        match self.raft.append_entries(request).await {
+            Ok(AppendEntriesResponse::Success) => AppendResult::Flushed(beat.matching),
+            Ok(AppendEntriesResponse::Conflict) => AppendResult::Conflict(beat.matching),
+            Ok(AppendEntriesResponse::HigherVote(vote)) => {
+                AppendResult::Outvoted(engine::vote_from(&vote))
+            }
+            Ok(AppendEntriesResponse::PartialSuccess(flushed)) => {
+                AppendResult::Flushed(engine::place_from(flushed.as_ref()))
+            }
+            Err(_) => AppendResult::Refused(PeerRefusal::Fenced),
         }
     }
 

@@ -123,3 +123,80 @@ fn record_of(batches: Vec<NewBatch>) -> Result<EngineEntry, ReceiveError> {
     let log_id = engine::log_id(header.term.0, header.index).ok_or(ReceiveError::Order)?;
     Ok(EngineEntry { log_id, payload: Record { batches: Batches::Received(batches), membership } })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use weir_protocol::batch::{ATTR_LAST_OF_INDEX, WIRE_SALT};
+    use weir_protocol::peer::{LogPlace, Vote};
+    use weir_protocol::types::{Index, StreamId, Term};
+
+    fn stored(index: u64, is_last: bool) -> Bytes {
+        let mut header = BatchHeader::empty(BatchType::Data);
+        (header.index, header.term) = (Index(index), Term(3));
+        header.attrs = if is_last { ATTR_LAST_OF_INDEX } else { 0 };
+        let body = [index as u8; 40];
+        header.body_len = 40;
+        header.body_crc = crc32fast::hash(&body);
+        let mut bytes = header.stamp(WIRE_SALT, 0, None).to_vec();
+        bytes.extend_from_slice(&body);
+        bytes.resize(header.stored_len(), 0);
+        bytes.into()
+    }
+
+    fn append(prev: u64, batches: Vec<Bytes>) -> Append {
+        Append {
+            stream: StreamId(1),
+            number: 1,
+            vote: Vote::default(),
+            prev: LogPlace { term: Term(3), index: Index(prev) },
+            commit: LogPlace::default(),
+            parts: vec![SegmentPart { salt: WIRE_SALT, batches }],
+        }
+    }
+
+    #[test]
+    fn batches_of_one_index_become_one_record_however_they_are_cut() {
+        let whole: Vec<u8> = [stored(7, false), stored(7, true), stored(8, true)].concat();
+        let apart = append(6, vec![stored(7, false), stored(7, true), stored(8, true)]);
+        for append in [apart, append(6, vec![whole.into()])] {
+            let records = records_of(&append).unwrap();
+            let counts = records.iter().map(|record| match &record.payload.batches {
+                Batches::Received(batches) => batches.len(),
+                other => panic!("{other}"),
+            });
+            assert_eq!(counts.collect::<Vec<_>>(), [2, 1]);
+        }
+    }
+
+    #[test]
+    fn what_is_not_whole_or_not_in_order_is_refused() {
+        let wrong = [
+            append(6, vec![stored(7, false)]),
+            append(6, vec![stored(7, true), stored(9, true)]),
+            append(6, vec![stored(7, false), stored(8, true)]),
+            append(6, vec![stored(8, true)]),
+        ];
+        for append in wrong {
+            assert_eq!(records_of(&append).map(drop), Err(ReceiveError::Order));
+        }
+        let cut = stored(7, true).slice(..150);
+        assert_eq!(records_of(&append(6, vec![cut])).map(drop), Err(ReceiveError::Short));
+    }
+
+    proptest! {
+        /// Padding is the receiver's own; every other bit counts.
+        #[test]
+        fn a_flipped_bit_is_refused(at in 0usize..168, bit in 0u8..8) {
+            let mut bytes = stored(7, true).to_vec();
+            bytes[at] ^= 1 << bit;
+            prop_assert!(records_of(&append(6, vec![bytes.into()])).is_err());
+        }
+
+        #[test]
+        fn garbage_is_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 1..400)) {
+            prop_assert!(records_of(&append(6, vec![bytes.into()])).is_err());
+        }
+    }
+}

@@ -1,5 +1,7 @@
+mod cluster;
 mod faults;
 mod metadata;
+mod net;
 mod rig;
 
 use super::codec::HardState;
@@ -535,6 +537,77 @@ fn a_shutdown_shows_and_its_log_is_whole() {
         assert_eq!(log.bounds().flushed_index, Index(3));
         let after = other.propose(proposal(term, 0, 1..2));
         assert_eq!(after, Err(ProposeError::Fenced(Fence::Shutdown)));
+    });
+}
+
+/// A batch of `bytes`, to be proposed or received.
+fn large(number: u32, bytes: usize) -> NewBatch {
+    let body = bytes::Bytes::from(vec![number as u8; bytes]);
+    let mut large = batch(0, number);
+    large.header.body_len = body.len() as u32;
+    large.header.body_crc = crc32fast::hash(&body);
+    large.body = vec![body];
+    large
+}
+
+/// The engine joins what a leader sent in many requests; the log takes at most 16 MiB unflushed.
+#[test]
+fn what_the_engine_joins_is_stored_piece_by_piece() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, _) = rig.leader().await;
+        let mut store = LogStore::new(replica.shared.clone());
+        rig.faults.hold();
+        let records = (3..43).map(|index| {
+            let log_id = engine::log_id(9, Index(index)).unwrap();
+            let batches = Batches::Proposed(vec![large(index as u32 - 3, 1 << 20)]);
+            EngineEntry { log_id, payload: Record { batches, membership: None } }
+        });
+        let (done, wait) = Types::oneshot();
+        let faults = rig.faults.clone();
+        // Beginning a new segment holds up the thread, so another one releases it.
+        let released = async move {
+            tokio::time::sleep(A_WHILE).await;
+            faults.release();
+        };
+        drop(crate::task::spawn("release", crate::task::TaskKind::Connection, released));
+        tokio::task::yield_now().await;
+        store.append(records, IOFlushed::signal(done)).await.unwrap();
+        wait.await.unwrap().unwrap();
+        assert_eq!(replica.log().bounds().flushed_index, Index(42));
+        for index in 1..=42 {
+            assert_eq!(replica.shared.read_index(Index(index)).await.unwrap().len(), 1);
+        }
+    });
+}
+
+#[test]
+fn log_time_does_not_fall_within_one_append() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, _) = rig.leader().await;
+        let mut store = LogStore::new(replica.shared.clone());
+        let mut timed = batch(0, 0);
+        timed.header.log_time_ms = 77;
+        let members =
+            replica.shared.map().membership_before(Index(2)).unwrap().membership().clone();
+        let payloads = [
+            Record::blank().with_normal(Batches::Proposed(vec![timed])),
+            Record::blank(),
+            Record::blank().with_membership(members),
+        ];
+        let records = payloads.into_iter().zip(3..).map(|(payload, index)| {
+            let log_id = engine::log_id(9, Index(index)).unwrap();
+            EngineEntry { log_id, payload }
+        });
+        let (done, wait) = Types::oneshot();
+        store.append(records, IOFlushed::signal(done)).await.unwrap();
+        wait.await.unwrap().unwrap();
+        let headers = replica.log().headers(Index(2), 9).unwrap();
+        let seen: Vec<_> = headers.iter().map(|h| (h.batch_type, h.log_time_ms)).collect();
+        let timed = [BatchType::Data, BatchType::Noop, BatchType::Config].map(|of| (of, 77));
+        assert_eq!(seen[0], (BatchType::Noop, 0));
+        assert_eq!(seen[1..], timed);
     });
 }
 

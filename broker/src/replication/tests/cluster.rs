@@ -1,0 +1,338 @@
+//! Replicas of one group, each on a broker and a disk of its own.
+
+use super::net::Net;
+use super::rig::{A_WHILE, Rig, proposal, until};
+use super::*;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::time::Instant;
+use weir_protocol::types::BrokerId;
+
+/// Longer than any election here.
+const LONG: Duration = Duration::from_secs(20);
+
+/// A group: replica n lives on broker n.
+struct Cluster {
+    net: Arc<Net>,
+    rigs: BTreeMap<u64, Rig>,
+    running: BTreeMap<u64, Replica>,
+    /// Who forms the group.
+    founders: Vec<(ReplicaId, BrokerId)>,
+}
+
+impl Cluster {
+    fn of(founders: u64) -> Self {
+        let founders = (1..=founders).map(|n| (ReplicaId(n), BrokerId(n))).collect();
+        Self { net: Arc::default(), rigs: BTreeMap::new(), running: BTreeMap::new(), founders }
+    }
+
+    async fn formed(founders: u64) -> Self {
+        let mut cluster = Self::of(founders);
+        for n in 1..=founders {
+            cluster.open(n, Birth::Forms).await;
+        }
+        cluster
+    }
+
+    fn options(&mut self, n: u64, birth: Birth) -> ReplicaOptions {
+        let rig = self.rigs.entry(n).or_insert_with(Rig::new);
+        ReplicaOptions {
+            replica: ReplicaId(n),
+            birth,
+            voters: self.founders.clone(),
+            seed: n,
+            heartbeat_ms: 50,
+            election_ms: 300,
+            peers: self.net.peers_of(BrokerId(n)),
+            switchboard: self.net.board(BrokerId(n)),
+            ..rig.options(Durability::Fsync)
+        }
+    }
+
+    async fn open(&mut self, n: u64, birth: Birth) {
+        let options = self.options(n, birth);
+        let (replica, _) = Replica::open(options).await.unwrap();
+        self.running.insert(n, replica);
+    }
+
+    /// The broker is gone before its replica has ended: nothing of that is heard.
+    async fn kill(&mut self, n: u64) {
+        self.net.cut_off(BrokerId(n));
+        self.running.remove(&n).unwrap().shutdown().await;
+    }
+
+    async fn reopen(&mut self, n: u64) {
+        self.net.heal();
+        self.open(n, Birth::Continues).await;
+    }
+
+    /// Waits for a leader among those that run and are not left out.
+    async fn leader(&self, left_out: &[u64]) -> (u64, Term) {
+        let since = Instant::now();
+        while since.elapsed() < LONG {
+            let running = self.running.iter().filter(|(n, _)| !left_out.contains(n));
+            let leading = running.filter_map(|(n, replica)| {
+                replica.state().borrow().leading().map(|term| (*n, term))
+            });
+            if let Some(found) = leading.max_by_key(|(_, term)| *term) {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("nobody leads: {:?}", self.states())
+    }
+
+    fn states(&self) -> Vec<ReplicaState> {
+        self.running.values().map(|replica| replica.state().borrow().clone()).collect()
+    }
+
+    fn at(&self, n: u64) -> &Replica {
+        &self.running[&n]
+    }
+
+    /// Proposes batches of a run of their own on `n`, and waits until all are committed there.
+    async fn write(&self, n: u64, term: Term, run: u32, count: u32) -> Index {
+        let replica = self.at(n);
+        let before = replica.log().bounds().last_index;
+        for number in 0..count {
+            while replica.propose(proposal(term, run, number..number + 1))
+                == Err(ProposeError::Full)
+            {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        let last = Index(before.0 + u64::from(count));
+        until(replica, |state| state.committed >= last).await;
+        last
+    }
+
+    /// Waits until everybody has committed what the leader has, and proves that all logs are equal.
+    async fn settle(&self) {
+        let (leader, _) = self.leader(&[]).await;
+        let last = self.at(leader).log().bounds().last_index;
+        for replica in self.running.values() {
+            until(replica, |state| state.committed >= last).await;
+        }
+        let mut logs = Vec::new();
+        for replica in self.running.values() {
+            logs.push(log_of(replica, last).await);
+        }
+        assert!(logs.windows(2).all(|pair| pair[0] == pair[1]), "the logs differ");
+    }
+}
+
+/// All that every replica must hold alike, up to `last`: the chain covers it.
+async fn log_of(replica: &Replica, last: Index) -> Vec<(BatchHeader, Vec<u8>)> {
+    let mut log = Vec::new();
+    for index in 1..=last.0 {
+        for slice in replica.shared.read_index(Index(index)).await.unwrap() {
+            let header = BatchHeader { header_crc: 0, durable_pos: 0, ..slice.header };
+            log.push((header, slice.bytes[128..].to_vec()));
+        }
+    }
+    log
+}
+
+#[test]
+fn three_voters_form_one_group_although_one_is_late() {
+    run(async {
+        let mut cluster = Cluster::of(3);
+        cluster.open(1, Birth::Forms).await;
+        cluster.open(2, Birth::Forms).await;
+        let (leader, term) = cluster.leader(&[]).await;
+        cluster.write(leader, term, 0, 10).await;
+        cluster.open(3, Birth::Forms).await;
+        cluster.settle().await;
+    });
+}
+
+#[test]
+fn a_killed_leader_is_followed_by_another_and_comes_back() {
+    run(async {
+        let mut cluster = Cluster::formed(3).await;
+        let (first, term) = cluster.leader(&[]).await;
+        let acknowledged = cluster.write(first, term, 0, 100).await;
+        cluster.kill(first).await;
+        let (second, later) = cluster.leader(&[]).await;
+        assert!(later > term);
+        assert!(cluster.at(second).state().borrow().committed >= acknowledged);
+        cluster.write(second, later, 0, 100).await;
+        cluster.reopen(first).await;
+        cluster.settle().await;
+    });
+}
+
+#[test]
+fn what_a_leader_that_was_cut_off_has_alone_is_truncated() {
+    run(async {
+        let cluster = Cluster::formed(3).await;
+        let (first, term) = cluster.leader(&[]).await;
+        let common = cluster.write(first, term, 0, 5).await;
+        cluster.net.cut_off(BrokerId(first));
+        for number in 0..8 {
+            cluster.at(first).propose(proposal(term, 1, number..number + 1)).unwrap();
+        }
+        let (second, later) = cluster.leader(&[first]).await;
+        cluster.write(second, later, 0, 3).await;
+        assert!(cluster.at(first).log().bounds().last_index > common);
+        assert_eq!(cluster.at(first).state().borrow().committed, common);
+        cluster.net.heal();
+        cluster.settle().await;
+        let refused = until(cluster.at(first), |state| state.refused.is_some()).await.refused;
+        let expected = Refused { term, run: 1, number: 0, outcome: StoredOutcome::Unknown };
+        assert_eq!(refused, Some(expected));
+        assert_eq!(cluster.at(first).in_flight(), 0);
+    });
+}
+
+#[test]
+fn a_learner_is_sent_everything_from_the_first_batch() {
+    run(async {
+        let mut cluster = Cluster::formed(1).await;
+        let (leader, term) = cluster.leader(&[]).await;
+        cluster.write(leader, term, 0, 300).await;
+        cluster.open(2, Birth::Joins).await;
+        let at = cluster.at(1).add_learner(ReplicaId(2), BrokerId(2)).await.unwrap();
+        cluster.settle().await;
+        let members = cluster.at(2).members();
+        assert_eq!((members.index, members.brokers.len()), (at, 2));
+        assert_eq!(members.voters, [[ReplicaId(1)].into()]);
+        assert!(cluster.at(1).progress()[&ReplicaId(2)] >= at);
+    });
+}
+
+#[test]
+fn one_replica_grows_to_three_and_loses_the_first() {
+    run(async {
+        let mut cluster = Cluster::formed(1).await;
+        let (leader, term) = cluster.leader(&[]).await;
+        cluster.write(leader, term, 0, 50).await;
+        let mut at = Index(0);
+        for n in 2..=3 {
+            cluster.open(n, Birth::Joins).await;
+            at = cluster.at(1).add_learner(ReplicaId(n), BrokerId(n)).await.unwrap();
+        }
+        let three: std::collections::BTreeSet<_> = (1..=3).map(ReplicaId).collect();
+        let stale = cluster.at(1).change_voters(three.clone(), Index(at.0 - 1)).await;
+        assert!(matches!(stale, Err(MembershipError::Changed(_))), "{stale:?}");
+        cluster.at(1).change_voters(three.clone(), at).await.unwrap();
+        assert_eq!(cluster.at(1).members().voters, [three]);
+        cluster.settle().await;
+        cluster.kill(1).await;
+        let (second, later) = cluster.leader(&[]).await;
+        cluster.write(second, later, 0, 50).await;
+        cluster.reopen(1).await;
+        cluster.settle().await;
+    });
+}
+
+#[test]
+fn a_voter_is_replaced_by_another() {
+    run(async {
+        let mut cluster = Cluster::formed(3).await;
+        let (leader, term) = cluster.leader(&[]).await;
+        cluster.write(leader, term, 0, 20).await;
+        cluster.open(4, Birth::Joins).await;
+        let replica = cluster.at(leader);
+        let at = replica.add_learner(ReplicaId(4), BrokerId(4)).await.unwrap();
+        let gone = if leader == 3 { 2 } else { 3 };
+        let voters = (1..=4).filter(|n| *n != gone).map(ReplicaId).collect();
+        replica.change_voters(voters, at).await.unwrap();
+        assert!(!replica.members().brokers.contains_key(&ReplicaId(gone)));
+        cluster.kill(gone).await;
+        cluster.write(leader, term, 1, 20).await;
+        cluster.settle().await;
+    });
+}
+
+#[test]
+fn the_leadership_is_handed_over_without_an_election_timeout() {
+    run(async {
+        let cluster = Cluster::formed(3).await;
+        let (leader, term) = cluster.leader(&[]).await;
+        cluster.write(leader, term, 0, 20).await;
+        cluster.settle().await;
+        let next = if leader == 1 { 2 } else { 1 };
+        let outsider = cluster.at(leader).transfer(ReplicaId(9)).await;
+        assert!(matches!(outsider, Err(MembershipError::Impossible(_))), "{outsider:?}");
+        let since = Instant::now();
+        cluster.at(leader).transfer(ReplicaId(next)).await.unwrap();
+        until(cluster.at(next), |state| state.leading().is_some()).await;
+        assert!(since.elapsed() < Duration::from_millis(300), "{:?}", since.elapsed());
+        let (now, later) = cluster.leader(&[]).await;
+        assert_eq!((now, later), (next, Term(term.0 + 1)));
+        cluster.write(next, later, 0, 20).await;
+        cluster.settle().await;
+    });
+}
+
+#[test]
+fn nothing_is_committed_that_only_the_leader_has_flushed() {
+    run(async {
+        let cluster = Cluster::formed(3).await;
+        let (leader, term) = cluster.leader(&[]).await;
+        let before = cluster.write(leader, term, 0, 3).await;
+        cluster.settle().await;
+        let followers: Vec<_> = (1..=3).filter(|n| *n != leader).collect();
+        followers.iter().for_each(|n| cluster.rigs[n].faults.hold());
+        let replica = cluster.at(leader);
+        replica.propose(proposal(term, 1, 0..1)).unwrap();
+        let held = Index(before.0 + 1);
+        for n in &followers {
+            let reader = cluster.at(*n).log();
+            let since = Instant::now();
+            while reader.bounds().last_index < held && since.elapsed() < LONG {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        tokio::time::sleep(A_WHILE).await;
+        assert_eq!(replica.state().borrow().committed, before);
+        cluster.rigs[&followers[0]].faults.release();
+        until(replica, |state| state.committed >= held).await;
+        cluster.rigs[&followers[1]].faults.release();
+        cluster.settle().await;
+    });
+}
+
+#[test]
+fn who_is_cut_off_does_not_raise_the_term() {
+    run(async {
+        let cluster = Cluster::formed(3).await;
+        let (leader, term) = cluster.leader(&[]).await;
+        cluster.write(leader, term, 0, 3).await;
+        let alone = if leader == 1 { 2 } else { 1 };
+        cluster.net.cut_off(BrokerId(alone));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        cluster.net.heal();
+        cluster.write(leader, term, 1, 3).await;
+        cluster.settle().await;
+        assert_eq!(cluster.leader(&[]).await, (leader, term));
+    });
+}
+
+#[test]
+fn a_replica_whose_log_is_lost_does_not_take_part() {
+    run(async {
+        let mut cluster = Cluster::of(3);
+        let options = cluster.options(1, Birth::Continues);
+        let refused = Replica::open(options).await.map(|_| ());
+        assert!(matches!(refused, Err(OpenReplicaError::Lost(ReplicaId(1)))), "{refused:?}");
+    });
+}
+
+#[test]
+fn a_large_log_reaches_a_follower_that_was_away() {
+    run(async {
+        let mut cluster = Cluster::formed(3).await;
+        let (leader, term) = cluster.leader(&[]).await;
+        let away = if leader == 1 { 2 } else { 1 };
+        cluster.kill(away).await;
+        let replica = cluster.at(leader);
+        for number in 0..24 {
+            let batches = vec![large(number, 1 << 20)];
+            replica.propose(Proposal { term, batches }).unwrap();
+        }
+        cluster.reopen(away).await;
+        cluster.settle().await;
+    });
+}
