@@ -169,6 +169,9 @@ pub struct ReplicaState {
     pub committed_term: Term,
     /// The latest run that was broken, if any was.
     pub refused: Option<Refused>,
+    /// The first index that a follower needs and that is damaged here. That follower waits; another
+    /// leader may have it whole.
+    pub unreadable: Option<Index>,
 }
 
 impl ReplicaState {

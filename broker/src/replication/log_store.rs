@@ -18,13 +18,17 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
+use tokio::time::Duration;
 use weir_protocol::batch::{ATTR_LAST_OF_INDEX, BatchHeader, BatchType};
 use weir_protocol::peer::LogPlace;
 use weir_protocol::types::{Index, Term};
-use weir_storage::NewBatch;
+use weir_storage::{BatchSlice, NewBatch, ReadError};
 
 /// Bytes of batches that are read for a peer at once, beyond the first index.
 const SEND_BYTES_MAX: usize = 1 << 20;
+
+/// A damaged index that a follower needs is looked at again after this long: it may be repaired.
+const READ_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// The writer. The engine owns the only one.
 pub(super) struct LogStore {
@@ -196,6 +200,44 @@ impl StoreReader {
         Some(EngineEntry { log_id, payload })
     }
 
+    /// At least the first of these indexes. Where it is damaged this waits until it is not: an error
+    /// would end the group for everybody, on behalf of one follower.
+    async fn read_to_send(&self, first: Index, last: Index) -> io::Result<Vec<EngineEntry>> {
+        loop {
+            let records = match self.shared.read_whole(first, SEND_BYTES_MAX).await {
+                Ok(slices) => self.whole_records(slices, first, last),
+                Err(ReadError::Damaged(_)) => Vec::new(),
+                Err(error) => return Err(io::Error::other(error)),
+            };
+            self.shared.readable(first, !records.is_empty());
+            if !records.is_empty() {
+                return Ok(records);
+            }
+            tokio::time::sleep(READ_AGAIN_AFTER).await;
+        }
+    }
+
+    /// The records of what was read, up to the first index that is not whole.
+    fn whole_records(
+        &self,
+        slices: Vec<BatchSlice>,
+        first: Index,
+        last: Index,
+    ) -> Vec<EngineEntry> {
+        let mut slices = slices.into_iter().peekable();
+        let mut records = Vec::new();
+        for index in (first.0..=last.0).map(Index) {
+            let of_index = std::iter::from_fn(|| slices.next_if(|s| s.header.index == index));
+            let of_index: Vec<_> = of_index.collect();
+            let begins = of_index.first().is_some_and(|slice| slice.header.is_first_of_index());
+            let ends = of_index.last().is_some_and(|slice| slice.header.is_last_of_index());
+            let Some(mut record) = self.light(index).filter(|_| begins && ends) else { break };
+            record.payload.batches = Batches::Stored(of_index);
+            records.push(record);
+        }
+        records
+    }
+
     fn indexes(&self, range: impl RangeBounds<u64>) -> std::ops::Range<u64> {
         let map = self.shared.map();
         let first = map.purged().map_or(0, |id| id.index() + 1);
@@ -240,20 +282,10 @@ impl RaftLogReader<Types> for StoreReader {
         end: u64,
     ) -> io::Result<Vec<EngineEntry>> {
         let indexes = self.indexes(start..end);
-        let mut records: Vec<EngineEntry> = Vec::new();
-        let mut bytes = 0;
-        for at in indexes {
-            let index = engine::index_of(at);
-            let Some(mut record) = self.light(index) else { break };
-            let slices = self.shared.read_index(index).await.map_err(io::Error::other)?;
-            bytes += slices.iter().map(|slice| slice.bytes.len()).sum::<usize>();
-            if bytes > SEND_BYTES_MAX && !records.is_empty() {
-                break;
-            }
-            record.payload.batches = Batches::Stored(slices);
-            records.push(record);
+        if indexes.is_empty() {
+            return Ok(Vec::new());
         }
-        Ok(records)
+        self.read_to_send(engine::index_of(indexes.start), engine::index_of(indexes.end - 1)).await
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {

@@ -210,6 +210,7 @@ fn recover_here(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
         committed: at,
         committed_term: term,
         refused: None,
+        unreadable: None,
     };
     let shared = Shared::new(Parts {
         replica: options.replica,

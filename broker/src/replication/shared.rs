@@ -118,6 +118,19 @@ impl Shared {
         });
     }
 
+    /// Shows whether the index that a follower needs can be read.
+    pub(super) fn readable(&self, index: Index, readable: bool) {
+        self.state.send_if_modified(|state| {
+            let before = state.unreadable;
+            match (readable, before) {
+                (true, Some(shown)) if shown == index => state.unreadable = None,
+                (true, _) => {}
+                (false, shown) => state.unreadable = Some(shown.map_or(index, |s| s.min(index))),
+            }
+            state.unreadable != before
+        });
+    }
+
     /// Shows what the engine says the replica is, unless it has ended.
     pub(super) fn role(&self, role: Role) {
         self.state.send_if_modified(|state| {
@@ -271,6 +284,25 @@ impl Shared {
                 .any(|slice| slice.header.index > index || slice.header.is_last_of_index());
             slices.retain(|slice| slice.header.index == index);
             if whole || slices.is_empty() {
+                return Ok(slices);
+            }
+            bytes_max *= 2;
+        }
+    }
+
+    /// Batches of whole indexes from `from` on: at least one index, then about `bytes_max`. Empty
+    /// where the log has no whole one.
+    pub(super) async fn read_whole(
+        &self,
+        from: Index,
+        mut bytes_max: usize,
+    ) -> Result<Vec<BatchSlice>, ReadError> {
+        loop {
+            let mut slices = self.read(from, bytes_max).await?;
+            let ended = slices.is_empty() || bytes_max as u64 > UNFLUSHED_BYTES_MAX;
+            let last = slices.iter().rposition(|slice| slice.header.is_last_of_index());
+            slices.truncate(last.map_or(0, |last| last + 1));
+            if ended || !slices.is_empty() {
                 return Ok(slices);
             }
             bytes_max *= 2;

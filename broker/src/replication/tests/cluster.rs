@@ -6,7 +6,10 @@ use super::*;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;
-use weir_protocol::types::BrokerId;
+use weir_protocol::peer::{
+    Append, AppendResult, GroupAddress, LogPlace, PeerRefusal, SegmentPart, Vote, VoteAsk, VoteKind,
+};
+use weir_protocol::types::{BrokerId, RequestId, StreamId};
 
 /// Longer than any election here.
 const LONG: Duration = Duration::from_secs(20);
@@ -335,4 +338,125 @@ fn a_large_log_reaches_a_follower_that_was_away() {
         cluster.reopen(away).await;
         cluster.settle().await;
     });
+}
+
+#[test]
+fn a_follower_that_needs_what_is_damaged_does_not_end_the_leader() {
+    run(async {
+        let mut cluster = Cluster::formed(1).await;
+        let (leader, term) = cluster.leader(&[]).await;
+        for number in 0..10 {
+            let batches = vec![large(number, 600 << 10)];
+            cluster.at(leader).propose(Proposal { term, batches }).unwrap();
+        }
+        let reached = until(cluster.at(1), |state| state.committed >= Index(12)).await;
+        assert_eq!(cluster.at(1).log().sealed_segments()[1].first_index, Index(3));
+        cluster.running.remove(&1).unwrap().shutdown().await;
+        let options = cluster.options(1, Birth::Continues);
+        let files = std::fs::read_dir(&options.dir).unwrap().map(|file| file.unwrap().path());
+        let segments = files.filter(|file| file.extension().is_some_and(|e| e == "seg"));
+        let segments: std::collections::BTreeSet<_> = segments.collect();
+        let sealed = segments.iter().nth(1).unwrap();
+        let mut bytes = std::fs::read(sealed).unwrap();
+        bytes[300 << 10] ^= 1;
+        std::fs::write(sealed, bytes).unwrap();
+
+        cluster.open(1, Birth::Continues).await;
+        let (leader, later) = cluster.leader(&[]).await;
+        cluster.open(2, Birth::Joins).await;
+        cluster.at(1).add_learner(ReplicaId(2), BrokerId(2)).await.unwrap();
+        let state = until(cluster.at(1), |state| state.unreadable.is_some()).await;
+        assert_eq!(state.unreadable, Some(Index(3)));
+        cluster.write(leader, later, 0, 5).await;
+        assert!(cluster.at(1).state().borrow().committed > reached.committed);
+        assert_eq!(cluster.at(2).log().bounds().last_index, Index(2));
+    });
+}
+
+/// A follower that has not flushed answers nothing, whatever else reaches it: not even a vote that
+/// it grants meanwhile makes the append look durable.
+#[test]
+fn a_follower_answers_what_is_flushed_and_nothing_before() {
+    run(async {
+        let mut cluster = Cluster::of(2);
+        cluster.open(2, Birth::Joins).await;
+        let (rig, follower) = (&cluster.rigs[&2], cluster.at(2));
+        let inbox = cluster.net.board(BrokerId(2)).inbox(ReplicaId(2)).unwrap();
+        let (input, mut answers) = inbox.stream().await;
+        let source = Rig::new();
+        let (leader, term) = source.leader().await;
+        leader.propose(proposal(term, 0, 0..3)).unwrap();
+        super::rig::committed(&leader, 3).await;
+        let vote = Vote { term: Term(7), replica: ReplicaId(1), committed: true };
+        input.push(&append_of(&leader, vote, 1..=2).await).await.unwrap();
+        let flushed = LogPlace { term, index: Index(2) };
+        assert_eq!(answers.next().await, Some(AppendResult::Flushed(flushed)));
+        rig.faults.hold();
+        input.push(&append_of(&leader, vote, 3..=3).await).await.unwrap();
+        let early = tokio::time::timeout(A_WHILE, answers.next()).await;
+        assert!(early.is_err(), "{early:?}");
+        assert_eq!(follower.log().bounds().last_index, Index(3));
+        let address = GroupAddress { to: ReplicaId(2), from: ReplicaId(3) };
+        let next = Vote { term: Term(8), replica: ReplicaId(3), committed: false };
+        let place = LogPlace { term, index: Index(9) };
+        let (kind, request) = (VoteKind::Transfer, RequestId(0));
+        let ask = VoteAsk { request, address, kind, vote: next, last: place };
+        let mut granted = Box::pin(inbox.vote(ask));
+        assert!(tokio::time::timeout(A_WHILE, &mut granted).await.is_err());
+        let early = tokio::time::timeout(A_WHILE, answers.next()).await;
+        assert!(early.is_err(), "{early:?}");
+        rig.faults.release();
+        let flushed = LogPlace { term, index: Index(3) };
+        assert_eq!(answers.next().await, Some(AppendResult::Flushed(flushed)));
+        assert!(granted.await.unwrap().granted);
+    });
+}
+
+#[test]
+fn a_log_that_differs_from_its_leaders_fences_instead_of_answering() {
+    run(async {
+        let mut cluster = Cluster::of(2);
+        cluster.open(2, Birth::Joins).await;
+        let inbox = cluster.net.board(BrokerId(2)).inbox(ReplicaId(2)).unwrap();
+        let (input, mut answers) = inbox.stream().await;
+        let (one, other) = (Rig::new(), Rig::new());
+        let (first, term) = one.leader().await;
+        let (second, _) = other.leader().await;
+        first.propose(proposal(term, 0, 0..1)).unwrap();
+        second.propose(proposal(term, 0, 0..3)).unwrap();
+        second.propose(proposal(term, 0, 3..4)).unwrap();
+        super::rig::committed(&first, 3).await;
+        super::rig::committed(&second, 4).await;
+        let vote = Vote { term: Term(7), replica: ReplicaId(1), committed: true };
+        input.push(&append_of(&first, vote, 1..=3).await).await.unwrap();
+        let flushed = LogPlace { term, index: Index(3) };
+        assert_eq!(answers.next().await, Some(AppendResult::Flushed(flushed)));
+        input.push(&append_of(&second, vote, 4..=4).await).await.unwrap();
+        let answer = answers.next().await;
+        assert_eq!(answer, Some(AppendResult::Refused(PeerRefusal::Fenced)));
+        let fenced = |state: &ReplicaState| matches!(state.role, Role::Fenced(Fence::Engine(_)));
+        until(cluster.at(2), fenced).await;
+        assert_eq!(cluster.at(2).log().bounds().last_index, Index(3));
+    });
+}
+
+/// These indexes of a log, as its replica would send them.
+async fn append_of(
+    replica: &Replica,
+    vote: Vote,
+    indexes: std::ops::RangeInclusive<u64>,
+) -> Append {
+    let place = |index: u64| {
+        let term = replica.shared.map().term_at(Index(index));
+        LogPlace { term: term.unwrap_or_default(), index: Index(index) }
+    };
+    let (before, last) = (indexes.start() - 1, *indexes.end());
+    let mut parts = Vec::new();
+    for index in indexes {
+        for slice in replica.shared.read_index(Index(index)).await.unwrap() {
+            parts.push(SegmentPart { salt: slice.salt, batches: vec![slice.bytes] });
+        }
+    }
+    let (prev, commit) = (place(before), place(last));
+    Append { stream: StreamId(1), number: 1, vote, prev, commit, parts }
 }
