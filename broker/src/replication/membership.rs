@@ -6,10 +6,10 @@
 
 use super::engine::{self, Types};
 use super::{Fence, Replica, Role};
-use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::raft::{ClientWriteResponse, Precondition};
+use openraft::{ChangeMembers, ReadPolicy};
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Duration;
 use weir_protocol::types::{BrokerId, Index, ReplicaId, Term};
@@ -130,6 +130,19 @@ impl Replica {
                 _ => MembershipError::Impossible(text),
             },
         })
+    }
+
+    /// Proves to itself that it still leads, by asking a majority, and returns an index: whatever was
+    /// acknowledged before this call stands at or before it, and is committed here.
+    pub async fn read_index(&self) -> Result<Index, MembershipError> {
+        let ended = || MembershipError::Fenced(self.shared.fence_or(Fence::Shutdown));
+        let reached = match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(reached) => reached,
+            Err(RaftError::APIError(_)) => return Err(MembershipError::NotLeader),
+            Err(RaftError::Fatal(_)) => return Err(ended()),
+        };
+        let state = reached.await_ready(&self.raft).await.map_err(|_| ended())?;
+        Ok(engine::index_of(state.read_log_id().index()))
     }
 
     /// Hands the leadership to a voter, and waits until this replica does not lead any more.

@@ -21,12 +21,14 @@ struct Cluster {
     running: BTreeMap<u64, Replica>,
     /// Who forms the group.
     founders: Vec<(ReplicaId, BrokerId)>,
+    rig: fn() -> Rig,
 }
 
 impl Cluster {
     fn of(founders: u64) -> Self {
         let founders = (1..=founders).map(|n| (ReplicaId(n), BrokerId(n))).collect();
-        Self { net: Arc::default(), rigs: BTreeMap::new(), running: BTreeMap::new(), founders }
+        let (net, rigs, running) = (Arc::default(), BTreeMap::new(), BTreeMap::new());
+        Self { net, rigs, running, founders, rig: Rig::new }
     }
 
     async fn formed(founders: u64) -> Self {
@@ -38,7 +40,7 @@ impl Cluster {
     }
 
     fn options(&mut self, n: u64, birth: Birth) -> ReplicaOptions {
-        let rig = self.rigs.entry(n).or_insert_with(Rig::new);
+        let rig = self.rigs.entry(n).or_insert_with(self.rig);
         ReplicaOptions {
             replica: ReplicaId(n),
             birth,
@@ -438,6 +440,59 @@ fn a_log_that_differs_from_its_leaders_fences_instead_of_answering() {
         until(cluster.at(2), fenced).await;
         assert_eq!(cluster.at(2).log().bounds().last_index, Index(3));
     });
+}
+
+#[test]
+fn a_leader_that_was_cut_off_serves_no_read() {
+    run(async {
+        let cluster = Cluster::formed(3).await;
+        let (leader, term) = cluster.leader(&[]).await;
+        let last = cluster.write(leader, term, 0, 5).await;
+        assert_eq!(cluster.at(leader).read_index().await, Ok(last));
+        cluster.net.cut_off(BrokerId(leader));
+        let read = tokio::time::timeout(3 * A_WHILE, cluster.at(leader).read_index()).await;
+        assert!(!matches!(read, Ok(Ok(_))), "{read:?}");
+        let (second, later) = cluster.leader(&[leader]).await;
+        let last = cluster.write(second, later, 0, 5).await;
+        let follower = 6 - leader - second;
+        assert_eq!(cluster.at(follower).read_index().await, Err(MembershipError::NotLeader));
+        assert_eq!(cluster.at(second).read_index().await, Ok(last));
+    });
+}
+
+/// One thread, a paused clock, seeded choices: elections, the network and the end of a leader.
+#[test]
+fn the_same_seed_gives_the_same_run_of_a_group() {
+    let trace_of = |seed: u64| -> Vec<(u128, Vec<ReplicaState>)> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()))
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let start = Instant::now();
+            let mut trace = Vec::new();
+            let mut cluster = Cluster { rig: Rig::on_one_thread, ..Cluster::of(3) };
+            for n in 1..=3 {
+                cluster.open(n, Birth::Forms).await;
+            }
+            for round in 0..2 {
+                let (leader, term) = cluster.leader(&[]).await;
+                trace.push((start.elapsed().as_nanos(), cluster.states()));
+                cluster.write(leader, term, round, 50).await;
+                cluster.settle().await;
+                trace.push((start.elapsed().as_nanos(), cluster.states()));
+                cluster.kill(leader).await;
+                cluster.leader(&[]).await;
+                cluster.reopen(leader).await;
+            }
+            trace
+        })
+    };
+    let first = trace_of(3);
+    assert_eq!(first, trace_of(3));
+    assert!(first.last().unwrap().1.iter().all(|state| state.committed > Index(100)));
 }
 
 /// These indexes of a log, as its replica would send them.
