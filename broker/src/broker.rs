@@ -17,7 +17,7 @@ use crate::replication::metadata::{
     METADATA_REPLICA, Metadata, MetadataOptions, OpenMetadataError,
 };
 use crate::replication::{
-    Birth, Durability, ELECTION_MS, HEARTBEAT_MS, NoPeers, ReplicaOptions, Switchboard,
+    Birth, Durability, ELECTION_MS, HEARTBEAT_MS, NoPeers, Peers, ReplicaOptions, Switchboard,
 };
 use crate::seams::Seams;
 use crate::server::{ListenError, Server, ServerOptions};
@@ -103,7 +103,9 @@ impl Broker {
         let metrics = Metrics::new(&config.name, config.metrics_topics_max);
         let flushed = metrics.clone();
         device.observe_flushes(Arc::new(move |took, bytes| flushed.flushed(took, bytes)));
-        let metadata = open_metadata(&config, &seams, &device, identity).await?;
+        let (peers, switchboard): (Arc<dyn Peers>, _) = (Arc::new(NoPeers), Switchboard::default());
+        let others = (peers.clone(), switchboard.clone());
+        let metadata = open_metadata(&config, &seams, &device, identity, others).await?;
         let flow = Flow::new(config.pool_cost);
         let catalog = Catalog::open(
             metadata,
@@ -120,6 +122,8 @@ impl Broker {
                     bytes_per_second: config.scrub_bytes_per_second,
                     interval: config.scrub_interval,
                 },
+                peers,
+                switchboard,
             },
         )
         .await;
@@ -238,6 +242,7 @@ async fn open_metadata(
     seams: &Seams,
     device: &Arc<Device>,
     identity: Identity,
+    (peers, switchboard): (Arc<dyn Peers>, Switchboard),
 ) -> Result<Metadata, OpenMetadataError> {
     let folder = config.data_dir().join(Path::new("metadata"));
     Metadata::open(MetadataOptions {
@@ -252,8 +257,8 @@ async fn open_metadata(
             seed: seams.seed,
             heartbeat_ms: HEARTBEAT_MS,
             election_ms: ELECTION_MS,
-            peers: Arc::new(NoPeers),
-            switchboard: Switchboard::default(),
+            peers,
+            switchboard,
         },
         cluster: identity.cluster,
         broker: identity.broker,

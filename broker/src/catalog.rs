@@ -23,6 +23,7 @@ use crate::replication::metadata::{
     Catalog as Topics, Change, ChangeError, Command, Metadata, NewPartition, Refusal as Refused,
     Settings, Topic,
 };
+use crate::replication::{Peers, Switchboard};
 use crate::seams::{BoxFuture, WallClock};
 use crate::task::{self, TaskKind};
 use scrub::Scrubber;
@@ -68,6 +69,8 @@ pub(crate) struct Rooms {
     pub(crate) name: String,
     pub(crate) seed: u64,
     pub(crate) scrub: ScrubPace,
+    pub(crate) peers: Arc<dyn Peers>,
+    pub(crate) switchboard: Switchboard,
 }
 
 /// The topics of this broker.

@@ -1,7 +1,8 @@
 //! One replica of one replicated log: proposals go in, committed batches are read from the log.
 //!
 //! Owns: the consensus engine, the only place that names it; the VOID stamp; when a vote, a
-//! checkpoint or a trim may reach the disk.
+//! checkpoint or a trim may reach the disk; the two seams to other brokers, [`Peers`] outwards and
+//! [`Switchboard`] inwards.
 //! Never: knows what a batch means. Nothing here is applied: the engine's state machine only
 //! advances [`ReplicaState::committed`], and the partition's task reads the log up to it.
 //! Invariants:
@@ -12,6 +13,8 @@
 //! - Votes are saved after every earlier append of the same log is durable; checkpoints are never
 //!   later than the durable log; appends complete in their order.
 //! - A failed flush fences the replica until it is opened anew; it is never retried.
+//! - Chain and bytes of a batch are the same on every replica, but for two local fields of its
+//!   header. A follower answers for what it has flushed, and fences where its log differs.
 
 mod codec;
 mod engine;

@@ -9,8 +9,7 @@ use crate::flow::PartitionKey;
 use crate::partition::{OpenPartitionError, PartitionHandle, PartitionOptions, Request, WireError};
 use crate::replication::metadata::{Catalog as Topics, Partition, Topic};
 use crate::replication::{
-    Birth, CodecError, ELECTION_MS, HEARTBEAT_MS, NoPeers, OpenReplicaError, ReplicaOptions,
-    Switchboard,
+    Birth, CodecError, ELECTION_MS, HEARTBEAT_MS, OpenReplicaError, ReplicaOptions,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -115,8 +114,8 @@ impl Follower {
                 seed: rooms.seed ^ partition.uuid as u64,
                 heartbeat_ms: HEARTBEAT_MS,
                 election_ms: ELECTION_MS,
-                peers: Arc::new(NoPeers),
-                switchboard: Switchboard::default(),
+                peers: rooms.peers.clone(),
+                switchboard: rooms.switchboard.clone(),
             },
             flow: rooms.flow.clone(),
             metrics: rooms.metrics.clone(),
