@@ -3,7 +3,7 @@
 use super::net::Net;
 use super::rig::{A_WHILE, Rig, proposal, until};
 use super::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::time::Instant;
 use weir_protocol::peer::{
@@ -243,7 +243,7 @@ fn one_replica_grows_to_three_and_loses_the_first() {
             cluster.open(n, Birth::Joins).await;
             at = cluster.at(1).add_learner(ReplicaId(n), BrokerId(n)).await.unwrap();
         }
-        let three: std::collections::BTreeSet<_> = (1..=3).map(ReplicaId).collect();
+        let three: BTreeSet<_> = (1..=3).map(ReplicaId).collect();
         let stale = cluster.at(1).change_voters(three.clone(), Index(at.0 - 1)).await;
         assert!(matches!(stale, Err(MembershipError::Changed(_))), "{stale:?}");
         cluster.at(1).change_voters(three.clone(), at).await.unwrap();
@@ -272,6 +272,47 @@ fn a_voter_is_replaced_by_another() {
         assert!(!replica.members().brokers.contains_key(&ReplicaId(gone)));
         cluster.kill(gone).await;
         cluster.write(leader, term, 1, 20).await;
+        cluster.settle().await;
+    });
+}
+
+/// Whoever changes the voters may die between the two steps of it.
+#[test]
+fn a_joint_membership_that_was_left_over_is_ended_by_asking_again() {
+    run(async {
+        let mut cluster = Cluster::formed(3).await;
+        let (leader, term) = cluster.leader(&[]).await;
+        cluster.open(4, Birth::Joins).await;
+        let replica = cluster.at(leader);
+        replica.add_learner(ReplicaId(4), BrokerId(4)).await.unwrap();
+        let gone = if leader == 3 { 2 } else { 3 };
+        let old: BTreeSet<_> = (1..=3).map(ReplicaId).collect();
+        let new: BTreeSet<_> = (1..=4).filter(|n| *n != gone).map(ReplicaId).collect();
+        let joint = vec![old.clone(), new.clone()];
+        let membership = engine::Membership::new(joint.clone(), replica.members().brokers);
+        let payload = Record::blank();
+        replica.raft.append_membership(membership.unwrap(), payload, []).await.unwrap();
+        assert_eq!(replica.members().voters, joint);
+        replica.change_voters(new.clone(), replica.members().index).await.unwrap();
+        assert_eq!(replica.members().voters, [new]);
+        cluster.kill(gone).await;
+        cluster.write(leader, term, 0, 5).await;
+        cluster.settle().await;
+    });
+}
+
+#[test]
+fn a_leader_can_be_taken_out_of_its_group() {
+    run(async {
+        let mut cluster = Cluster::formed(3).await;
+        let (leader, term) = cluster.leader(&[]).await;
+        cluster.write(leader, term, 0, 5).await;
+        let at = cluster.at(leader).members().index;
+        let voters = (1..=3).filter(|n| *n != leader).map(ReplicaId).collect();
+        cluster.at(leader).change_voters(voters, at).await.unwrap();
+        let (second, later) = cluster.leader(&[leader]).await;
+        cluster.running.remove(&leader).unwrap().shutdown().await;
+        cluster.write(second, later, 0, 5).await;
         cluster.settle().await;
     });
 }
@@ -383,7 +424,7 @@ fn a_follower_that_needs_what_is_damaged_does_not_end_the_leader() {
         let options = cluster.options(1, Birth::Continues);
         let files = std::fs::read_dir(&options.dir).unwrap().map(|file| file.unwrap().path());
         let segments = files.filter(|file| file.extension().is_some_and(|e| e == "seg"));
-        let segments: std::collections::BTreeSet<_> = segments.collect();
+        let segments: BTreeSet<_> = segments.collect();
         let sealed = segments.iter().nth(1).unwrap();
         let mut bytes = std::fs::read(sealed).unwrap();
         bytes[300 << 10] ^= 1;
