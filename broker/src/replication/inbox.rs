@@ -128,14 +128,14 @@ pub struct AppendInput {
 impl AppendInput {
     /// Hands the next append over; waits while the replica has enough.
     pub async fn push(&self, append: &Append) -> Result<(), PeerRefusal> {
-        let entries = receive::records_of(append).map_err(|error| {
+        let records = receive::records_of(append).map_err(|error| {
             tracing::warn!(%error, "a leader's append cannot be read");
             PeerRefusal::Malformed
         })?;
         let request = AppendEntriesRequest {
             vote: engine::vote_of(append.vote),
             prev_log_id: engine::log_id_at(append.prev),
-            entries,
+            entries: records,
             leader_commit: engine::log_id_at(append.commit),
         };
         self.requests.send(request).await.map_err(|_| PeerRefusal::Fenced)
