@@ -3,6 +3,7 @@ mod faults;
 mod metadata;
 mod net;
 mod rig;
+mod simulated;
 
 use super::codec::HardState;
 use super::engine::{self, EngineEntry, Runtime, Vote};

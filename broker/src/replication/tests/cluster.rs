@@ -15,10 +15,10 @@ use weir_protocol::types::{BrokerId, RequestId, StreamId};
 const LONG: Duration = Duration::from_secs(20);
 
 /// A group: replica n lives on broker n.
-struct Cluster {
-    net: Arc<Net>,
+pub(super) struct Cluster {
+    pub(super) net: Arc<Net>,
     rigs: BTreeMap<u64, Rig>,
-    running: BTreeMap<u64, Replica>,
+    pub(super) running: BTreeMap<u64, Replica>,
     /// Who forms the group.
     founders: Vec<(ReplicaId, BrokerId)>,
     rig: fn() -> Rig,
@@ -28,7 +28,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn of(founders: u64) -> Self {
+    pub(super) fn of(founders: u64) -> Self {
         let founders = (1..=founders).map(|n| (ReplicaId(n), BrokerId(n))).collect();
         Self {
             net: Arc::default(),
@@ -43,7 +43,7 @@ impl Cluster {
     }
 
     /// A group of three at the pace of production, in a time of its own.
-    async fn simulated(seed: u64) -> Self {
+    pub(super) async fn simulated(seed: u64) -> Self {
         let mut cluster = Self {
             rig: Rig::on_one_thread,
             heartbeat_ms: HEARTBEAT_MS,
@@ -57,7 +57,7 @@ impl Cluster {
         cluster
     }
 
-    async fn formed(founders: u64) -> Self {
+    pub(super) async fn formed(founders: u64) -> Self {
         let mut cluster = Self::of(founders);
         for n in 1..=founders {
             cluster.open(n, Birth::Forms).await;
@@ -65,7 +65,7 @@ impl Cluster {
         cluster
     }
 
-    fn options(&mut self, n: u64, birth: Birth) -> ReplicaOptions {
+    pub(super) fn options(&mut self, n: u64, birth: Birth) -> ReplicaOptions {
         let rig = self.rigs.entry(n).or_insert_with(self.rig);
         ReplicaOptions {
             replica: ReplicaId(n),
@@ -80,25 +80,25 @@ impl Cluster {
         }
     }
 
-    async fn open(&mut self, n: u64, birth: Birth) {
+    pub(super) async fn open(&mut self, n: u64, birth: Birth) {
         let options = self.options(n, birth);
         let (replica, _) = Replica::open(options).await.unwrap();
         self.running.insert(n, replica);
     }
 
     /// The broker is gone before its replica has ended: nothing of that is heard.
-    async fn kill(&mut self, n: u64) {
+    pub(super) async fn kill(&mut self, n: u64) {
         self.net.cut_off(BrokerId(n));
         self.running.remove(&n).unwrap().shutdown().await;
     }
 
-    async fn reopen(&mut self, n: u64) {
+    pub(super) async fn reopen(&mut self, n: u64) {
         self.net.heal();
         self.open(n, Birth::Continues).await;
     }
 
     /// Waits for a leader among those that run and are not left out.
-    async fn leader(&self, left_out: &[u64]) -> (u64, Term) {
+    pub(super) async fn leader(&self, left_out: &[u64]) -> (u64, Term) {
         let since = Instant::now();
         while since.elapsed() < LONG {
             let running = self.running.iter().filter(|(n, _)| !left_out.contains(n));
@@ -113,16 +113,16 @@ impl Cluster {
         panic!("nobody leads: {:?}", self.states())
     }
 
-    fn states(&self) -> Vec<ReplicaState> {
+    pub(super) fn states(&self) -> Vec<ReplicaState> {
         self.running.values().map(|replica| replica.state().borrow().clone()).collect()
     }
 
-    fn at(&self, n: u64) -> &Replica {
+    pub(super) fn at(&self, n: u64) -> &Replica {
         &self.running[&n]
     }
 
     /// Proposes batches of a run of their own on `n`, and waits until all are committed there.
-    async fn write(&self, n: u64, term: Term, run: u32, count: u32) -> Index {
+    pub(super) async fn write(&self, n: u64, term: Term, run: u32, count: u32) -> Index {
         let replica = self.at(n);
         let before = replica.log().bounds().last_index;
         for number in 0..count {
@@ -138,7 +138,7 @@ impl Cluster {
     }
 
     /// Waits until everybody has committed what the leader has, and proves that all logs are equal.
-    async fn settle(&self) {
+    pub(super) async fn settle(&self) {
         let since = Instant::now();
         let last = loop {
             // Who leads may learn only now that it does not.
@@ -319,27 +319,6 @@ fn a_leader_can_be_taken_out_of_its_group() {
         let (second, later) = cluster.leader(&[leader]).await;
         cluster.running.remove(&leader).unwrap().shutdown().await;
         cluster.write(second, later, 0, 5).await;
-        cluster.settle().await;
-    });
-}
-
-#[test]
-fn the_leadership_is_handed_over_without_an_election_timeout() {
-    simulate(1, async {
-        let cluster = Cluster::simulated(1).await;
-        let (leader, term) = cluster.leader(&[]).await;
-        cluster.write(leader, term, 0, 20).await;
-        cluster.settle().await;
-        let next = if leader == 1 { 2 } else { 1 };
-        let outsider = cluster.at(leader).transfer(ReplicaId(9)).await;
-        assert!(matches!(outsider, Err(MembershipError::Impossible(_))), "{outsider:?}");
-        let since = Instant::now();
-        cluster.at(leader).transfer(ReplicaId(next)).await.unwrap();
-        until(cluster.at(next), |state| state.leading().is_some()).await;
-        assert!(since.elapsed() < Duration::from_millis(50), "{:?}", since.elapsed());
-        let (now, later) = cluster.leader(&[]).await;
-        assert_eq!((now, later), (next, Term(term.0 + 1)));
-        cluster.write(next, later, 0, 20).await;
         cluster.settle().await;
     });
 }
@@ -531,113 +510,6 @@ fn a_leader_that_was_cut_off_serves_no_read() {
         assert_eq!(cluster.at(follower).read_index().await, Err(MembershipError::NotLeader));
         assert_eq!(cluster.at(second).read_index().await, Ok(last));
     });
-}
-
-/// One thread, a paused clock, seeded choices.
-fn simulate<T>(seed: u64, test: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()))
-        .build()
-        .unwrap();
-    runtime.block_on(test)
-}
-
-#[test]
-fn the_same_seed_gives_the_same_run_of_a_group() {
-    let trace_of = |seed: u64| -> Vec<(u128, Vec<ReplicaState>)> {
-        simulate(seed, async {
-            let start = Instant::now();
-            let mut trace = Vec::new();
-            let mut cluster = Cluster::simulated(seed).await;
-            for round in 0..2 {
-                let (leader, term) = cluster.leader(&[]).await;
-                trace.push((start.elapsed().as_nanos(), cluster.states()));
-                cluster.write(leader, term, round, 50).await;
-                cluster.settle().await;
-                trace.push((start.elapsed().as_nanos(), cluster.states()));
-                cluster.kill(leader).await;
-                cluster.leader(&[]).await;
-                cluster.reopen(leader).await;
-            }
-            trace
-        })
-    };
-    let first = trace_of(3);
-    assert_eq!(first, trace_of(3));
-    assert!(first.last().unwrap().1.iter().all(|state| state.committed > Index(100)));
-}
-
-/// Of 60 seeds the least is 1.48 s, the median 1.74 s and the most 1.95 s: the followers' lease on
-/// their leader is the largest part.
-#[test]
-fn a_killed_leader_is_followed_in_less_than_two_seconds() {
-    let gaps: Vec<_> = (0..8).map(gap_of_a_kill).collect();
-    assert!(gaps.iter().all(|gap| *gap < Duration::from_secs(2)), "{gaps:?}");
-}
-
-fn gap_of_a_kill(seed: u64) -> Duration {
-    simulate(seed, async {
-        let mut cluster = Cluster::simulated(seed).await;
-        let (leader, term) = cluster.leader(&[]).await;
-        cluster.write(leader, term, 0, 5).await;
-        tokio::time::sleep(Duration::from_millis(seed * 17)).await;
-        let killed = Instant::now();
-        cluster.kill(leader).await;
-        cluster.leader(&[]).await;
-        killed.elapsed()
-    })
-}
-
-/// Brokers are cut off, killed and healed at random, while whoever leads is written to: what any
-/// replica ever called committed is in every log at the end.
-#[test]
-fn what_was_committed_survives_a_storm() {
-    (0..STORMS).for_each(|seed| simulate(seed, storm(seed)));
-}
-
-const STORMS: u64 = 6;
-
-async fn storm(seed: u64) {
-    let mut random = fastrand::Rng::with_seed(seed);
-    let mut cluster = Cluster::simulated(seed).await;
-    let mut committed: BTreeMap<Index, u32> = BTreeMap::new();
-    for run in 0..8 {
-        let away = random.u64(1..=3);
-        cluster.net.heal();
-        match random.u8(0..3) {
-            0 => cluster.net.cut_off(BrokerId(away)),
-            1 => {
-                cluster.kill(away).await;
-                cluster.leader(&[]).await;
-                cluster.reopen(away).await;
-            }
-            _ => {}
-        }
-        let pause = Duration::from_millis(random.u64(0..2_500));
-        for replica in cluster.running.values() {
-            // Also one that leads no more and does not know it yet.
-            let Role::Leader(term) = replica.state().borrow().role else { continue };
-            for number in 0..random.u32(1..40) {
-                let _ = replica.propose(proposal(term, run, number..number + 1));
-            }
-        }
-        tokio::time::sleep(pause).await;
-        for replica in cluster.running.values() {
-            let at = replica.state().borrow().committed;
-            let Some(header) = replica.log().header_at(at) else { continue };
-            let before = committed.insert(at, header.chain);
-            assert!(before.is_none_or(|chain| chain == header.chain), "seed {seed}, {at}");
-        }
-    }
-    cluster.net.heal();
-    cluster.settle().await;
-    for (at, chain) in committed {
-        for replica in cluster.running.values() {
-            assert_eq!(replica.log().header_at(at).map(|h| h.chain), Some(chain), "seed {seed}");
-        }
-    }
 }
 
 /// These indexes of a log, as its replica would send them.

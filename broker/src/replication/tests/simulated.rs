@@ -1,0 +1,136 @@
+//! Groups in a time of their own: one thread, a paused clock, and whatever a seed decides.
+
+use super::cluster::Cluster;
+use super::rig::{proposal, until};
+use super::*;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::time::Instant;
+use weir_protocol::types::BrokerId;
+
+fn simulate<T>(seed: u64, test: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()))
+        .build()
+        .unwrap();
+    runtime.block_on(test)
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run_of_a_group() {
+    let trace_of = |seed: u64| -> Vec<(u128, Vec<ReplicaState>)> {
+        simulate(seed, async {
+            let start = Instant::now();
+            let mut trace = Vec::new();
+            let mut cluster = Cluster::simulated(seed).await;
+            for round in 0..2 {
+                let (leader, term) = cluster.leader(&[]).await;
+                trace.push((start.elapsed().as_nanos(), cluster.states()));
+                cluster.write(leader, term, round, 50).await;
+                cluster.settle().await;
+                trace.push((start.elapsed().as_nanos(), cluster.states()));
+                cluster.kill(leader).await;
+                cluster.leader(&[]).await;
+                cluster.reopen(leader).await;
+            }
+            trace
+        })
+    };
+    let first = trace_of(3);
+    assert_eq!(first, trace_of(3));
+    assert!(first.last().unwrap().1.iter().all(|state| state.committed > Index(100)));
+}
+
+/// Of 60 seeds the least is 1.48 s, the median 1.74 s and the most 1.95 s: the followers' lease on
+/// their leader is the largest part.
+#[test]
+fn a_killed_leader_is_followed_in_less_than_two_seconds() {
+    let gaps: Vec<_> = (0..8).map(gap_of_a_kill).collect();
+    assert!(gaps.iter().all(|gap| *gap < Duration::from_secs(2)), "{gaps:?}");
+}
+
+fn gap_of_a_kill(seed: u64) -> Duration {
+    simulate(seed, async {
+        let mut cluster = Cluster::simulated(seed).await;
+        let (leader, term) = cluster.leader(&[]).await;
+        cluster.write(leader, term, 0, 5).await;
+        tokio::time::sleep(Duration::from_millis(seed * 17)).await;
+        let killed = Instant::now();
+        cluster.kill(leader).await;
+        cluster.leader(&[]).await;
+        killed.elapsed()
+    })
+}
+
+/// Brokers are cut off, killed and healed at random, while whoever leads is written to: what any
+/// replica ever called committed is in every log at the end.
+#[test]
+fn what_was_committed_survives_a_storm() {
+    (0..STORMS).for_each(|seed| simulate(seed, storm(seed)));
+}
+
+const STORMS: u64 = 6;
+
+async fn storm(seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut cluster = Cluster::simulated(seed).await;
+    let mut committed: BTreeMap<Index, u32> = BTreeMap::new();
+    for run in 0..8 {
+        let away = random.u64(1..=3);
+        cluster.net.heal();
+        match random.u8(0..3) {
+            0 => cluster.net.cut_off(BrokerId(away)),
+            1 => {
+                cluster.kill(away).await;
+                cluster.leader(&[]).await;
+                cluster.reopen(away).await;
+            }
+            _ => {}
+        }
+        let pause = Duration::from_millis(random.u64(0..2_500));
+        for replica in cluster.running.values() {
+            // Also one that leads no more and does not know it yet.
+            let Role::Leader(term) = replica.state().borrow().role else { continue };
+            for number in 0..random.u32(1..40) {
+                let _ = replica.propose(proposal(term, run, number..number + 1));
+            }
+        }
+        tokio::time::sleep(pause).await;
+        for replica in cluster.running.values() {
+            let at = replica.state().borrow().committed;
+            let Some(header) = replica.log().header_at(at) else { continue };
+            let before = committed.insert(at, header.chain);
+            assert!(before.is_none_or(|chain| chain == header.chain), "seed {seed}, {at}");
+        }
+    }
+    cluster.net.heal();
+    cluster.settle().await;
+    for (at, chain) in committed {
+        for replica in cluster.running.values() {
+            assert_eq!(replica.log().header_at(at).map(|h| h.chain), Some(chain), "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn the_leadership_is_handed_over_without_an_election_timeout() {
+    simulate(1, async {
+        let cluster = Cluster::simulated(1).await;
+        let (leader, term) = cluster.leader(&[]).await;
+        cluster.write(leader, term, 0, 20).await;
+        cluster.settle().await;
+        let next = if leader == 1 { 2 } else { 1 };
+        let outsider = cluster.at(leader).transfer(ReplicaId(9)).await;
+        assert!(matches!(outsider, Err(MembershipError::Impossible(_))), "{outsider:?}");
+        let since = Instant::now();
+        cluster.at(leader).transfer(ReplicaId(next)).await.unwrap();
+        until(cluster.at(next), |state| state.leading().is_some()).await;
+        assert!(since.elapsed() < Duration::from_millis(50), "{:?}", since.elapsed());
+        let (now, later) = cluster.leader(&[]).await;
+        assert_eq!((now, later), (next, Term(term.0 + 1)));
+        cluster.write(next, later, 0, 20).await;
+        cluster.settle().await;
+    });
+}
