@@ -220,6 +220,9 @@ pub enum MaintainError {
         /// The committed one.
         committed: Index,
     },
+    /// A follower is just being sent what should be trimmed. It goes as soon as that has ended.
+    #[error("the log up to index {0} is being sent to a follower")]
+    Held(Index),
     /// The disk refused.
     #[error("the disk refused: {0}")]
     Disk(String),

@@ -12,7 +12,11 @@ use openraft::LogIdOptionExt;
 use openraft::async_runtime::WatchReceiver;
 use std::io;
 use std::sync::Arc;
+use tokio::time::Duration;
 use weir_protocol::types::Index;
+
+/// A trim waits so long for what is under way to a follower.
+const HELD_MAX: Duration = Duration::from_secs(3);
 
 impl Replica {
     /// Stores `state` as what the log up to and including `at` amounts to. Waits until that part
@@ -48,7 +52,9 @@ impl Replica {
         self.raft.trigger().snapshot().await.map_err(ended)?;
         self.reached(|seen| seen.snapshot.index() >= Some(engine_at)).await?;
         self.raft.trigger().purge_log(engine_at).await.map_err(ended)?;
-        self.reached(|seen| seen.purged.index() >= Some(engine_at)).await?;
+        // A follower that needs what is damaged may hold it for as long as this replica leads.
+        let purged = self.reached(|seen| seen.purged.index() >= Some(engine_at));
+        tokio::time::timeout(HELD_MAX, purged).await.map_err(|_| MaintainError::Held(at))??;
         Ok(at)
     }
 

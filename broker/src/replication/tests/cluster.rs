@@ -424,6 +424,10 @@ fn a_follower_that_needs_what_is_damaged_does_not_end_the_leader() {
         cluster.write(leader, later, 0, 5).await;
         assert!(cluster.at(1).state().borrow().committed > reached.committed);
         assert_eq!(cluster.at(2).log().bounds().last_index, Index(2));
+        let replica = cluster.at(1);
+        let at = replica.state().borrow().committed;
+        replica.checkpoint(at, "state".into()).await.unwrap();
+        assert_eq!(replica.trim(at).await, Err(MaintainError::Held(at)));
     });
 }
 

@@ -134,3 +134,23 @@ fn the_leadership_is_handed_over_without_an_election_timeout() {
         cluster.settle().await;
     });
 }
+
+/// Who is away must not pin the log of the others.
+#[test]
+fn a_leader_trims_although_a_follower_is_away() {
+    simulate(5, async {
+        let mut cluster = Cluster::simulated(5).await;
+        let (leader, term) = cluster.leader(&[]).await;
+        let away = if leader == 1 { 2 } else { 1 };
+        cluster.write(leader, term, 0, 5).await;
+        cluster.kill(away).await;
+        let last = cluster.write(leader, term, 1, 20).await;
+        for replica in cluster.running.values() {
+            until(replica, |state| state.committed >= last).await;
+            replica.checkpoint(last, "state".into()).await.unwrap();
+            let trimmed = tokio::time::timeout(Duration::from_secs(60), replica.trim(last)).await;
+            assert_eq!(trimmed, Ok(Ok(last)));
+        }
+        cluster.write(leader, term, 2, 5).await;
+    });
+}
