@@ -36,8 +36,8 @@ impl Cluster {
             running: BTreeMap::new(),
             founders,
             rig: Rig::new,
-            heartbeat_ms: 50,
-            election_ms: 300,
+            heartbeat_ms: 100,
+            election_ms: 700,
             seed: 0,
         }
     }
@@ -234,7 +234,12 @@ fn a_learner_is_sent_everything_from_the_first_batch() {
         let members = cluster.at(2).members();
         assert_eq!((members.index, members.brokers.len()), (at, 2));
         assert_eq!(members.voters, [[ReplicaId(1)].into()]);
-        assert!(cluster.at(1).progress()[&ReplicaId(2)] >= at);
+        // What the leader knows of it follows.
+        let since = Instant::now();
+        while cluster.at(1).progress()[&ReplicaId(2)] < at {
+            assert!(since.elapsed() < LONG, "the leader does not learn of it");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     });
 }
 
