@@ -8,6 +8,16 @@ pub const SEGMENT_HEADER_BYTES: u64 = 4 << 10;
 pub const SEGMENT_LADDER_BYTES: [u64; 5] = [1 << 20, 4 << 20, 16 << 20, 64 << 20, 128 << 20];
 /// A segment is at most this share of its topic's byte limit.
 pub const SEGMENT_SHARE_OF_TOPIC: u64 = 8;
+/// The size of the segment behind one of `active` bytes, for a log that retains so much: the next
+/// step of the ladder, or the first that holds `needed` bytes, its own header included.
+pub fn next_segment_bytes(active: u64, retained: u64, needed: u64) -> u64 {
+    let [smallest, .., largest] = SEGMENT_LADDER_BYTES;
+    let step = SEGMENT_LADDER_BYTES.iter().find(|step| **step > active).unwrap_or(&largest);
+    let step = (*step).min(retained / SEGMENT_SHARE_OF_TOPIC).max(smallest);
+    let holds = SEGMENT_LADDER_BYTES.iter().find(|size| **size >= needed).copied();
+    step.max(holds.unwrap_or(needed.next_multiple_of(smallest)))
+}
+
 /// New segments are filled with zeros in writes of this size: on kernels with large folios a
 /// store through a map dirties the whole folio that the fill created, and 16 KiB was the best
 /// compromise between written bytes and page faults.

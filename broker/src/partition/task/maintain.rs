@@ -19,8 +19,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use weir_protocol::types::Index;
 use weir_storage::limits::{
-    CONTROL_RESERVE_BYTES, DISK_RESERVE_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_LADDER_BYTES,
-    SEGMENT_SHARE_OF_TOPIC,
+    CONTROL_RESERVE_BYTES, DISK_RESERVE_BYTES, SEGMENT_HEADER_BYTES, next_segment_bytes,
 };
 
 /// What a maintenance job came to.
@@ -257,6 +256,7 @@ impl Task {
     fn disk_has_room(&self, needed: u64) -> bool {
         let options = &self.around.options.replica;
         let retained = options.log.retained_bytes;
+        let needed = needed + SEGMENT_HEADER_BYTES + CONTROL_RESERVE_BYTES;
         let segment = next_segment_bytes(self.active_bytes(), retained, needed);
         // An error here says nothing about space: the append will tell.
         options.device.free_bytes().map_or(true, |free| free >= segment + DISK_RESERVE_BYTES)
@@ -300,14 +300,4 @@ async fn reopen(replica: Replica, options: crate::replication::ReplicaOptions) -
     tokio::time::sleep(REOPEN_AFTER).await;
     let opened = Replica::open(options).await;
     Maintained::Reopened(Box::new(opened.map(|(replica, _)| replica)))
-}
-
-/// What the log's next segment will take.
-fn next_segment_bytes(active: u64, retained: u64, needed: u64) -> u64 {
-    let [smallest, .., largest] = SEGMENT_LADDER_BYTES;
-    let needed = needed + SEGMENT_HEADER_BYTES + CONTROL_RESERVE_BYTES;
-    let step = SEGMENT_LADDER_BYTES.iter().find(|step| **step > active).unwrap_or(&largest);
-    let step = (*step).min(retained / SEGMENT_SHARE_OF_TOPIC).max(smallest);
-    let holds = SEGMENT_LADDER_BYTES.iter().find(|size| **size >= needed).copied();
-    step.max(holds.unwrap_or(needed.next_multiple_of(smallest)))
 }

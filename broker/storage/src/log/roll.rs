@@ -10,7 +10,7 @@ use crate::executor::Lane;
 use crate::index::{Marks, SparseIndex, StoredIndex};
 use crate::limits::{
     CONTROL_RESERVE_BYTES, NEXT_SEGMENT_BEFORE_BYTES, NEXT_SEGMENT_WITHIN_BYTES, PREPARE_BYTES,
-    SEGMENT_HEADER_BYTES, SEGMENT_LADDER_BYTES, SEGMENT_SHARE_OF_TOPIC, UNFLUSHED_BYTES_MAX,
+    SEGMENT_HEADER_BYTES, UNFLUSHED_BYTES_MAX, next_segment_bytes,
 };
 use crate::planted::{Bug, is_planted, unless};
 use crate::pool::Spare;
@@ -26,14 +26,7 @@ impl Log {
     /// The size of the segment behind the active one.
     fn next_bytes(&self, needed: u64) -> u64 {
         let active = self.active().map_or(0, |segment| segment.file.len());
-        let share = self.options.retained_bytes / SEGMENT_SHARE_OF_TOPIC;
-        let [smallest, .., largest] = SEGMENT_LADDER_BYTES;
-        let step = SEGMENT_LADDER_BYTES.iter().find(|step| **step > active).unwrap_or(&largest);
-        let step = (*step).min(share).max(smallest);
-        // A group larger than the step gets the next size that holds it.
-        let holds = |size: &&u64| **size >= needed;
-        let least = SEGMENT_LADDER_BYTES.iter().find(holds).copied();
-        step.max(least.unwrap_or(needed.next_multiple_of(smallest)))
+        next_segment_bytes(active, self.options.retained_bytes, needed)
     }
 
     pub(super) fn take_spare(&self, needed: u64) -> io::Result<Option<Spare>> {
