@@ -5,16 +5,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may unwrap")]
 
+mod common;
+
 use bytes::{Bytes, BytesMut};
-use std::collections::BTreeMap;
 use weir_protocol::batch::BatchBuilder;
 use weir_protocol::codec::{Decoder, encode_to_vec};
 use weir_protocol::error_code::ErrorCode;
 use weir_protocol::frame::*;
 use weir_protocol::limits::FRAME_BYTES_MAX;
 use weir_protocol::types::*;
-
-const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/v1.txt");
 
 fn name(text: &str) -> Name {
     Name::new(text).unwrap()
@@ -295,29 +294,14 @@ fn page_of_cluster(request: RequestId) -> MetadataPage {
     MetadataPage { request, more: false, topics: vec![topic], brokers }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[test]
 fn every_frame_has_the_bytes_it_always_had() {
-    let text = std::fs::read_to_string(PATH).unwrap_or_default();
-    let known: BTreeMap<&str, &str> =
-        text.lines().filter_map(|line| line.split_once(' ')).collect();
-    let mut added = String::new();
     let groups = [connection_frames(), publish_frames(), consume_frames(), topic_frames()];
-    for (title, frame) in groups.into_iter().flatten() {
+    let encoded = groups.into_iter().flatten().map(|(title, frame)| {
         let bytes = encode_to_vec(&frame);
         let decoded = Decoder::new(FRAME_BYTES_MAX).decode(&mut BytesMut::from(&bytes[..]));
         assert_eq!(decoded, Ok(Some(frame)), "{title} does not survive");
-        match known.get(title) {
-            Some(line) => assert_eq!(*line, hex(&bytes), "{title} changed"),
-            None => added += &format!("{title} {}\n", hex(&bytes)),
-        }
-    }
-    if std::env::var("WEIR_VECTORS").as_deref() == Ok("add") {
-        std::fs::write(PATH, text + &added).unwrap();
-    } else {
-        assert_eq!(added, "", "frames without a vector: run with WEIR_VECTORS=add");
-    }
+        (title, bytes)
+    });
+    common::check_vectors("v1.txt", encoded);
 }

@@ -6,6 +6,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may unwrap")]
 
+mod common;
+
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 use weir_protocol::batch::{BatchBuilder, BatchHeader, BatchType};
@@ -14,8 +16,6 @@ use weir_protocol::frame::{Demand, Grant, Refusal};
 use weir_protocol::peer::limits::PEER_FRAME_BYTES_MAX;
 use weir_protocol::peer::*;
 use weir_protocol::types::*;
-
-const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/peer_v1.txt");
 
 fn name(text: &str) -> Name {
     Name::new(text).unwrap()
@@ -266,30 +266,15 @@ fn all_frames() -> Vec<(&'static str, PeerFrame)> {
     frames.into_iter().flatten().collect()
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[test]
 fn every_frame_has_the_bytes_it_always_had() {
-    let text = std::fs::read_to_string(PATH).unwrap_or_default();
-    let known: BTreeMap<&str, &str> =
-        text.lines().filter_map(|line| line.split_once(' ')).collect();
-    let mut added = String::new();
-    for (title, frame) in all_frames().into_iter().chain(proofs()) {
+    let encoded = all_frames().into_iter().chain(proofs()).map(|(title, frame)| {
         let bytes = encode_to_vec(&frame);
         let decoded = PeerDecoder::new(PEER_FRAME_BYTES_MAX).decode(&mut BytesMut::from(&*bytes));
         assert_eq!(decoded, Ok(Some(frame)), "{title} does not survive");
-        match known.get(title) {
-            Some(line) => assert_eq!(*line, hex(&bytes), "{title} changed"),
-            None => added += &format!("{title} {}\n", hex(&bytes)),
-        }
-    }
-    if std::env::var("WEIR_VECTORS").as_deref() == Ok("add") {
-        std::fs::write(PATH, text + &added).unwrap();
-    } else {
-        assert_eq!(added, "", "frames without a vector: run with WEIR_VECTORS=add");
-    }
+        (title, bytes)
+    });
+    common::check_vectors("peer_v1.txt", encoded);
 }
 
 #[test]
