@@ -10,8 +10,7 @@ use futures_util::FutureExt;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use weir_client::{
-    Client, Consumer, ConsumerBuilder, Delivered, ErrorCode, ErrorKind, Limits, Outcome, Start,
-    TopicConfig,
+    Client, Consumer, ConsumerBuilder, ErrorCode, ErrorKind, Limits, Outcome, Start, TopicConfig,
 };
 use weir_protocol::frame::{self, Frame, Settled, StreamClosed};
 use weir_protocol::types::{Offset, StreamId};
@@ -27,26 +26,6 @@ async fn open(building: ConsumerBuilder, peer: &mut Peer, start: u64) -> (Consum
 
 fn durable(client: &Client, credit: Limits) -> ConsumerBuilder {
     client.consumer("orders", "billing").credit(credit)
-}
-
-/// Delivers two messages at this offset, in a batch of their own.
-async fn deliver_two(peer: &mut Peer, stream: StreamId, base: u64) -> u64 {
-    let batch = stored_batch(base, &[&format!("m{base}"), &format!("m{}", base + 1)]);
-    let bytes = batch.len() as u64;
-    peer.deliver(stream, vec![batch], 2).await;
-    bytes
-}
-
-async fn take(consumer: &mut Consumer, count: usize) -> Vec<Delivered> {
-    let mut taken = Vec::new();
-    for _ in 0..count {
-        taken.push(consumer.next().await.expect("not ended").expect("no error"));
-    }
-    taken
-}
-
-fn offsets(messages: &[Delivered]) -> Vec<u64> {
-    messages.iter().map(Delivered::offset).collect()
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,7 +8,7 @@ use common::cluster::*;
 use common::*;
 use std::time::Duration;
 use tokio::time::Instant;
-use weir_client::{Client, Consumer, Delivered, ErrorCode, ErrorKind, Message, Outcome, Publisher};
+use weir_client::{Client, ErrorCode, ErrorKind, Message, Outcome, Publisher};
 use weir_protocol::frame::*;
 use weir_protocol::types::{Offset, PartitionId, RequestId};
 
@@ -451,37 +451,20 @@ async fn a_change_of_topics_goes_to_the_broker_that_is_named() {
 
 // ---- consumers ----
 
-async fn deliver_two(peer: &mut Peer, subscribe: &Subscribe, base: u64) {
-    let batch = stored_batch(base, &[&format!("m{base}"), &format!("m{}", base + 1)]);
-    peer.deliver(subscribe.stream, vec![batch], 2).await;
-}
-
-async fn take(consumer: &mut Consumer, count: usize) -> Vec<Delivered> {
-    let mut taken = Vec::new();
-    for _ in 0..count {
-        taken.push(consumer.next().await.expect("not ended").expect("no error"));
-    }
-    taken
-}
-
-fn offsets(messages: &[Delivered]) -> Vec<u64> {
-    messages.iter().map(Delivered::offset).collect()
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_reader_moves_and_is_given_each_message_once() {
     let (_cluster, [_one, mut two, _three], client, mut old) = three().await;
     let (consumer, subscribe) =
         tokio::join!(client.reader("orders").subscribe(), old.open_consumer(0, 100));
     let mut consumer = consumer.unwrap();
-    deliver_two(&mut old, &subscribe, 0).await;
+    deliver_two(&mut old, subscribe.stream, 0).await;
     assert_eq!(offsets(&take(&mut consumer, 1).await), [0]);
     old.send(closed(subscribe.stream, not_leader(Some((2, 6))))).await;
     let _old = tokio::spawn(old.serve());
     let mut new = two.accept().await;
     let again = new.open_consumer(2, 100).await;
     assert_eq!(again.start, Start::Offset(Offset(2)));
-    deliver_two(&mut new, &again, 2).await;
+    deliver_two(&mut new, again.stream, 2).await;
     assert_eq!(offsets(&take(&mut consumer, 3).await), [1, 2, 3]);
 }
 
@@ -492,7 +475,7 @@ async fn a_durable_consumer_moves_and_settles_what_it_has_settled() {
     let (consumer, subscribe) = tokio::join!(building, old.open_consumer(0, 100));
     let mut consumer = consumer.unwrap();
     for base in [0, 2, 4] {
-        deliver_two(&mut old, &subscribe, base).await;
+        deliver_two(&mut old, subscribe.stream, base).await;
     }
     let taken = take(&mut consumer, 6).await;
     taken[1].ack();
@@ -510,7 +493,7 @@ async fn a_durable_consumer_moves_and_settles_what_it_has_settled() {
     let again = new.open_consumer(2, 100).await;
     assert_eq!(again.subscription.as_ref().unwrap().as_str(), "billing");
     for base in [2, 4, 6] {
-        deliver_two(&mut new, &again, base).await;
+        deliver_two(&mut new, again.stream, base).await;
     }
     assert_eq!(offsets(&take(&mut consumer, 2).await), [6, 7], "each once, in order");
     let settle = loop {

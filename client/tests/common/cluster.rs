@@ -7,16 +7,19 @@ use super::*;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
+/// Connections that a scripted broker has not accepted yet; more are refused.
+const CONNECTIONS_WAITING_MAX: usize = 64;
+
 /// Where the brokers of a cluster can be reached: `b1`, `b2` and so on.
 #[derive(Default)]
-struct Hosts(Mutex<BTreeMap<String, mpsc::UnboundedSender<DuplexStream>>>);
+struct Hosts(Mutex<BTreeMap<String, mpsc::Sender<DuplexStream>>>);
 
 impl Connector for Hosts {
     fn connect<'a>(&'a self, host: &'a str, _: u16) -> BoxFuture<'a, io::Result<Duplex>> {
         Box::pin(async move {
             let (ours, theirs) = tokio::io::duplex(1 << 20);
             let hosts = self.0.lock().unwrap();
-            let reached = hosts.get(host).is_some_and(|host| host.send(theirs).is_ok());
+            let reached = hosts.get(host).is_some_and(|host| host.try_send(theirs).is_ok());
             if reached {
                 Ok(Duplex::from_stream(ours))
             } else {
@@ -63,7 +66,7 @@ impl Told {
 /// One broker of a cluster: a task that shakes hands and answers METADATA; all else is the test's.
 pub struct Broker {
     pub id: u64,
-    incoming: mpsc::UnboundedReceiver<DuplexStream>,
+    incoming: mpsc::Receiver<DuplexStream>,
     told: Arc<Mutex<Told>>,
     pub cluster_id: u128,
 }
@@ -87,7 +90,7 @@ impl Cluster {
 
     /// A broker that can be reached from now on.
     pub fn start(&self, id: u64) -> Broker {
-        let (sender, incoming) = mpsc::unbounded_channel();
+        let (sender, incoming) = mpsc::channel(CONNECTIONS_WAITING_MAX);
         self.hosts.0.lock().unwrap().insert(format!("b{id}"), sender);
         let told = self.told[id as usize - 1].clone();
         Broker { id, incoming, told, cluster_id: 1 }

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 use weir_client::seams::{BoxFuture, Connector, Duplex, WallClock};
-use weir_client::{Client, ErrorCode, Name, Outcome, TopicConfig, TopicView};
+use weir_client::{Client, Consumer, Delivered, ErrorCode, Name, Outcome, TopicConfig, TopicView};
 use weir_protocol::batch::{BatchBuilder, BatchHeader};
 use weir_protocol::codec::{Decoder, encode_to_vec};
 use weir_protocol::frame::*;
@@ -404,4 +404,24 @@ pub fn stored_batch(base_offset: u64, payloads: &[&str]) -> Bytes {
 pub fn batch_cost(header: &BatchHeader) -> u64 {
     let floor = u64::from(header.record_count) * MESSAGE_COST_MIN;
     floor.max(u64::from(header.body_len))
+}
+
+/// Delivers two messages at this offset, in a batch of their own.
+pub async fn deliver_two(peer: &mut Peer, stream: StreamId, base: u64) -> u64 {
+    let batch = stored_batch(base, &[&format!("m{base}"), &format!("m{}", base + 1)]);
+    let bytes = batch.len() as u64;
+    peer.deliver(stream, vec![batch], 2).await;
+    bytes
+}
+
+pub async fn take(consumer: &mut Consumer, count: usize) -> Vec<Delivered> {
+    let mut taken = Vec::new();
+    for _ in 0..count {
+        taken.push(consumer.next().await.expect("not ended").expect("no error"));
+    }
+    taken
+}
+
+pub fn offsets(messages: &[Delivered]) -> Vec<u64> {
+    messages.iter().map(Delivered::offset).collect()
 }
