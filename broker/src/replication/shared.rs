@@ -22,8 +22,8 @@ use weir_storage::{
     LogReader, NewBatch, Read, ReadError, Trimmed, is_out_of_space,
 };
 
-/// Bytes that are read for one index at first.
-const READ_BYTES: usize = 256 << 10;
+/// Bytes that are read for one index at first: what stands behind it is read for nothing.
+const INDEX_READ_BYTES: usize = 4 << 10;
 
 pub(super) struct Shared {
     pub replica: ReplicaId,
@@ -276,7 +276,7 @@ impl Shared {
 
     /// All batches of one index, as they are stored.
     pub(super) async fn read_index(&self, index: Index) -> Result<Vec<BatchSlice>, ReadError> {
-        let mut bytes_max = READ_BYTES;
+        let mut bytes_max = INDEX_READ_BYTES;
         loop {
             let mut slices = self.read(index, bytes_max).await?;
             let whole = slices
@@ -286,7 +286,8 @@ impl Shared {
             if whole || slices.is_empty() {
                 return Ok(slices);
             }
-            bytes_max *= 2;
+            let read: usize = slices.iter().map(|slice| slice.bytes.len()).sum();
+            bytes_max = 2 * bytes_max.max(read);
         }
     }
 
