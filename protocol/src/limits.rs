@@ -53,9 +53,9 @@ pub const TEXT_BYTES_MAX: usize = 1024;
 
 /// Partitions of one topic.
 pub const PARTITIONS_MAX: u32 = 1_024;
-/// Replicas of one partition.
+/// Replicas of one partition, those that come and go included.
 pub const REPLICAS_MAX: usize = 7;
-/// Brokers of one cluster.
+/// Brokers of one cluster, and seeds of its formation.
 pub const BROKERS_MAX: usize = 64;
 /// Host, name and rack of one broker together.
 pub const BROKER_TEXT_BYTES_MAX: usize = 160;

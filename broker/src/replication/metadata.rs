@@ -14,12 +14,12 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use command::{Command, MetadataStep, NewPartition, REPLICAS_PER_PARTITION_MAX, Step};
+pub use command::{Command, MetadataStep, NewPartition, Step};
 pub use offline::{OfflineError, read_catalog};
 pub use refusal::Refusal;
 pub use state::{
-    Address, BROKERS_MAX, BrokerCard, BrokerFacts, CLUSTER_PARTITIONS_MAX, Catalog, Change,
-    FOUNDER, GATE_CLUSTER, GATE_HERE, LossReason, METADATA_REPLICA, MOVES_MAX, Move, PRODUCERS_MAX,
+    Address, BrokerCard, BrokerFacts, CLUSTER_PARTITIONS_MAX, Catalog, Change, FOUNDER,
+    GATE_CLUSTER, GATE_HERE, LossReason, METADATA_REPLICA, MOVES_MAX, Move, PRODUCERS_MAX,
     Partition, Placement, Producer, REPLICA_COUNTS, Recovery, Settings, Stage, Standing, State,
     TOPICS_MAX, Topic, TopicRevision,
 };

@@ -4,8 +4,8 @@
 //! Invariant: the relations at the end of the file hold at compile time.
 
 use crate::limits::{
-    BATCH_BYTES_MAX, BATCH_HEADER_BYTES, FIELDS_BYTES_MAX, FRAME_BYTES_MAX, FRAME_HEADER_BYTES,
-    HANDSHAKE_FRAME_BYTES_MAX, NAME_BYTES_MAX, TEXT_BYTES_MAX,
+    BATCH_BYTES_MAX, BATCH_HEADER_BYTES, BROKERS_MAX, FIELDS_BYTES_MAX, FRAME_BYTES_MAX,
+    FRAME_HEADER_BYTES, HANDSHAKE_FRAME_BYTES_MAX, NAME_BYTES_MAX, TEXT_BYTES_MAX,
 };
 
 /// Oldest version of the peer protocol this build speaks.
@@ -35,8 +35,6 @@ pub const STREAM_WINDOW_BYTES_MAX: u64 = 16 << 20;
 pub const BEATS_MAX: usize = 1_024;
 /// Led replicas of one frame of news.
 pub const NEWS_MAX: usize = 1_024;
-/// Brokers of a cluster: seeds of a formation.
-pub const BROKERS_MAX: usize = 64;
 /// An encoded membership.
 pub const MEMBERSHIP_BYTES_MAX: usize = 8 << 10;
 /// A host and port.

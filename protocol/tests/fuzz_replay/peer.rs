@@ -7,9 +7,11 @@
 use crate::targets;
 use bytes::{Bytes, BytesMut};
 use weir_protocol::codec::DecodeError;
-use weir_protocol::limits::{FRAME_HEADER_BYTES, HANDSHAKE_FRAME_BYTES_MAX, TEXT_BYTES_MAX};
+use weir_protocol::limits::{
+    BROKERS_MAX, FRAME_HEADER_BYTES, HANDSHAKE_FRAME_BYTES_MAX, TEXT_BYTES_MAX,
+};
 use weir_protocol::peer::limits::{
-    BEATS_MAX, BROKERS_MAX, CONTENT_BYTES_MAX, NEWS_MAX, PEER_FRAME_BYTES_MAX, SEGMENT_PARTS_MAX,
+    BEATS_MAX, CONTENT_BYTES_MAX, NEWS_MAX, PEER_FRAME_BYTES_MAX, SEGMENT_PARTS_MAX,
 };
 use weir_protocol::peer::{
     Handshake, Lane, Node, Nonce, PeerDecoder, PeerFrame, Secret, SegmentPart, Step, Trust,

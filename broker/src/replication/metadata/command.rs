@@ -12,9 +12,6 @@ use super::state::{
 };
 use weir_protocol::types::{BrokerId, Name, PartitionId, ReplicaId, TopicId};
 
-/// Replicas of one partition, those that come and go included.
-pub const REPLICAS_PER_PARTITION_MAX: usize = 7;
-
 /// A change of the metadata, as it stands in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -156,7 +153,7 @@ pub enum Command {
 pub struct NewPartition {
     /// Identity of its log, random.
     pub uuid: u128,
-    /// Who holds a replica, the preferred leader first; 1 to [`REPLICAS_PER_PARTITION_MAX`].
+    /// Who holds a replica, the preferred leader first; 1 to [`REPLICAS_MAX`](weir_protocol::limits::REPLICAS_MAX).
     pub brokers: Vec<BrokerId>,
 }
 

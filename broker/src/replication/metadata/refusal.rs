@@ -1,7 +1,7 @@
 //! Why a command changed nothing.
 
-use super::state::{BROKERS_MAX, MOVES_MAX, PRODUCERS_MAX};
-use weir_protocol::limits::PARTITIONS_MAX;
+use super::state::{MOVES_MAX, PRODUCERS_MAX};
+use weir_protocol::limits::{BROKERS_MAX, PARTITIONS_MAX};
 
 /// Why a command changed nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

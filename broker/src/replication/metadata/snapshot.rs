@@ -18,17 +18,16 @@
 //! name, config, facts, recovery: as in `fields`
 //! ```
 
-use super::command::REPLICAS_PER_PARTITION_MAX;
 use super::fields::{
     facts, loss, name, put_facts, put_name, put_recovery, put_settings, recovery, settings,
 };
 use super::state::{
-    BROKERS_MAX, BrokerCard, Catalog, MOVES_MAX, Move, PRODUCERS_MAX, Partition, Placement,
-    Producer, Recovery, Stage, Standing, State, TOPICS_MAX, Topic, TopicRevision,
+    BrokerCard, Catalog, MOVES_MAX, Move, PRODUCERS_MAX, Partition, Placement, Producer, Recovery,
+    Stage, Standing, State, TOPICS_MAX, Topic, TopicRevision,
 };
 use crate::replication::codec::{CodecError, Input};
 use std::sync::Arc;
-use weir_protocol::limits::PARTITIONS_MAX;
+use weir_protocol::limits::{BROKERS_MAX, PARTITIONS_MAX, REPLICAS_MAX};
 use weir_protocol::types::{BrokerId, PartitionId, ProducerId, ReplicaId, TopicId};
 
 /// Of one broker: all else follows from the topics.
@@ -241,7 +240,7 @@ fn topic(input: &mut Input<'_>, version: u8) -> Result<Topic, CodecError> {
 
 fn partition_alone(id: PartitionId, input: &mut Input<'_>) -> Result<Partition, CodecError> {
     let uuid = input.u128()?;
-    let count = bounded(u32::from(input.u8()?), REPLICAS_PER_PARTITION_MAX)?;
+    let count = bounded(u32::from(input.u8()?), REPLICAS_MAX)?;
     let mut replicas = Vec::new();
     for _ in 0..count {
         let (replica, broker) = (input.replica()?, BrokerId(input.u64()?));
@@ -253,7 +252,7 @@ fn partition_alone(id: PartitionId, input: &mut Input<'_>) -> Result<Partition, 
 
 fn partition(id: PartitionId, input: &mut Input<'_>) -> Result<Partition, CodecError> {
     let uuid = input.u128()?;
-    let count = bounded(u32::from(input.u8()?), REPLICAS_PER_PARTITION_MAX)?;
+    let count = bounded(u32::from(input.u8()?), REPLICAS_MAX)?;
     let formed = match input.u8()? {
         0 => false,
         FLAG_FORMED => true,

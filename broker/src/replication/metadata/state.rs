@@ -11,9 +11,7 @@ mod moves;
 mod producers;
 mod topics;
 
-pub use brokers::{
-    Address, BROKERS_MAX, BrokerCard, BrokerFacts, FOUNDER, GATE_CLUSTER, GATE_HERE, Standing,
-};
+pub use brokers::{Address, BrokerCard, BrokerFacts, FOUNDER, GATE_CLUSTER, GATE_HERE, Standing};
 pub use catalog::{
     Catalog, LossReason, Move, Partition, Placement, Recovery, Settings, Stage, Topic,
     TopicRevision,

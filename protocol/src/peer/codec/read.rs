@@ -5,9 +5,10 @@ use super::frame_type as t;
 use crate::codec::fields::Fields;
 use crate::codec::{DecodeError, RawFrame};
 use crate::frame::Demand;
+use crate::limits::BROKERS_MAX;
 use crate::peer::limits::{
-    BEAT_BYTES, BEATEN_BYTES_MIN, BEATS_MAX, BROKERS_MAX, LED_BYTES, MEMBERSHIP_BYTES_MAX,
-    NEWS_MAX, SEED_BYTES_MIN,
+    BEAT_BYTES, BEATEN_BYTES_MIN, BEATS_MAX, LED_BYTES, MEMBERSHIP_BYTES_MAX, NEWS_MAX,
+    SEED_BYTES_MIN,
 };
 use crate::peer::{
     Append, Appended, Beat, Beaten, Beats, Challenge, Fetch, Fetched, FetchedBatches, Form, Formed,

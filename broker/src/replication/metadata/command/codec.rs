@@ -24,12 +24,13 @@
 //! ```
 //! A control batch of the metadata log holds one command; the batch's CRC closes it.
 
-use super::{Command, MetadataStep, NewPartition, REPLICAS_PER_PARTITION_MAX, Step};
+use super::{Command, MetadataStep, NewPartition, Step};
 use crate::replication::codec::{CodecError, Input};
 use crate::replication::metadata::fields::{
     facts, loss, name, put_facts, put_name, put_recovery, put_settings, recovery, settings,
 };
 use crate::replication::metadata::state::{Standing, TopicRevision};
+use weir_protocol::limits::REPLICAS_MAX;
 use weir_protocol::types::{BrokerId, PartitionId, ReplicaId, TopicId};
 
 const VERSION: u8 = 1;
@@ -258,7 +259,7 @@ fn partitions(input: &mut Input<'_>) -> Result<Vec<NewPartition>, CodecError> {
     for _ in 0..count {
         let uuid = input.u128()?;
         let brokers = usize::from(input.u8()?);
-        if brokers > REPLICAS_PER_PARTITION_MAX {
+        if brokers > REPLICAS_MAX {
             return Err(CodecError::Malformed);
         }
         let brokers: Result<_, _> = (0..brokers).map(|_| input.u64().map(BrokerId)).collect();

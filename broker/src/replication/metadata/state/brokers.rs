@@ -7,10 +7,9 @@
 
 use super::{Catalog, Change, Refusal, State};
 use std::sync::Arc;
+use weir_protocol::limits::BROKERS_MAX;
 use weir_protocol::types::{BrokerId, Name};
 
-/// Brokers of one cluster.
-pub const BROKERS_MAX: usize = 64;
 /// The broker that forms a cluster. Logs of gate 0 know no other.
 pub const FOUNDER: BrokerId = BrokerId(1);
 /// The gate behind which a cluster has brokers, moves and all that a single node does not need.

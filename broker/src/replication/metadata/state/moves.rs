@@ -9,8 +9,9 @@
 //! was; the last voter stays; a partition has one move at a time.
 
 use super::{Catalog, Change, LossReason, Move, Partition, Placement, Refusal, Stage, State};
-use crate::replication::metadata::command::{MetadataStep, REPLICAS_PER_PARTITION_MAX, Step};
+use crate::replication::metadata::command::{MetadataStep, Step};
 use std::sync::Arc;
+use weir_protocol::limits::REPLICAS_MAX;
 use weir_protocol::types::{BrokerId, PartitionId, ReplicaId, TopicId};
 
 /// Moves of one cluster at a time.
@@ -69,7 +70,7 @@ impl State {
         if partition.replicas.iter().find(stays).is_some() {
             return Err(Refusal::BrokerHoldsReplica);
         }
-        if partition.replicas.len() >= REPLICAS_PER_PARTITION_MAX {
+        if partition.replicas.len() >= REPLICAS_MAX {
             return Err(Refusal::TooManyReplicas);
         }
         if self.catalog.moves.len() >= MOVES_MAX {

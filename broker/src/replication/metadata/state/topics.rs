@@ -8,10 +8,10 @@ use super::{
     CLUSTER_PARTITIONS_MAX, Catalog, Change, Partition, Placement, Recovery, Refusal, Settings,
     Stage, State, TOPICS_MAX, Topic, TopicRevision,
 };
-use crate::replication::metadata::command::{NewPartition, REPLICAS_PER_PARTITION_MAX};
+use crate::replication::metadata::command::NewPartition;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use weir_protocol::limits::PARTITIONS_MAX;
+use weir_protocol::limits::{PARTITIONS_MAX, REPLICAS_MAX};
 use weir_protocol::types::{BrokerId, Name, PartitionId, ReplicaId, TopicId};
 
 /// Replicas that a partition may be told to have: an even one more costs a copy and bears no
@@ -249,6 +249,5 @@ impl Catalog {
 
 fn is_well_placed(new: &NewPartition) -> bool {
     let distinct: BTreeSet<_> = new.brokers.iter().collect();
-    distinct.len() == new.brokers.len()
-        && (1..=REPLICAS_PER_PARTITION_MAX).contains(&new.brokers.len())
+    distinct.len() == new.brokers.len() && (1..=REPLICAS_MAX).contains(&new.brokers.len())
 }

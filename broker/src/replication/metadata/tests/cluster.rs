@@ -1,6 +1,7 @@
 //! Brokers, gates and replicas that come and go.
 
 use super::*;
+use weir_protocol::limits::BROKERS_MAX;
 use weir_protocol::types::{Index, PartitionId, ReplicaId};
 
 fn facts(token: u128, gate: u32) -> BrokerFacts {

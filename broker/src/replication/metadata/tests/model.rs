@@ -2,6 +2,7 @@
 
 use super::*;
 use std::collections::BTreeMap;
+use weir_protocol::limits::REPLICAS_MAX;
 use weir_protocol::types::{Index, PartitionId, ReplicaId};
 
 /// Numbers from which a command is made, so that most of them meet what is there.
@@ -154,7 +155,7 @@ fn check_partition(catalog: &Catalog, topic: &Topic, partition: &Partition) {
     let homes: Vec<_> = partition.replicas.iter().filter(whole).map(|here| here.broker).collect();
     let distinct: BTreeSet<_> = homes.iter().collect();
     assert_eq!(homes.len(), distinct.len(), "{partition:?}");
-    assert!((1..=REPLICAS_PER_PARTITION_MAX).contains(&partition.replicas.len()));
+    assert!((1..=REPLICAS_MAX).contains(&partition.replicas.len()));
     let prefers = partition.replica(partition.preferred).unwrap();
     assert!(prefers.stage == Stage::Voter || partition.voters().count() == 0, "{partition:?}");
     let moves = catalog.moves.values();
