@@ -11,7 +11,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Holds each encoded frame against its line in `vectors/FILE`; `WEIR_VECTORS=add` adds the lines
 /// that are missing.
-pub fn check_vectors(file: &str, frames: impl IntoIterator<Item = (&'static str, Vec<u8>)>) {
+pub(crate) fn check_vectors(file: &str, frames: impl IntoIterator<Item = (&'static str, Vec<u8>)>) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(file);
     let text = std::fs::read_to_string(&path).unwrap_or_default();
     let known: BTreeMap<&str, &str> =
