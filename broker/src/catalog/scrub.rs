@@ -4,7 +4,7 @@
 //! Never: repairs; keeps a partition from anything: damage is remembered by its log, and readers
 //! are refused from then on.
 //! Invariants: over any second the device is asked for the configured bytes at most, and a piece
-//! more; a segment that cannot be read keeps none behind it from being read.
+//! more, but for the search behind damage for where it ends; a segment that cannot be read keeps none behind it from being read.
 
 use super::table::Table;
 use crate::metrics::Metrics;

@@ -2,7 +2,7 @@
 //!
 //! Owns: the lanes and the threads behind them.
 //! Never: starts a thread elsewhere in the crate; grows without bound: a lane has a fixed number
-//! of threads and a queue that the submitters bound (each has at most a few jobs outstanding).
+//! of threads and a queue of fixed length, and who submits to a full one waits.
 
 use std::fmt::Debug;
 use std::io;

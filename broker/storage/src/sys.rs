@@ -54,7 +54,8 @@ impl Mapping {
         // Every other owner let go by a decrement with Release, and the count above was read from
         // the last of them: behind this fence all their loads have happened, so that no store of
         // ours can show in what they read. Nobody can become an owner but through the caller, or
-        // by the name of the file, which only the caller knows from here on.
+        // by the name of the file: another life of its log, which finds it given up and reads none
+        // of its batches.
         fence(Ordering::Acquire);
         false
     }
