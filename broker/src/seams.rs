@@ -1,5 +1,5 @@
-//! Owns: everything the broker takes from its surroundings: disk, executor, network, wall clock
-//! and seed. The simulator passes its own; the binary passes [`Seams::os`].
+//! Owns: everything the broker takes from its surroundings: disk, executor, network, wall clock,
+//! entropy and seed. The simulator passes its own; the binary passes [`Seams::os`].
 //! Never: a decision.
 //! Invariant: monotonic time is `tokio::time::Instant::now()`, which a paused runtime controls;
 //! nothing else in the broker asks the operating system for time, randomness, files or sockets.
@@ -25,6 +25,13 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 pub trait Network: Send + Sync {
     /// Binds `address`; port 0 picks one.
     fn listen(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn Listener>>>;
+
+    /// Connects to `address`, written as `HOST:PORT`. Returns the stream and the address that
+    /// answered.
+    fn connect<'a>(
+        &'a self,
+        address: &'a str,
+    ) -> BoxFuture<'a, io::Result<(Box<dyn Stream>, SocketAddr)>>;
 }
 
 /// A bound address.
@@ -41,6 +48,12 @@ pub trait WallClock: Send + Sync {
     fn now_ms(&self) -> u64;
 }
 
+/// Numbers that nobody can foretell, for what must be fresh: nonces, identities.
+pub trait Entropy: Send + Sync {
+    /// Fills `bytes`.
+    fn fill(&self, bytes: &mut [u8]);
+}
+
 /// What the broker takes from its surroundings.
 #[derive(Clone)]
 pub struct Seams {
@@ -52,6 +65,8 @@ pub struct Seams {
     pub network: Arc<dyn Network>,
     /// The time of day.
     pub wall: Arc<dyn WallClock>,
+    /// Numbers that nobody can foretell.
+    pub entropy: Arc<dyn Entropy>,
     /// Seed of every random choice the broker makes.
     pub seed: u64,
 }
@@ -88,10 +103,16 @@ impl Seams {
             executor: Arc::new(ThreadExecutor::start().map_err(SeamsError::Threads)?),
             network: Arc::new(OsNetwork),
             wall: Arc::new(OsWallClock),
-            // The hasher's keys come from the operating system's randomness.
-            seed: std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0),
+            seed: number_of(&OsEntropy),
+            entropy: Arc::new(OsEntropy),
         })
     }
+}
+
+fn number_of(entropy: &dyn Entropy) -> u64 {
+    let mut bytes = [0; 8];
+    entropy.fill(&mut bytes);
+    u64::from_le_bytes(bytes)
 }
 
 /// Connections that the operating system holds until they are accepted. The usual 128 run over
@@ -111,6 +132,18 @@ impl Network for OsNetwork {
             socket.bind(address)?;
             let listener = socket.listen(ACCEPT_QUEUE)?;
             Ok(Box::new(listener) as Box<dyn Listener>)
+        })
+    }
+
+    fn connect<'a>(
+        &'a self,
+        address: &'a str,
+    ) -> BoxFuture<'a, io::Result<(Box<dyn Stream>, SocketAddr)>> {
+        Box::pin(async move {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            let peer = stream.peer_addr()?;
+            Ok((Box::new(stream) as Box<dyn Stream>, peer))
         })
     }
 }
@@ -140,5 +173,16 @@ impl WallClock for OsWallClock {
         std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |elapsed| elapsed.as_millis() as u64)
+    }
+}
+
+/// The operating system's random numbers.
+#[derive(Debug, Default)]
+pub struct OsEntropy;
+
+impl Entropy for OsEntropy {
+    fn fill(&self, bytes: &mut [u8]) {
+        // A broker that knew its own nonces beforehand would let others be it; it does not start.
+        getrandom::fill(bytes).expect("the operating system gives random numbers");
     }
 }

@@ -11,6 +11,8 @@
 pub mod clock;
 pub mod disk;
 #[cfg(feature = "broker")]
+pub mod entropy;
+#[cfg(feature = "broker")]
 pub mod executor;
 pub mod history;
 #[cfg(feature = "broker")]

@@ -84,6 +84,17 @@ impl Network for SimNetwork {
             Ok(Box::new(SimListener { address, receiver }) as Box<dyn Listener>)
         })
     }
+
+    fn connect<'a>(
+        &'a self,
+        address: &'a str,
+    ) -> BoxFuture<'a, io::Result<(Box<dyn Stream>, SocketAddr)>> {
+        Box::pin(async move {
+            let address: SocketAddr = address.parse().map_err(io::Error::other)?;
+            let stream = Self::connect(self, address).await?;
+            Ok((Box::new(stream) as Box<dyn Stream>, address))
+        })
+    }
 }
 
 struct SimListener {

@@ -9,6 +9,7 @@ pub mod damage;
 
 use crate::clock::SimWallClock;
 use crate::disk::{Cut, SimDisk};
+use crate::entropy::SimEntropy;
 use crate::executor::SimExecutor;
 use crate::network::SimNetwork;
 use std::collections::hash_map::DefaultHasher;
@@ -127,6 +128,7 @@ impl World {
             executor: SimExecutor::new(self.seed ^ era),
             network: Arc::new(network.clone()),
             wall: SimWallClock::start(),
+            entropy: SimEntropy::new(self.seed ^ (era << 32)),
             seed: self.seed ^ (era << 32),
         };
         let config = Config::embedded(Path::new("/data"));

@@ -19,6 +19,13 @@ impl Network for Memory {
         let sockets = self.0.lock().unwrap().take().expect("listens once");
         Box::pin(async move { Ok(Box::new(MemoryListener(sockets)) as Box<dyn Listener>) })
     }
+
+    fn connect<'a>(
+        &'a self,
+        _address: &'a str,
+    ) -> BoxFuture<'a, io::Result<(Box<dyn Stream>, SocketAddr)>> {
+        unreachable!("a server dials nobody")
+    }
 }
 
 impl Listener for MemoryListener {
