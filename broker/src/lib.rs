@@ -2,7 +2,8 @@
 //!
 //! The rooms: `server` and `connection` (sockets), `budget` and `flow` (what peers may send),
 //! `partition` (one log, one owner), `replication` (the only place that names the consensus
-//! engine), `catalog` (which partitions there are), `cluster` (where replicas are and who leads),
+//! engine), `peer` (links between brokers), `catalog` (which partitions there are), `cluster`
+//! (where replicas are and who leads),
 //! `admin` and `metrics` (what may be seen), `config`, `seams` and `task`.
 //!
 //! Never: a process global; several brokers live in one process.
@@ -21,6 +22,7 @@ mod identity;
 mod log_limit;
 pub mod metrics;
 pub mod partition;
+pub mod peer;
 pub mod replication;
 mod reply;
 pub mod seams;
