@@ -145,6 +145,8 @@ pub struct TopicChange {
     pub max_bytes: Option<u64>,
     /// Age at which records are trimmed, milliseconds; 0 = never.
     pub max_age_ms: Option<u64>,
+    /// Replicas of each partition: 1, 3 or 5.
+    pub replicas: Option<u8>,
 }
 
 /// Some topics, by name.
@@ -235,6 +237,7 @@ impl Client {
             overflow: change.overflow,
             max_bytes: change.max_bytes,
             max_age_ms: change.max_age_ms,
+            replicas: change.replicas,
         };
         self.ask(RequestBody::Alter(Box::new(alter))).await.map(|_| ())
     }

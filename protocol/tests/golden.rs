@@ -51,6 +51,7 @@ fn config() -> TopicConfig {
         overflow: Overflow::Reject,
         max_bytes: 10 << 30,
         max_age_ms: 1_000,
+        replicas: 0,
     }
 }
 
@@ -245,7 +246,8 @@ fn topic_frames() -> Vec<(&'static str, Frame)> {
                 brokers: Vec::new(),
             }),
         ),
-        ("metadata_page_brokers", Frame::MetadataPage(page_of_cluster(request))),
+        ("metadata_page_brokers", Frame::MetadataPage(page_of_cluster(request, 0))),
+        ("metadata_page_replicas", Frame::MetadataPage(page_of_cluster(request, 3))),
         (
             "create_topic",
             Frame::CreateTopic(CreateTopic { request, topic: topic.clone(), config: config() }),
@@ -260,6 +262,28 @@ fn topic_frames() -> Vec<(&'static str, Frame)> {
                 overflow: None,
                 max_bytes: Some(1 << 30),
                 max_age_ms: None,
+                replicas: None,
+            }),
+        ),
+        (
+            "create_topic_replicas",
+            Frame::CreateTopic(CreateTopic {
+                request,
+                topic: topic.clone(),
+                config: TopicConfig { replicas: 3, ..config() },
+            }),
+        ),
+        (
+            "alter_topic_replicas",
+            Frame::AlterTopic(AlterTopic {
+                request,
+                topic: topic.clone(),
+                partitions: None,
+                durability: None,
+                overflow: None,
+                max_bytes: None,
+                max_age_ms: None,
+                replicas: Some(5),
             }),
         ),
         ("delete_topic", Frame::DeleteTopic(DeleteTopic { request, topic })),
@@ -268,7 +292,7 @@ fn topic_frames() -> Vec<(&'static str, Frame)> {
 }
 
 /// A page that tells who serves what.
-fn page_of_cluster(request: RequestId) -> MetadataPage {
+fn page_of_cluster(request: RequestId, wanted: u8) -> MetadataPage {
     let broker = |id: u64, host: &str, rack: &str| BrokerView {
         id: BrokerId(id),
         host: host.into(),
@@ -289,7 +313,8 @@ fn page_of_cluster(request: RequestId) -> MetadataPage {
         }
     };
     let partitions = vec![partition(0, Some(3), 7, [1, 3]), partition(1, None, 9, [3, 2])];
-    let topic = TopicView { name: name("orders"), id: TopicId(3), config: config(), partitions };
+    let config = TopicConfig { replicas: wanted, ..config() };
+    let topic = TopicView { name: name("orders"), id: TopicId(3), config, partitions };
     let brokers = vec![broker(1, "10.0.0.1", "a"), broker(2, "b2.local", "b"), broker(3, "", "")];
     MetadataPage { request, more: false, topics: vec![topic], brokers }
 }

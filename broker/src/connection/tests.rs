@@ -560,6 +560,7 @@ async fn a_request_whose_task_panics_is_answered_all_the_same() {
         overflow: None,
         max_bytes: None,
         max_age_ms: None,
+        replicas: None,
     };
     world.say(&Frame::AlterTopic(alter)).await;
     let Frame::Error(error) = world.hear().await else { panic!("no error") };

@@ -91,6 +91,7 @@ mod tests {
             overflow,
             max_bytes,
             max_age_ms,
+            replicas: 1,
         }
     }
 

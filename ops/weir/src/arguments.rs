@@ -11,7 +11,9 @@ pub(crate) use data::{
 
 use crate::publish::framing::Framing;
 use crate::subscribe::format::TOKENS_HELP;
-use crate::values::{parse_bytes, parse_duration, parse_header, parse_name, parse_start};
+use crate::values::{
+    parse_bytes, parse_duration, parse_header, parse_name, parse_replicas, parse_start,
+};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -220,6 +222,10 @@ pub(crate) struct TopicSettings {
         value_name = "backpressure|reject|expire"
     )]
     pub(crate) overflow: Option<Overflow>,
+    /// Replicas of each partition, on as many brokers: 1, 3 or 5; by default three where as many
+    /// brokers are, else one
+    #[arg(long, value_parser = parse_replicas, value_name = "1|3|5")]
+    pub(crate) replicas: Option<u8>,
 }
 
 /// What `--on-full` chooses.

@@ -46,6 +46,7 @@ fn config_of(partitions: u32, settings: &TopicSettings) -> Result<TopicConfig, F
         overflow: settings.overflow.unwrap_or(standard.overflow),
         max_bytes: settings.max_bytes.unwrap_or(standard.max_bytes),
         max_age_ms: settings.max_age.map_or(standard.max_age_ms, age_ms),
+        replicas: settings.replicas.unwrap_or(standard.replicas),
     })
 }
 
@@ -56,6 +57,7 @@ fn change_of(partitions: Option<u32>, settings: &TopicSettings) -> Result<TopicC
         overflow: settings.overflow,
         max_bytes: settings.max_bytes,
         max_age_ms: settings.max_age.map(age_ms),
+        replicas: settings.replicas,
     };
     if change == TopicChange::default() {
         return Err(Failure::Usage("nothing to change; see `weir topic set --help`".to_owned()));
@@ -90,6 +92,7 @@ async fn show(client: &Client, topic: &Name, admin: &str, output: Output) -> Res
     println!("topic       {}", topic.name);
     println!("durability  {}", durability_text(config.durability));
     println!("overflow    {}", overflow_text(config.overflow));
+    println!("replicas    {} of each partition", config.replicas);
     println!("max bytes   {} per partition", bytes_text(config.max_bytes));
     match config.max_age_ms {
         0 => println!("max age     none"),
@@ -166,6 +169,7 @@ fn topic_json(topic: &TopicView) -> Value {
         "overflow": overflow_text(topic.config.overflow),
         "max_bytes": topic.config.max_bytes,
         "max_age_ms": topic.config.max_age_ms,
+        "replicas": topic.config.replicas,
         "partitions": partitions.collect::<Vec<_>>(),
     })
 }

@@ -36,6 +36,15 @@ pub(crate) fn parse_overflow(text: &str) -> Result<Overflow, String> {
     }
 }
 
+pub(crate) fn parse_replicas(text: &str) -> Result<u8, String> {
+    match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        "5" => Ok(5),
+        _ => Err("write 1, 3 or 5".to_owned()),
+    }
+}
+
 /// `k=v`; the value may hold further equals signs.
 pub(crate) fn parse_header(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {

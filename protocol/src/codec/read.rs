@@ -85,7 +85,10 @@ pub(super) fn frame(
         t::CREATE_TOPIC => Frame::CreateTopic(CreateTopic {
             request: request(f)?,
             topic: f.name("topic")?,
-            config: config(f)?,
+            config: {
+                let config = config(f)?;
+                TopicConfig { replicas: replicas(f)?, ..config }
+            },
         }),
         t::ALTER_TOPIC => Frame::AlterTopic(alter_topic(f)?),
         t::DELETE_TOPIC => {
@@ -265,6 +268,9 @@ fn metadata_page(f: &mut Fields) -> Result<MetadataPage, DecodeError> {
             partition.replicas =
                 (0..count).map(|_| replica(f, &brokers)).collect::<Result<_, _>>()?;
         }
+        for topic in &mut topics {
+            topic.config.replicas = replicas(f)?;
+        }
     }
     Ok(MetadataPage { request, more, topics, brokers })
 }
@@ -336,7 +342,13 @@ fn config(f: &mut Fields) -> Result<TopicConfig, DecodeError> {
         overflow: overflow(f, "overflow")?,
         max_bytes: f.u64("max_bytes")?,
         max_age_ms: f.u64("max_age_ms")?,
+        replicas: 0,
     })
+}
+
+/// Stands where a peer that does not tell has ended its fields.
+fn replicas(f: &mut Fields) -> Result<u8, DecodeError> {
+    if f.rest.is_empty() { Ok(0) } else { f.u8("replicas") }
 }
 
 fn alter_topic(f: &mut Fields) -> Result<AlterTopic, DecodeError> {
@@ -348,5 +360,6 @@ fn alter_topic(f: &mut Fields) -> Result<AlterTopic, DecodeError> {
         overflow: f.option("overflow", overflow)?,
         max_bytes: f.option("max_bytes", Fields::u64)?,
         max_age_ms: f.option("max_age_ms", Fields::u64)?,
+        replicas: if f.rest.is_empty() { None } else { f.option("replicas", Fields::u8)? },
     })
 }

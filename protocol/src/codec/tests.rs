@@ -212,6 +212,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
                     overflow: max_bytes.map(|_| Overflow::Expire),
                     max_bytes,
                     max_age_ms: max_bytes,
+                    replicas: max_bytes.map(|bytes| bytes as u8),
                 })
             }
         ),

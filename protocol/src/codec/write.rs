@@ -313,6 +313,9 @@ fn put_brokers(f: &mut BytesMut, page: &MetadataPage) {
         f.put_u8(places.clone().count() as u8);
         places.for_each(|place| f.put_u8(place as u8));
     }
+    if page.topics.iter().any(|topic| topic.config.replicas != 0) {
+        page.topics.iter().for_each(|topic| f.put_u8(topic.config.replicas));
+    }
 }
 
 fn put_topic_view(f: &mut BytesMut, topic: &TopicView) {
@@ -342,6 +345,10 @@ fn put_create_topic(out: &mut EncodeBuf, create: &CreateTopic) {
         f.put_u32_le(create.request.0);
         f.put_prefixed(create.topic.as_str().as_bytes());
         put_config(f, &create.config);
+        // Who leaves the choice to the broker says what he always said.
+        if create.config.replicas != 0 {
+            f.put_u8(create.config.replicas);
+        }
     });
 }
 
@@ -354,5 +361,8 @@ fn put_alter_topic(out: &mut EncodeBuf, alter: &AlterTopic) {
         f.put_option(alter.overflow.map(|overflow| overflow as u8), BufMut::put_u8);
         f.put_option(alter.max_bytes, BufMut::put_u64_le);
         f.put_option(alter.max_age_ms, BufMut::put_u64_le);
+        if alter.replicas.is_some() {
+            f.put_option(alter.replicas, BufMut::put_u8);
+        }
     });
 }

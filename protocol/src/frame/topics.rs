@@ -52,6 +52,8 @@ pub struct TopicConfig {
     pub max_bytes: u64,
     /// Age at which records are trimmed, milliseconds; 0 = never.
     pub max_age_ms: u64,
+    /// Replicas of each partition: 1, 3 or 5; 0 = three where as many brokers are, else one.
+    pub replicas: u8,
 }
 
 impl Default for TopicConfig {
@@ -63,6 +65,7 @@ impl Default for TopicConfig {
             overflow: Overflow::Backpressure,
             max_bytes: 10 << 30,
             max_age_ms: 0,
+            replicas: 0,
         }
     }
 }
@@ -157,6 +160,8 @@ pub struct AlterTopic {
     pub max_bytes: Option<u64>,
     /// Age at which records are trimmed, milliseconds; 0 = never.
     pub max_age_ms: Option<u64>,
+    /// Replicas of each partition: 1, 3 or 5.
+    pub replicas: Option<u8>,
 }
 
 /// Removes a topic and its records.

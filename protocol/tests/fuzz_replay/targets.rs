@@ -326,7 +326,7 @@ fn check_rebuilt(records: &[RecordRef<'_>]) {
 fn check_names(bytes: &[u8]) {
     let (len, rest) = bytes.split_first().map_or((0, bytes), |(len, rest)| (*len, rest));
     let (name, rest) = rest.split_at(usize::from(len).min(rest.len()));
-    let mut config = [0; 22];
+    let mut config = [0; 23];
     let taken = rest.len().min(config.len());
     config[..taken].copy_from_slice(&rest[..taken]);
     let allowed = is_name(name);
@@ -346,13 +346,15 @@ fn check_names(bytes: &[u8]) {
     check_create(create, name, &config);
 }
 
-fn check_create(create: &CreateTopic, name: &[u8], config: &[u8; 22]) {
+fn check_create(create: &CreateTopic, name: &[u8], config: &[u8; 23]) {
     assert_eq!((create.request, create.topic.as_str().as_bytes()), (RequestId(1), name));
-    let TopicConfig { partitions, durability, overflow, max_bytes, max_age_ms } = create.config;
+    let TopicConfig { partitions, durability, overflow, max_bytes, max_age_ms, replicas } =
+        create.config;
     let mut again = partitions.to_le_bytes().to_vec();
     again.extend([durability as u8, overflow as u8]);
     again.extend(max_bytes.to_le_bytes());
     again.extend(max_age_ms.to_le_bytes());
+    again.push(replicas);
     assert_eq!(again, config);
 }
 

@@ -18,7 +18,14 @@ const WALL_MS: u64 = 1_000_000;
 
 fn config(overflow: Overflow) -> TopicConfig {
     let durability = Durability::Fsync;
-    TopicConfig { partitions: 1, durability, overflow, max_bytes: 1 << 30, max_age_ms: 0 }
+    TopicConfig {
+        partitions: 1,
+        durability,
+        overflow,
+        max_bytes: 1 << 30,
+        max_age_ms: 0,
+        replicas: 1,
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -112,6 +112,7 @@ impl Rig {
             overflow: Overflow::Backpressure,
             max_bytes: 1 << 30,
             max_age_ms: 0,
+            replicas: 1,
         };
         Self { config, disk, device, flow: Flow::new(POOL_COST_DEFAULT), dir }
     }
