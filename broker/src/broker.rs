@@ -38,7 +38,9 @@ use weir_storage::{Device, DeviceError, LogOptions};
 
 /// Memory that connections draw from, as a share of the budget.
 const CONNECTION_SHARE: u64 = 4;
-/// Of a drain's time, this share is the connections'; the rest closes the logs.
+/// Of a drain's time, this share may go by until others lead what this broker led.
+const HANDOVER_SHARE_PERCENT: u32 = 40;
+/// Of what is left then, this share is the connections'; the rest closes the logs.
 const DRAIN_SHARE_PERCENT: u32 = 80;
 
 /// Where a broker listens.
@@ -107,6 +109,7 @@ impl Broker {
         let others = (peers.clone(), switchboard.clone());
         let metadata = open_metadata(&config, &seams, &device, identity, others).await?;
         let flow = Flow::new(config.pool_cost);
+        let draining = Arc::new(AtomicBool::new(false));
         let catalog = Catalog::open(
             metadata,
             Rooms {
@@ -124,11 +127,13 @@ impl Broker {
                 },
                 peers,
                 switchboard,
+                leaders: Arc::default(),
+                announce: Arc::new(|_| {}),
+                draining: draining.clone(),
             },
         )
         .await;
         let services = accounts.services(&config, identity, flow.clone(), catalog.clone());
-        let draining = Arc::new(AtomicBool::new(false));
         let view = |server| AdminView {
             catalog: catalog.clone(),
             flow,
@@ -164,12 +169,17 @@ impl Broker {
         self.addresses
     }
 
-    /// Stops in order: nobody new, what is accepted is answered, peers leave, logs are closed.
+    /// Stops in order: others lead, nobody new, what is accepted is answered, peers leave, logs are
+    /// closed.
     /// Ends within `shutdown.drain_timeout`.
     pub async fn drain(self) {
         let deadline = Instant::now() + self.drain_timeout;
         self.draining.store(true, Ordering::Release);
-        let cut = self.server.drain(self.drain_timeout * DRAIN_SHARE_PERCENT / 100).await;
+        self.catalog
+            .hand_over(Instant::now() + self.drain_timeout * HANDOVER_SHARE_PERCENT / 100)
+            .await;
+        let left = deadline - Instant::now();
+        let cut = self.server.drain(left * DRAIN_SHARE_PERCENT / 100).await;
         if cut > 0 {
             tracing::warn!(cut, "connections were cut off because they did not leave in time");
         }

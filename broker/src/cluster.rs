@@ -6,3 +6,4 @@
 //! Never: opens a socket or a log; names the consensus engine.
 
 pub mod controller;
+pub mod leaders;

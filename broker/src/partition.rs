@@ -37,6 +37,7 @@ pub use wire::WireError;
 #[cfg(test)]
 use crate::connection::outbox::ConsumerId;
 use crate::connection::outbox::RequestReply;
+use crate::replication::Replica;
 pub use limits::MAILBOX_REQUESTS;
 use pokes::Pokes;
 use std::fmt;
@@ -108,7 +109,12 @@ impl PartitionHandle {
 
     /// Its log, until it ends.
     pub(crate) fn log(&self) -> Option<LogReader> {
-        self.board.log()
+        self.replica().map(|replica| replica.log())
+    }
+
+    /// Its replica, until it ends.
+    pub(crate) fn replica(&self) -> Option<Replica> {
+        self.board.replica()
     }
 }
 

@@ -26,6 +26,7 @@ mod membership;
 pub mod metadata;
 mod network;
 mod open;
+mod pace;
 mod payload;
 mod peers;
 mod receive;
@@ -43,6 +44,7 @@ pub use codec::CodecError;
 pub use inbox::{AppendAnswers, AppendInput, Inbox};
 pub use membership::{Members, MembershipError};
 pub use open::{Birth, ELECTION_MS, HEARTBEAT_MS, OpenReplicaError, OpenReport, ReplicaOptions};
+pub use pace::Pace;
 pub use peers::{AppendStream, NoPeers, PeerLost, Peers};
 pub use switchboard::Switchboard;
 pub use weir_protocol::frame::Durability;
@@ -281,6 +283,11 @@ impl Replica {
             Poll::Ready(Err(_)) => Err(self.shared.fence_or(Fence::Shutdown).into()),
             Poll::Pending => unreachable!("the engine's channel holds every proposal in flight"),
         }
+    }
+
+    /// Its identity.
+    pub fn id(&self) -> ReplicaId {
+        self.shared.replica
     }
 
     /// Proposals whose fate is still open.

@@ -171,6 +171,8 @@ async fn topics_and_their_configuration_survive() {
     let client = node.client().await;
     let topics = client.topics().await.unwrap();
     assert_eq!(topics.len(), 1, "{topics:?}");
+    // One broker holds one replica of each.
+    let config = TopicConfig { replicas: 1, ..config };
     assert_eq!((topics[0].id, topics[0].config), (before.id, config));
     until("every partition is led", async || {
         let topic = client.topic(TOPIC).await.unwrap();

@@ -58,8 +58,9 @@ pub(super) async fn ready(State(view): View, uri: axum::http::Uri) -> Response {
     let draining = view.draining.load(Ordering::Acquire);
     let (mut open, mut opening, mut failed) = (0, 0, String::new());
     for here in view.catalog.partitions() {
-        for (number, state) in here.partitions.iter().enumerate() {
-            match state {
+        for (number, partition) in here.partitions.iter().enumerate() {
+            match &partition.state {
+                PartitionState::Elsewhere => {}
                 PartitionState::Open(handle) if !handle.is_closed() => {
                     open += 1;
                     if handle.view().read_only {
@@ -151,8 +152,7 @@ fn render_lag(page: &mut crate::metrics::Exposition, topics: &[TopicPartitions])
 /// Only partitions that have any: what is healthy has no series.
 fn render_damage(page: &mut crate::metrics::Exposition, topics: &[TopicPartitions]) {
     for here in topics {
-        for (number, state) in here.partitions.iter().enumerate() {
-            let PartitionState::Open(handle) = state else { continue };
+        for (number, handle) in here.open() {
             let open = handle.damaged_ranges().iter().filter(|range| !range.accepted).count();
             if open > 0 {
                 let number = number.to_string();
@@ -182,8 +182,9 @@ fn render_memory(page: &mut crate::metrics::Exposition, view: &AdminView) {
         page.sample("weir_disk_free_bytes", &[], free as f64);
     }
     let mut states = [("open", 0), ("opening", 0), ("failed", 0)];
-    for state in view.catalog.partitions().iter().flat_map(|here| &here.partitions) {
-        let at = match state {
+    for here in view.catalog.partitions().iter().flat_map(|topic| &topic.partitions) {
+        let at = match &here.state {
+            PartitionState::Elsewhere => continue,
             PartitionState::Open(handle) if !handle.is_closed() => 0,
             PartitionState::Opening => 1,
             PartitionState::Open(_) | PartitionState::Failed { .. } => 2,
@@ -196,17 +197,13 @@ fn render_memory(page: &mut crate::metrics::Exposition, view: &AdminView) {
 }
 
 fn open_views(here: &TopicPartitions) -> Vec<(usize, crate::partition::PartitionView)> {
-    let numbered = here.partitions.iter().enumerate();
-    let open = numbered.filter_map(|(number, state)| match state {
-        PartitionState::Open(handle) => Some((number, handle.view())),
-        PartitionState::Opening | PartitionState::Failed { .. } => None,
-    });
-    open.collect()
+    here.open().map(|(number, handle)| (number, handle.view())).collect()
 }
 
 fn topic_json(here: &TopicPartitions) -> Value {
     let config = config_of(&here.topic);
-    let partitions = here.partitions.iter().enumerate().map(|(number, state)| match state {
+    let partitions = here.partitions.iter().enumerate().map(|(number, here)| match &here.state {
+        PartitionState::Elsewhere => json!({ "partition": number, "state": "elsewhere" }),
         PartitionState::Open(handle) => {
             let view = handle.view();
             json!({

@@ -1,192 +1,358 @@
 //! The task that makes the table follow the metadata.
 //!
-//! Owns: opening, stopping and removing partitions, in that order of care.
-//! Never: removes the files of a partition that still runs.
+//! Owns: opening, stopping and removing the replicas that are placed here, in that order of care;
+//! telling the metadata of those that are lost.
+//! Never: removes the files of a replica that still runs, or of one that the metadata still places
+//! here; waits for one replica to open while another one could.
+//! Invariants: at most [`OPENING_MAX`] are being opened; what was opened for a metadata that is no
+//! more is stopped at once.
 
-use super::table::{PartitionState, Table, TopicPartitions};
+use super::opening::{Manner, Opening, folders_of, placed_on};
+use super::table::{PartitionHere, PartitionState, Table, TopicPartitions};
 use super::{Rooms, config_of};
 use crate::flow::PartitionKey;
-use crate::partition::{OpenPartitionError, PartitionHandle, PartitionOptions, Request, WireError};
-use crate::replication::metadata::{Catalog as Topics, Partition, Topic};
-use crate::replication::{
-    Birth, CodecError, ELECTION_MS, HEARTBEAT_MS, OpenReplicaError, ReplicaOptions,
+use crate::partition::{OpenPartitionError, PartitionHandle, Request, WireError};
+use crate::replication::metadata::{
+    Catalog as Topics, ChangeError, Command, LossReason, Metadata, Partition, Placement, Stage,
+    Topic,
 };
-use std::path::PathBuf;
+use crate::replication::{CodecError, OpenReplicaError};
+use crate::seams::BoxFuture;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use tokio::sync::watch;
+use tokio::time::Duration;
 use weir_protocol::error_code::ErrorCode;
-use weir_protocol::types::Name;
-use weir_storage::{Lane, LogOptions, OpenError};
+use weir_protocol::types::{Name, ReplicaId};
+use weir_storage::{Lane, OpenError};
 
-/// Partitions that are opened at a time: recovery is bound by the device.
+/// Replicas that are opened at a time: recovery is bound by the device.
 const OPENING_MAX: usize = 8;
+/// How long the metadata is given to take the loss of a replica, before it is told again.
+const LOSS_TOLD_EVERY: Duration = Duration::from_secs(5);
 
 pub(super) struct Follower {
     rooms: Arc<Rooms>,
+    metadata: Metadata,
     table: Arc<Table>,
     shown: watch::Sender<u64>,
+    /// The metadata that the table follows.
+    topics: Arc<Topics>,
+    /// What is to be opened; at most the replicas that are placed here.
+    queue: VecDeque<Opening>,
+    opening: FuturesUnordered<BoxFuture<'static, Opened>>,
+    /// Replicas that are just being opened: one at a time has a folder.
+    at_work: BTreeSet<ReplicaId>,
+    /// How each replica that is open, or is being opened, was.
+    manners: BTreeMap<ReplicaId, Manner>,
+    /// What the metadata has to learn yet; at most the replicas that are placed here.
+    lost: BTreeMap<ReplicaId, LossReason>,
+}
+
+/// What came of an opening.
+struct Opened {
+    of: Opening,
+    outcome: Result<PartitionHandle, OpenPartitionError>,
 }
 
 impl Follower {
-    pub(super) fn new(rooms: Arc<Rooms>, table: Arc<Table>, shown: watch::Sender<u64>) -> Self {
-        Self { rooms, table, shown }
+    pub(super) fn new(
+        (rooms, table): (Arc<Rooms>, Arc<Table>),
+        metadata: Metadata,
+        shown: watch::Sender<u64>,
+    ) -> Self {
+        Self {
+            rooms,
+            metadata,
+            table,
+            shown,
+            topics: Arc::default(),
+            queue: VecDeque::new(),
+            opening: FuturesUnordered::new(),
+            at_work: BTreeSet::new(),
+            manners: BTreeMap::new(),
+            lost: BTreeMap::new(),
+        }
     }
 
-    pub(super) async fn follow(self, mut topics: watch::Receiver<Arc<Topics>>) {
+    /// Follows until the metadata ends. The register counts the times that the table had caught up.
+    pub(super) async fn follow(mut self) {
+        let mut seen = self.metadata.watch();
+        let now = seen.borrow_and_update().clone();
+        self.catch_up(now).await;
         loop {
-            let now = topics.borrow_and_update().clone();
-            self.catch_up(&now).await;
-            self.shown.send_modify(|times| *times += 1);
-            if topics.changed().await.is_err() {
-                return;
+            self.open_queued();
+            if self.opening.is_empty() {
+                self.shown.send_modify(|times| *times += 1);
+            }
+            tokio::select! {
+                biased;
+                changed = seen.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let now = seen.borrow_and_update().clone();
+                    self.catch_up(now).await;
+                }
+                Some(opened) = self.opening.next(), if !self.opening.is_empty() => {
+                    self.take(opened).await;
+                    // Who waits for one topic does not wait for all.
+                    self.shown.send_modify(|times| *times += 1);
+                }
+                () = tokio::time::sleep(LOSS_TOLD_EVERY), if !self.lost.is_empty() => {
+                    self.tell_losses().await;
+                }
             }
         }
     }
 
-    async fn catch_up(&self, topics: &Topics) {
-        self.remove_deleted(topics).await;
-        let mut to_open = Vec::new();
+    async fn catch_up(&mut self, topics: Arc<Topics>) {
+        self.topics = topics.clone();
+        self.remove_deleted().await;
         for topic in topics.topics.values() {
-            self.reconfigure(topic).await;
-            let mut table = self.table.write();
-            let here = table.entry(topic.name.clone()).or_insert_with(|| TopicPartitions {
-                topic: topic.clone(),
-                partitions: Vec::new(),
-            });
-            here.topic = topic.clone();
-            for partition in topic.partitions.iter().skip(here.partitions.len()) {
-                here.partitions.push(PartitionState::Opening);
-                to_open.push((topic.clone(), partition.clone()));
-            }
+            self.follow_topic(topic).await;
         }
-        let opening = futures_util::stream::iter(
-            to_open
-                .into_iter()
-                .map(|(topic, partition)| async move { self.open(&topic, &partition).await }),
-        );
-        let mut opened = futures_util::StreamExt::buffer_unordered(opening, OPENING_MAX);
-        while futures_util::StreamExt::next(&mut opened).await.is_some() {}
     }
 
-    async fn open(&self, topic: &Topic, partition: &Partition) {
-        let state = match PartitionHandle::open(self.options(topic, partition)).await {
-            Ok(handle) => {
-                handle.opened().await;
-                PartitionState::Open(handle)
+    fn open_queued(&mut self) {
+        while self.opening.len() < OPENING_MAX {
+            let free = |of: &Opening| !self.at_work.contains(&of.placed.replica);
+            let next = self.queue.iter().position(free);
+            let Some(of) = next.and_then(|at| self.queue.remove(at)) else { return };
+            if !self.is_wanted(&of) {
+                continue;
             }
+            self.at_work.insert(of.placed.replica);
+            let rooms = self.rooms.clone();
+            self.opening.push(Box::pin(async move {
+                let outcome = open(&rooms, &of).await;
+                Opened { of, outcome }
+            }));
+        }
+    }
+
+    /// Whether the table still waits for this very opening.
+    fn is_wanted(&self, of: &Opening) -> bool {
+        let table = self.table.write();
+        let here = table.get(&of.topic.name).filter(|here| here.topic.id == of.topic.id);
+        let slot = here.and_then(|here| here.partitions.get(of.partition.id.0 as usize));
+        let same = |slot: &&PartitionHere| {
+            slot.placed.is_some_and(|placed| placed.replica == of.placed.replica)
+        };
+        slot.filter(same).is_some_and(PartitionHere::is_opening)
+            && self.manners.get(&of.placed.replica) == Some(&of.manner)
+    }
+
+    async fn take(&mut self, opened: Opened) {
+        let Opened { of, outcome } = opened;
+        self.at_work.remove(&of.placed.replica);
+        if !self.is_wanted(&of) {
+            if let Ok(handle) = outcome {
+                handle.stop().await;
+            }
+            self.remove_if_gone(&of.topic, &of.partition, of.placed);
+            return;
+        }
+        let state = match outcome {
+            Ok(handle) => PartitionState::Open(handle),
             Err(error) => {
                 let (code, reason) = (code_of(&error), error.to_string());
                 tracing::error!(
-                    topic = %topic.name, partition = partition.id.0, code = code.name(), reason,
-                    "a partition could not be opened"
+                    topic = %of.topic.name, partition = of.partition.id.0, code = code.name(),
+                    reason, "a partition could not be opened"
                 );
+                if let Some(loss) = loss_of(&error).filter(|_| of.has_others()) {
+                    self.lost.insert(of.placed.replica, loss);
+                }
                 PartitionState::Failed { code, reason }
             }
         };
-        let mut table = self.table.write();
-        let slot = table
-            .get_mut(&topic.name)
-            .and_then(|here| here.partitions.get_mut(partition.id.0 as usize));
-        if let Some(slot) = slot {
-            *slot = state;
-        }
+        self.set(&of.topic.name, &of.partition, of.placed, state);
+        self.tell_losses().await;
     }
 
-    fn options(&self, topic: &Topic, partition: &Partition) -> PartitionOptions {
-        let rooms = &self.rooms;
-        let here = partition.replicas.iter().find(|placed| placed.broker == rooms.broker);
-        let replica = here.expect("one broker holds every replica").replica;
-        PartitionOptions {
-            key: PartitionKey { topic: topic.name.clone(), partition: partition.id },
-            config: config_of(topic),
-            replica: ReplicaOptions {
-                replica,
-                birth: Birth::Forms,
-                voters: partition.replicas.iter().map(|p| (p.replica, p.broker)).collect(),
-                dir: self.folder(partition),
-                device: rooms.device.clone(),
-                log: LogOptions {
-                    uuid: partition.uuid,
-                    retained_bytes: topic.settings.max_bytes,
-                    ..LogOptions::default()
-                },
-                durability: topic.settings.durability,
-                seed: rooms.seed ^ partition.uuid as u64,
-                heartbeat_ms: HEARTBEAT_MS,
-                election_ms: ELECTION_MS,
-                peers: rooms.peers.clone(),
-                switchboard: rooms.switchboard.clone(),
-            },
-            flow: rooms.flow.clone(),
-            metrics: rooms.metrics.clone(),
-            wall: rooms.wall.clone(),
-        }
-    }
-
-    fn folder(&self, partition: &Partition) -> PathBuf {
-        self.rooms.data_dir.join(format!("p-{:032x}", partition.uuid))
-    }
-
-    /// Tells open partitions what changed; another durability needs them opened anew.
-    async fn reconfigure(&self, topic: &Arc<Topic>) {
-        let changed = {
-            let table = self.table.write();
-            table.get(&topic.name).filter(|here| here.topic != *topic).cloned()
-        };
-        let Some(before) = changed else { return };
-        let reopen = before.topic.settings.durability != topic.settings.durability;
-        for (state, partition) in before.partitions.iter().zip(&topic.partitions) {
-            let PartitionState::Open(handle) = state else { continue };
-            if reopen {
-                self.set(&topic.name, partition, PartitionState::Opening);
-                handle.stop().await;
-                self.open(topic, partition).await;
-            } else if handle.try_send(Request::Configure(config_of(topic))).is_err() {
-                tracing::warn!(topic = %topic.name, "the partition is too busy to be reconfigured");
+    /// Tells the metadata which replicas are lost. What it does not take now, it is told again.
+    async fn tell_losses(&mut self) {
+        for (replica, reason) in std::mem::take(&mut self.lost) {
+            let told = self.metadata.propose(Command::LoseReplica { replica, reason });
+            match tokio::time::timeout(LOSS_TOLD_EVERY, told).await {
+                Ok(Ok(_)) => tracing::warn!(%replica, ?reason, "the replica was given up"),
+                Ok(Err(ChangeError::Refused(refusal))) => {
+                    tracing::debug!(%replica, %refusal, "the replica is gone already");
+                }
+                Ok(Err(_)) | Err(_) => drop(self.lost.insert(replica, reason)),
             }
         }
     }
 
-    fn set(&self, topic: &Name, partition: &Partition, state: PartitionState) {
+    /// Makes every partition of a topic what the metadata says of it.
+    async fn follow_topic(&mut self, topic: &Arc<Topic>) {
+        let before = self.show_topic(topic);
+        let manner = Manner::of(&self.topics, topic);
+        for (partition, here) in topic.partitions.iter().zip(before.partitions) {
+            let placed = placed_on(partition, self.rooms.broker);
+            let same = here.placed.map(|old| old.replica) == placed.map(|new| new.replica);
+            let lost = placed.is_some_and(|placed| matches!(placed.stage, Stage::Lost(_)));
+            let known = placed.and_then(|placed| self.manners.get(&placed.replica).copied());
+            if same && !lost && (placed.is_none() || known == Some(manner)) {
+                self.reconfigure(topic, &before.topic, &here);
+                continue;
+            }
+            if same && lost && known.is_none() {
+                continue;
+            }
+            self.close(topic, partition, &here, same).await;
+            match placed {
+                None => self.set_unplaced(&topic.name, partition),
+                Some(placed) if lost => self.give_up(topic, partition, placed),
+                Some(placed) => self.begin(topic, partition, placed, manner),
+            }
+        }
+    }
+
+    /// Puts the newest words about a topic into the table; returns what is there.
+    fn show_topic(&self, topic: &Arc<Topic>) -> TopicPartitions {
+        let mut table = self.table.write();
+        let here = table
+            .entry(topic.name.clone())
+            .or_insert_with(|| TopicPartitions { topic: topic.clone(), partitions: Vec::new() });
+        here.partitions.resize_with(topic.partitions.len(), || PartitionHere {
+            placed: None,
+            state: PartitionState::Elsewhere,
+        });
+        let before = here.clone();
+        here.topic = topic.clone();
+        before
+    }
+
+    fn begin(&mut self, topic: &Arc<Topic>, partition: &Partition, placed: Placement, as_: Manner) {
+        self.manners.insert(placed.replica, as_);
+        self.set(&topic.name, partition, placed, PartitionState::Opening);
+        self.queue.push_back(Opening {
+            topic: topic.clone(),
+            partition: partition.clone(),
+            placed,
+            manner: as_,
+            clustered: self.topics.gate > 0,
+        });
+    }
+
+    fn give_up(&mut self, topic: &Topic, partition: &Partition, placed: Placement) {
+        self.manners.remove(&placed.replica);
+        let reason =
+            format!("replica {} was given up: another one takes its place", placed.replica);
+        let state = PartitionState::Failed { code: ErrorCode::StorageFenced, reason };
+        self.set(&topic.name, partition, placed, state);
+    }
+
+    /// Stops what runs of a partition here, and removes it unless it is `kept` to be opened anew.
+    async fn close(
+        &mut self,
+        topic: &Topic,
+        partition: &Partition,
+        here: &PartitionHere,
+        kept: bool,
+    ) {
+        if let Some(handle) = here.handle() {
+            handle.stop().await;
+        }
+        let Some(placed) = here.placed.filter(|_| !kept) else { return };
+        self.manners.remove(&placed.replica);
+        self.lost.remove(&placed.replica);
+        // What is being opened is removed when that has ended.
+        if !here.is_opening() {
+            self.remove_if_gone(topic, partition, placed);
+        }
+    }
+
+    /// Tells an open partition what changed of its topic's settings.
+    fn reconfigure(&self, topic: &Topic, before: &Topic, here: &PartitionHere) {
+        let Some(handle) = here.handle().filter(|_| config_of(topic) != config_of(before)) else {
+            return;
+        };
+        if handle.try_send(Request::Configure(config_of(topic))).is_err() {
+            tracing::warn!(topic = %topic.name, "the partition is too busy to be reconfigured");
+        }
+    }
+
+    fn set(&self, topic: &Name, partition: &Partition, placed: Placement, state: PartitionState) {
+        self.put(topic, partition, PartitionHere { placed: Some(placed), state });
+    }
+
+    fn set_unplaced(&self, topic: &Name, partition: &Partition) {
+        self.put(
+            topic,
+            partition,
+            PartitionHere { placed: None, state: PartitionState::Elsewhere },
+        );
+    }
+
+    fn put(&self, topic: &Name, partition: &Partition, here: PartitionHere) {
         let mut table = self.table.write();
         let slot = table.get_mut(topic).and_then(|t| t.partitions.get_mut(partition.id.0 as usize));
         if let Some(slot) = slot {
-            *slot = state;
+            *slot = here;
         }
     }
 
     /// Stops and removes what the metadata does not have any more, also a topic that was deleted
     /// and created again under the same name.
-    async fn remove_deleted(&self, topics: &Topics) {
+    async fn remove_deleted(&mut self) {
         let gone: Vec<TopicPartitions> = {
             let mut table = self.table.write();
             let is_gone = |name: &Name, here: &mut TopicPartitions| {
-                topics.topics.get(name).is_none_or(|there| there.id != here.topic.id)
+                self.topics.topics.get(name).is_none_or(|there| there.id != here.topic.id)
             };
             table.extract_if(.., is_gone).map(|(_, here)| here).collect()
         };
-        for here in gone {
-            let name = here.topic.name.clone();
-            for (state, partition) in here.partitions.into_iter().zip(&here.topic.partitions) {
-                if let PartitionState::Open(handle) = state {
-                    handle.stop().await;
-                }
+        for topic in gone {
+            let name = topic.topic.name.clone();
+            for (here, partition) in topic.partitions.iter().zip(&topic.topic.partitions) {
+                self.close(&topic.topic, partition, here, false).await;
                 let key = PartitionKey { topic: name.clone(), partition: partition.id };
                 self.rooms.flow.forget(&key);
-                self.remove_folder(partition);
             }
             self.rooms.metrics.forget_topic(&name);
         }
     }
 
-    fn remove_folder(&self, partition: &Partition) {
-        let (device, folder) = (self.rooms.device.clone(), self.folder(partition));
+    /// Removes the files of a replica that the metadata does not place here any more.
+    fn remove_if_gone(&self, topic: &Topic, partition: &Partition, placed: Placement) {
+        let now = self.topics.topics.get(&topic.name).filter(|now| now.id == topic.id);
+        let now = now.and_then(|now| now.partitions.get(partition.id.0 as usize));
+        if now.is_some_and(|now| now.replica(placed.replica).is_some()) {
+            return;
+        }
+        let folders = folders_of(partition, &placed).map(|name| self.rooms.data_dir.join(name));
+        let device = self.rooms.device.clone();
         let remove = move || {
-            if let Err(error) = device.disk().remove_dir(&folder) {
-                tracing::warn!(folder = %folder.display(), %error, "a deleted log stays on disk");
+            // A replica has the one or the other; its own name goes before the one that others
+            // may have used.
+            let [plain, own] = folders;
+            let removed =
+                device.disk().remove_dir(&own).or_else(|_| device.disk().remove_dir(&plain));
+            if let Err(error) = removed {
+                tracing::warn!(folder = %own.display(), %error, "a log that is not needed stays on disk");
             }
         };
         self.rooms.device.executor().submit(Lane::Checkpoint, Box::new(remove));
+    }
+}
+
+async fn open(rooms: &Rooms, of: &Opening) -> Result<PartitionHandle, OpenPartitionError> {
+    let handle = PartitionHandle::open(of.options(rooms)?).await?;
+    handle.opened().await;
+    Ok(handle)
+}
+
+/// Why a replica will never serve again, if that is what the error says.
+fn loss_of(error: &OpenPartitionError) -> Option<LossReason> {
+    match error {
+        OpenPartitionError::Replica(OpenReplicaError::Lost(_)) => Some(LossReason::Empty),
+        error if code_of(error) == ErrorCode::DamagedRange => Some(LossReason::Damaged),
+        _ => None,
     }
 }
 

@@ -67,7 +67,7 @@ impl PartitionHandle {
             reads_done,
             options,
         };
-        handle.board.set_log(Some(replica.log()));
+        handle.board.set_replica(Some(replica.clone()));
         let core = Core::new(surroundings.options.config, state);
         let task = Task::new(core, replica, checkpoint, surroundings);
         task::spawn("partition", TaskKind::Core, task.run(requests, reads));

@@ -3,11 +3,11 @@
 //! Owns: one register per number, written by the task alone.
 //! Never: a promise that two numbers are of the same moment.
 
+use crate::replication::Replica;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::SetOnce;
 use weir_protocol::types::{Name, Offset, Term};
-use weir_storage::LogReader;
 
 /// A partition at a glance.
 #[derive(Debug, Clone)]
@@ -64,17 +64,17 @@ pub(super) struct Board {
     /// Requests are answered from now on.
     pub(super) opened: SetOnce<()>,
     subscriptions: Mutex<Arc<[SubscriptionView]>>,
-    /// The log, while the partition runs.
-    log: Mutex<Option<LogReader>>,
+    /// While the partition runs.
+    replica: Mutex<Option<Replica>>,
 }
 
 impl Board {
-    pub(super) fn set_log(&self, log: Option<LogReader>) {
-        *self.log.lock().unwrap_or_else(PoisonError::into_inner) = log;
+    pub(super) fn set_replica(&self, replica: Option<Replica>) {
+        *self.replica.lock().unwrap_or_else(PoisonError::into_inner) = replica;
     }
 
-    pub(super) fn log(&self) -> Option<LogReader> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn replica(&self) -> Option<Replica> {
+        self.replica.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn set_subscriptions(&self, subscriptions: Arc<[SubscriptionView]>) {

@@ -208,7 +208,7 @@ impl Task {
                     self.state = replica.state();
                     self.state.mark_changed();
                     self.log = replica.log();
-                    self.around.board.set_log(Some(self.log.clone()));
+                    self.around.board.set_replica(Some(replica.clone()));
                     self.replica = replica;
                     self.upkeep.reopening = false;
                 }
@@ -286,7 +286,7 @@ impl Task {
             self.close_port(id, &SubscribeRefusal::Draining);
         }
         self.around.options.flow.unblock(&self.around.options.key);
-        self.around.board.set_log(None);
+        self.around.board.set_replica(None);
         self.replica.shutdown().await;
         if let Some(done) = self.stop.take() {
             done.done(Ok(()));

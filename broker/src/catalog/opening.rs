@@ -1,0 +1,116 @@
+//! What a replica is opened with.
+//!
+//! Owns: what an empty log of it means, where its folder is, its pace.
+//! Never: opens anything.
+
+use super::{Rooms, config_of};
+use crate::flow::PartitionKey;
+use crate::partition::PartitionOptions;
+use crate::replication::metadata::{Catalog as Topics, Partition, Placement, Stage, Topic};
+use crate::replication::{Birth, Durability, OpenReplicaError, Pace, ReplicaOptions};
+use std::path::PathBuf;
+use std::sync::Arc;
+use weir_protocol::types::BrokerId;
+use weir_storage::{LogOptions, OpenError};
+
+/// What a replica can not learn while it is open: a change of it needs the replica opened anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Manner {
+    pub(super) durability: Durability,
+    pub(super) pace: Pace,
+}
+
+impl Manner {
+    pub(super) fn of(topics: &Topics, topic: &Topic) -> Self {
+        let pace = Pace::of(topics.partitions().count());
+        Self { durability: topic.settings.durability, pace }
+    }
+}
+
+/// A replica that is to be opened.
+#[derive(Debug, Clone)]
+pub(super) struct Opening {
+    pub(super) topic: Arc<Topic>,
+    pub(super) partition: Partition,
+    pub(super) placed: Placement,
+    pub(super) manner: Manner,
+    /// Whether the cluster may have more than one broker.
+    pub(super) clustered: bool,
+}
+
+impl Opening {
+    pub(super) fn key(&self) -> PartitionKey {
+        PartitionKey { topic: self.topic.name.clone(), partition: self.partition.id }
+    }
+
+    /// Whether somebody else could serve the partition.
+    pub(super) fn has_others(&self) -> bool {
+        self.partition.voters().any(|voter| voter.replica != self.placed.replica)
+    }
+
+    /// An empty log is the beginning of a voter whose group never had a leader, and of one that
+    /// joins. Of any other it is the loss of what was promised.
+    fn birth(&self) -> Birth {
+        match self.placed.stage {
+            Stage::Joining | Stage::Ready => Birth::Joins,
+            Stage::Voter | Stage::Leaving | Stage::Lost(_) if self.partition.formed => {
+                Birth::Continues
+            }
+            Stage::Voter | Stage::Leaving | Stage::Lost(_) => Birth::Forms,
+        }
+    }
+
+    pub(super) fn options(&self, rooms: &Rooms) -> Result<PartitionOptions, OpenReplicaError> {
+        let (topic, partition) = (&self.topic, &self.partition);
+        Ok(PartitionOptions {
+            key: self.key(),
+            config: config_of(topic),
+            replica: ReplicaOptions {
+                replica: self.placed.replica,
+                birth: self.birth(),
+                voters: partition.voters().map(|voter| (voter.replica, voter.broker)).collect(),
+                dir: self.folder(rooms)?,
+                device: rooms.device.clone(),
+                log: LogOptions {
+                    uuid: partition.uuid,
+                    retained_bytes: topic.settings.max_bytes,
+                    ..LogOptions::default()
+                },
+                durability: self.manner.durability,
+                seed: rooms.seed ^ partition.uuid as u64,
+                heartbeat_ms: self.manner.pace.heartbeat_ms,
+                election_ms: self.manner.pace.election_ms,
+                peers: rooms.peers.clone(),
+                switchboard: rooms.switchboard.clone(),
+            },
+            flow: rooms.flow.clone(),
+            metrics: rooms.metrics.clone(),
+            wall: rooms.wall.clone(),
+        })
+    }
+
+    /// Every replica has a folder of its own, so that a new one never finds what a lost one left.
+    /// A broker that is alone keeps the plain name that it always used, also when others join.
+    fn folder(&self, rooms: &Rooms) -> Result<PathBuf, OpenReplicaError> {
+        let [plain, own] = folders_of(&self.partition, &self.placed);
+        let device = |source| OpenError::Device { path: rooms.data_dir.clone(), source };
+        let names = rooms.device.disk().list(&rooms.data_dir).map_err(device)?;
+        let has = |name: &String| names.iter().any(|known| known == name);
+        let is_plain = !has(&own) && (has(&plain) || !self.clustered);
+        Ok(rooms.data_dir.join(if is_plain { plain } else { own }))
+    }
+}
+
+/// The names that the folder of a replica may have.
+pub(super) fn folders_of(partition: &Partition, placed: &Placement) -> [String; 2] {
+    let plain = format!("p-{:032x}", partition.uuid);
+    let own = format!("{plain}-{}", placed.replica);
+    [plain, own]
+}
+
+/// The replica of a partition that a broker holds. One that was lost here may stand beside the one
+/// that takes its place.
+pub(super) fn placed_on(partition: &Partition, broker: BrokerId) -> Option<Placement> {
+    let here = partition.replicas.iter().filter(|placed| placed.broker == broker);
+    here.min_by_key(|placed| matches!(placed.stage, Stage::Lost(_))).copied()
+}

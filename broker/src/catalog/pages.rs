@@ -1,0 +1,142 @@
+//! Topics and brokers as clients see them.
+//!
+//! Owns: who is said to lead a partition, and how much of a page is whose.
+//! Never: asks another broker: what it does not know it does not say.
+
+use super::Catalog;
+use super::PartitionHere;
+use super::changes::{config_of, unknown};
+use crate::cluster::leaders::Leader;
+use crate::partition::{PartitionHandle, PartitionView};
+use crate::replication::metadata::{BrokerCard, Catalog as Topics, Partition, Topic};
+use std::net::SocketAddr;
+use tokio::time::Instant;
+use weir_protocol::frame::{
+    BrokerView, Metadata as MetadataRequest, MetadataPage, PartitionView as WirePartition, Refusal,
+    TopicView,
+};
+use weir_protocol::limits::{
+    BROKER_VIEW_BYTES_MAX, BROKERS_MAX, FIELDS_BYTES_MAX, PARTITION_VIEW_BYTES_MAX, PARTITIONS_MAX,
+};
+use weir_protocol::peer::Led;
+use weir_protocol::types::{BrokerId, Name};
+
+/// What the fixed part of a topic takes in a page of metadata.
+const TOPIC_VIEW_BYTES: usize = 320;
+/// What topics may take of a page: the brokers stand behind them.
+const TOPICS_BYTES_MAX: usize =
+    FIELDS_BYTES_MAX - TOPIC_VIEW_BYTES - BROKERS_MAX * BROKER_VIEW_BYTES_MAX;
+
+impl Catalog {
+    pub(super) fn page(&self, request: &MetadataRequest) -> Result<MetadataPage, Refusal> {
+        let topics = self.topics();
+        let brokers = self.broker_views(&topics);
+        let mut page =
+            MetadataPage { request: request.request, more: false, topics: Vec::new(), brokers };
+        if let Some(name) = &request.topic {
+            let topic = topics.topics.get(name).ok_or_else(|| unknown(name))?;
+            page.topics.push(self.view_of(topic));
+            return Ok(page);
+        }
+        let mut room = TOPICS_BYTES_MAX;
+        let behind = |name: &&Name| request.after.as_ref().is_none_or(|after| *name > after);
+        for (_, topic) in topics.topics.iter().filter(|(name, _)| behind(name)) {
+            let bytes = TOPIC_VIEW_BYTES + topic.partitions.len() * PARTITION_VIEW_BYTES_MAX;
+            let Some(left) = room.checked_sub(bytes) else {
+                page.more = true;
+                break;
+            };
+            room = left;
+            page.topics.push(self.view_of(topic));
+        }
+        Ok(page)
+    }
+
+    /// Who leads a partition, and what it last said of it.
+    pub(super) fn leader_of(&self, topic: &Topic, partition: &Partition) -> Option<Leader> {
+        let here = self.table.partition(&topic.name, partition.id);
+        let view = here.as_ref().and_then(PartitionHere::handle).map(PartitionHandle::view);
+        match view.filter(|view| view.leading) {
+            Some(view) => {
+                let PartitionView { term, log_start, high_watermark, bytes, .. } = view;
+                let replica = here.and_then(|here| here.placed)?.replica;
+                let led = Led { replica, term, log_start, high_watermark, bytes };
+                Some(Leader { broker: self.rooms.broker, led })
+            }
+            None => self.rooms.leaders.leader_of(&partition.replicas, Instant::now()),
+        }
+    }
+
+    fn view_of(&self, topic: &Topic) -> TopicView {
+        let partitions = topic.partitions.iter().map(|partition| {
+            let leader = self.leader_of(topic, partition);
+            let told = leader.map(|leader| leader.led);
+            WirePartition {
+                partition: partition.id,
+                leader: leader.map(|leader| leader.broker),
+                log_start: told.map(|led| led.log_start).unwrap_or_default(),
+                high_watermark: told.map(|led| led.high_watermark).unwrap_or_default(),
+                bytes: told.map_or(0, |led| led.bytes),
+                term: told.map(|led| led.term).unwrap_or_default(),
+                replicas: replicas_of(partition),
+            }
+        });
+        TopicView {
+            name: topic.name.clone(),
+            id: topic.id,
+            config: config_of(topic),
+            partitions: partitions.collect(),
+        }
+    }
+
+    fn broker_views(&self, topics: &Topics) -> Vec<BrokerView> {
+        let views = topics.brokers.values().map(|card| match &card.facts {
+            Some(_) => view_of_card(card),
+            // Before others join nobody has to tell where it is.
+            None => self.broker_view(),
+        });
+        views.collect()
+    }
+
+    fn broker_view(&self) -> BrokerView {
+        // An address that stands for all of this host is none to go to from elsewhere.
+        let address = self.address.get().filter(|address| !address.ip().is_unspecified());
+        BrokerView {
+            id: self.rooms.broker,
+            host: address.map(|address| address.ip().to_string()).unwrap_or_default(),
+            port: address.map_or(0, SocketAddr::port),
+            name: self.rooms.name.clone(),
+            rack: String::new(),
+        }
+    }
+}
+
+fn view_of_card(card: &BrokerCard) -> BrokerView {
+    let facts = card.facts.as_ref().expect("only cards with facts are viewed so");
+    let (host, port) = facts.client.as_str().rsplit_once(':').unwrap_or_default();
+    BrokerView {
+        id: card.id,
+        host: host.trim_matches(['[', ']']).to_owned(),
+        port: port.parse().unwrap_or_default(),
+        name: facts.name.to_string(),
+        rack: facts.rack.to_string(),
+    }
+}
+
+/// Whoever should lead comes first.
+fn replicas_of(partition: &Partition) -> Vec<BrokerId> {
+    let mut placed: Vec<_> = partition.replicas.iter().collect();
+    placed.sort_by_key(|placed| placed.replica != partition.preferred);
+    let mut brokers: Vec<BrokerId> = Vec::with_capacity(placed.len());
+    for placed in placed {
+        if !brokers.contains(&placed.broker) {
+            brokers.push(placed.broker);
+        }
+    }
+    brokers
+}
+
+const _: () = assert!(
+    TOPIC_VIEW_BYTES + PARTITIONS_MAX as usize * PARTITION_VIEW_BYTES_MAX <= TOPICS_BYTES_MAX,
+    "the largest topic fits a page"
+);
