@@ -34,6 +34,7 @@ mod refusal;
 mod runs;
 mod runtime;
 mod shared;
+mod snapshot;
 mod state_machine;
 mod switchboard;
 mod tail;
@@ -177,6 +178,10 @@ pub struct ReplicaState {
     /// The first index that a follower needs and that is damaged here. That follower waits; another
     /// leader may have it whole.
     pub unreadable: Option<Index>,
+    /// The newest snapshot of a leader that was installed since the replica was opened: the state at
+    /// this index is [`Replica::installed_state`], and the log up to it is gone. Shown before the
+    /// log goes, so that a read that finds it gone finds this as well.
+    pub installed: Option<Index>,
 }
 
 impl ReplicaState {

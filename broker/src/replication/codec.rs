@@ -11,18 +11,23 @@
 //! membership:      version1=1 zero1 configs2 nodes4
 //!                  per config: voters4, per voter: replica8
 //!                  per node: replica8 broker8
-//! checkpoint:      version1=1 zero3 membership_len4 term8 membership_index8 membership_term8
+//! checkpoint:      version1=2 zero3 membership_len4 term8 membership_index8 membership_term8
+//!                  chain4 zero4 log_end8 log_time_ms8
 //!                  membership, then the state of whoever made the checkpoint
+//!   version 1 has no chain, log end and log time: it can be opened, but not be sent
 //! ```
 
 use super::engine::{self, LogId, Membership, StoredMembership, Vote};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
-use weir_protocol::types::{BrokerId, Index, ReplicaId, Term};
+use weir_protocol::types::{BrokerId, Index, Offset, ReplicaId, Term};
 
 const VERSION: u8 = 1;
 const HARD_STATE_BYTES: usize = 52;
+/// The version of a checkpoint that says what its log continues behind it.
+const CHECKPOINT_VERSION: u8 = 2;
 const CHECKPOINT_HEADER_BYTES: usize = 32;
+const BEHIND_BYTES: usize = 24;
 const FLAG_VOTE: u8 = 1;
 const FLAG_VOTE_COMMITTED: u8 = 2;
 /// Voters of one configuration, and nodes of one membership.
@@ -129,11 +134,24 @@ pub(super) fn decode_membership(bytes: &[u8]) -> Result<Membership, CodecError> 
     Membership::new(configs, nodes).map_err(|_| CodecError::Malformed)
 }
 
+/// What a log continues behind a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Behind {
+    /// Chain of the batch the checkpoint stands behind.
+    pub chain: u32,
+    /// The log end there.
+    pub log_end: Offset,
+    /// The log time there, milliseconds since the epoch.
+    pub log_time_ms: u64,
+}
+
 /// A checkpoint as this room stores it: the maker's state and what the engine needs beside it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Checkpoint {
     /// Term of the batch the checkpoint stands behind.
     pub term: Term,
+    /// None where an older build wrote it, or before the gate: written back as version 1.
+    pub behind: Option<Behind>,
     /// The membership at that place.
     pub membership: StoredMembership,
     /// The maker's state, opaque here.
@@ -144,24 +162,31 @@ impl Checkpoint {
     pub(super) fn encode(&self) -> Vec<u8> {
         let membership = encode_membership(self.membership.membership());
         let mut bytes = vec![0u8; CHECKPOINT_HEADER_BYTES];
-        bytes[0] = VERSION;
+        bytes[0] = if self.behind.is_some() { CHECKPOINT_VERSION } else { VERSION };
         bytes[4..8].copy_from_slice(&(membership.len() as u32).to_le_bytes());
         bytes[8..16].copy_from_slice(&self.term.to_le_bytes());
         let (term, index) = log_id_parts(*self.membership.log_id());
         bytes[16..24].copy_from_slice(&index.to_le_bytes());
         bytes[24..32].copy_from_slice(&term.to_le_bytes());
+        if let Some(Behind { chain, log_end, log_time_ms }) = self.behind {
+            bytes.extend_from_slice(&u64::from(chain).to_le_bytes());
+            bytes.extend_from_slice(&log_end.to_le_bytes());
+            bytes.extend_from_slice(&log_time_ms.to_le_bytes());
+        }
         bytes.extend_from_slice(&membership);
         bytes.extend_from_slice(&self.state);
         bytes
     }
 
     pub(super) fn decode(bytes: &Bytes) -> Result<Self, CodecError> {
-        let mut input = Input::versioned(bytes)?;
+        let (version, mut input) = Input::of_versions(bytes, CHECKPOINT_VERSION)?;
         input.skip(3)?;
         let membership_len = input.u32()? as usize;
         let term = Term(input.u64()?);
         let (index, membership_term) = (input.u64()?, input.u64()?);
-        let rest = bytes.slice(CHECKPOINT_HEADER_BYTES..);
+        let behind = if version == VERSION { None } else { Some(input.behind()?) };
+        let header_bytes = CHECKPOINT_HEADER_BYTES + behind.map_or(0, |_| BEHIND_BYTES);
+        let rest = bytes.slice(header_bytes..);
         if membership_len > rest.len() {
             return Err(CodecError::Malformed);
         }
@@ -169,6 +194,7 @@ impl Checkpoint {
         let log_id = engine::log_id(membership_term, Index(index));
         Ok(Self {
             term,
+            behind,
             membership: StoredMembership::new(log_id, membership),
             state: rest.slice(membership_len..),
         })
@@ -247,6 +273,12 @@ impl<'a> Input<'a> {
         Ok(engine::log_id(term, Index(index)))
     }
 
+    fn behind(&mut self) -> Result<Behind, CodecError> {
+        let chain = self.u32()?;
+        self.skip(4)?;
+        Ok(Behind { chain, log_end: Offset(self.u64()?), log_time_ms: self.u64()? })
+    }
+
     pub(super) fn end(&self) -> Result<(), CodecError> {
         if self.0.is_empty() { Ok(()) } else { Err(CodecError::Malformed) }
     }
@@ -319,17 +351,49 @@ mod tests {
         assert_eq!(decode_membership(&encode_membership(&joint)), Ok(joint));
     }
 
-    #[test]
-    fn a_checkpoint_has_its_golden_bytes() {
+    fn checkpoint(behind: Option<Behind>) -> Checkpoint {
         let only: BTreeMap<_, _> = [(ReplicaId(1), BrokerId(1))].into();
-        let checkpoint = Checkpoint {
+        Checkpoint {
             term: Term(5),
+            behind,
             membership: StoredMembership::new(
                 engine::log_id(0, Index(1)),
                 Membership::new(vec![[ReplicaId(1)].into()], only).unwrap(),
             ),
             state: Bytes::from_static(b"state"),
-        };
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_has_its_golden_bytes() {
+        let behind =
+            Behind { chain: 0x0102_0304, log_end: Offset(77), log_time_ms: 0x018f_0000_0000 };
+        let golden = concat!(
+            "02000000",
+            "24000000",
+            "0500000000000000",
+            "0100000000000000",
+            "0000000000000000",
+            "0403020100000000",
+            "4d00000000000000",
+            "000000008f010000",
+            "0100010001000000",
+            "01000000",
+            "0100000000000000",
+            "01000000000000000100000000000000",
+            "7374617465",
+        );
+        let checkpoint = checkpoint(Some(behind));
+        let bytes = Bytes::from(checkpoint.encode());
+        assert_eq!(hex(&bytes), golden);
+        assert_eq!(Checkpoint::decode(&bytes), Ok(checkpoint));
+        for cut in 0..bytes.len() - 5 {
+            assert_eq!(Checkpoint::decode(&bytes.slice(..cut)), Err(CodecError::Malformed));
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_of_version_1_is_written_and_read_for_ever() {
         let golden = concat!(
             "01000000",
             "24000000",
@@ -342,6 +406,7 @@ mod tests {
             "01000000000000000100000000000000",
             "7374617465",
         );
+        let checkpoint = checkpoint(None);
         let bytes = Bytes::from(checkpoint.encode());
         assert_eq!(hex(&bytes), golden);
         assert_eq!(Checkpoint::decode(&bytes), Ok(checkpoint));

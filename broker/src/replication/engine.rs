@@ -50,7 +50,8 @@ pub(super) type EngineEntry = <Types as RaftTypeConfig>::Entry;
 pub(super) type LogId = openraft::type_config::alias::LogIdOf<Types>;
 pub(super) type Membership = openraft::Membership<ReplicaId, BrokerId>;
 pub(super) type StoredMembership = openraft::type_config::alias::StoredMembershipOf<Types>;
-pub(super) type Snapshot = openraft::type_config::alias::SnapshotOf<Types, bytes::Bytes>;
+pub(super) type Snapshot =
+    openraft::type_config::alias::SnapshotOf<Types, super::codec::Checkpoint>;
 
 /// Our number of the engine's index.
 pub(super) const fn index_of(engine: u64) -> Index {

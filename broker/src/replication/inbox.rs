@@ -5,7 +5,9 @@
 use super::engine::{self, Runtime, Types};
 use super::receive;
 use super::shared::Shared;
+use super::snapshot;
 use super::state_machine::Shell;
+use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, stream};
 use openraft::Raft;
@@ -16,8 +18,8 @@ use openraft::raft::{
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use weir_protocol::peer::{
-    Append, AppendResult, Beat, PeerRefusal, Transfer, TransferAnswer, Vote, VoteAnswer, VoteAsk,
-    VoteKind,
+    Append, AppendResult, Beat, PeerRefusal, SnapshotHead, Transfer, TransferAnswer, Vote,
+    VoteAnswer, VoteAsk, VoteKind,
 };
 
 /// Appends of one stream between the frame that brought them and the engine.
@@ -85,6 +87,19 @@ impl Inbox {
             vote: engine::vote_from(&answer.vote),
             last: engine::place_from(answer.last_log_id.as_ref()),
         })
+    }
+
+    /// The leader sends a snapshot, whole. Returns this replica's vote once the snapshot is installed,
+    /// or at once where it has voted for somebody later, or has the log that far.
+    pub async fn install(&self, head: SnapshotHead, state: Bytes) -> Result<Vote, PeerRefusal> {
+        self.check()?;
+        let vote = engine::vote_of(head.vote);
+        let snapshot = snapshot::received(&head, state).map_err(|error| {
+            tracing::warn!(%error, "a leader's snapshot cannot be read");
+            PeerRefusal::Malformed
+        })?;
+        let answer = self.raft.install_full_snapshot(vote, snapshot).await;
+        answer.map(|answer| engine::vote_from(&answer.vote)).map_err(|_| PeerRefusal::Fenced)
     }
 
     /// The leader hands over.

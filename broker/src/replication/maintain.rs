@@ -112,7 +112,7 @@ impl Shared {
         let known = map.term_at(at).zip(map.membership_before(at).cloned());
         let (term, membership) =
             known.ok_or_else(|| MaintainError::Disk(format!("index {at} was trimmed")))?;
-        Ok(Checkpoint { term, membership, state })
+        Ok(Checkpoint { term, behind: None, membership, state })
     }
 
     fn write_checkpoint(self: &Arc<Self>, at: Index, checkpoint: &Checkpoint) -> io::Result<()> {

@@ -6,8 +6,10 @@
 
 mod appends;
 
+use super::codec::Checkpoint;
 use super::engine::{self, Snapshot, Types, Vote};
 use super::peers::{PeerLost, Peers};
+use super::snapshot;
 use appends::Appends;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
@@ -170,17 +172,26 @@ impl NetTransferLeader<Types> for Way {
 }
 
 impl NetSnapshot<Types> for Way {
-    type SnapshotData = bytes::Bytes;
+    type SnapshotData = Checkpoint;
 
     async fn full_snapshot(
         &mut self,
-        _vote: Vote,
-        _snapshot: Snapshot,
-        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        // A follower that needs what was trimmed can not be helped yet.
-        Err(lost(PeerLost::Refused(PeerRefusal::Overloaded)).into())
+        let Some(head) = snapshot::head_of(self.address, &vote, &snapshot) else {
+            // What the log continues behind it is damaged here.
+            return Err(lost(PeerLost::Refused(PeerRefusal::Damaged)).into());
+        };
+        let sent = self.peers.snapshot(self.broker, head, snapshot.snapshot.state);
+        let answer = tokio::select! {
+            biased;
+            closed = cancel => return Err(closed.into()),
+            answer = sent => answer.map_err(lost)?,
+        };
+        Ok(SnapshotResponse { vote: engine::vote_of(answer) })
     }
 }
 

@@ -211,6 +211,7 @@ fn recover_here(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
         committed_term: term,
         refused: None,
         unreadable: None,
+        installed: None,
     };
     let shared = Shared::new(Parts {
         replica: options.replica,

@@ -6,12 +6,13 @@
 //! Invariants: nothing here is repeated by the carrier: the engine repeats. Stream, number and
 //! request of a frame are the carrier's to give; the replica leaves them 0.
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use std::task::{Context, Poll};
 use weir_protocol::peer::{
-    Append, AppendResult, Beat, GroupAddress, PeerRefusal, Transfer, TransferAnswer, VoteAnswer,
-    VoteAsk,
+    Append, AppendResult, Beat, GroupAddress, PeerRefusal, SnapshotHead, Transfer, TransferAnswer,
+    Vote, VoteAnswer, VoteAsk,
 };
 use weir_protocol::types::BrokerId;
 
@@ -39,6 +40,16 @@ pub trait Peers: Send + Sync + 'static {
 
     /// Asks for a vote.
     fn vote(&self, to: BrokerId, ask: VoteAsk) -> BoxFuture<'static, Result<VoteAnswer, PeerLost>>;
+
+    /// Sends a snapshot and waits until it is installed. The answer is the follower's vote: one
+    /// above the leader's means that nothing was installed. Dropping the future gives it up; what
+    /// makes no progress is the carrier's to give up.
+    fn snapshot(
+        &self,
+        to: BrokerId,
+        head: SnapshotHead,
+        state: Bytes,
+    ) -> BoxFuture<'static, Result<Vote, PeerLost>>;
 
     /// Tells who shall lead.
     fn transfer(
@@ -89,6 +100,15 @@ impl Peers for NoPeers {
         _to: BrokerId,
         _ask: VoteAsk,
     ) -> BoxFuture<'static, Result<VoteAnswer, PeerLost>> {
+        ready(Err(PeerLost::Unreachable)).boxed()
+    }
+
+    fn snapshot(
+        &self,
+        _to: BrokerId,
+        _head: SnapshotHead,
+        _state: Bytes,
+    ) -> BoxFuture<'static, Result<Vote, PeerLost>> {
         ready(Err(PeerLost::Unreachable)).boxed()
     }
 

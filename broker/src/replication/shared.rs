@@ -6,7 +6,7 @@
 use super::codec::{Checkpoint, HardState};
 use super::engine::{self, Snapshot, StoredMembership, Types};
 use super::log_map::LogMap;
-use super::state_machine::snapshot_of;
+use super::snapshot::snapshot_of;
 use super::{Durability, Fence, ReplicaState, Role};
 use crate::task::{self, TaskKind};
 use bytes::Bytes;

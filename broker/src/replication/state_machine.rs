@@ -6,10 +6,9 @@
 use super::codec::Checkpoint;
 use super::engine::{self, EngineEntry, LogId, Snapshot, StoredMembership, Types};
 use super::shared::Shared;
-use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt};
 use openraft::OptionalSend;
-use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, SnapshotMeta};
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use std::io;
 use std::sync::Arc;
 use weir_protocol::types::{Index, Term};
@@ -31,7 +30,7 @@ impl Shell {
 }
 
 impl RaftStateMachine<Types> for Shell {
-    type SnapshotData = Bytes;
+    type SnapshotData = Checkpoint;
     type SnapshotBuilder = CheckpointSource;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
@@ -67,7 +66,11 @@ impl RaftStateMachine<Types> for Shell {
         CheckpointSource { shared: self.shared.clone() }
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMetaOf, _state: Bytes) -> io::Result<()> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMetaOf,
+        _state: Checkpoint,
+    ) -> io::Result<()> {
         let text =
             format!("a snapshot up to {:?} arrived, but no peer can send one", meta.last_log_id);
         Err(io::Error::new(io::ErrorKind::Unsupported, text))
@@ -86,19 +89,10 @@ pub(super) struct CheckpointSource {
 }
 
 impl RaftSnapshotBuilder<Types> for CheckpointSource {
-    type SnapshotData = Bytes;
+    type SnapshotData = Checkpoint;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         let text = "a snapshot was asked for, but there is no checkpoint at the log start";
         self.shared.snapshot()?.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, text))
     }
-}
-
-/// The engine's snapshot of a checkpoint.
-pub(super) fn snapshot_of(index: Index, checkpoint: Checkpoint) -> Snapshot {
-    let meta = SnapshotMeta {
-        last_log_id: engine::log_id(checkpoint.term.0, index),
-        last_membership: checkpoint.membership,
-    };
-    Snapshot { meta, snapshot: checkpoint.state }
 }

@@ -2,6 +2,7 @@
 
 use super::super::*;
 use crate::task::{self, TaskKind};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +10,8 @@ use std::sync::Mutex;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use weir_protocol::peer::{
-    Append, AppendResult, Beat, GroupAddress, Transfer, TransferAnswer, VoteAnswer, VoteAsk,
+    Append, AppendResult, Beat, GroupAddress, SnapshotHead, Transfer, TransferAnswer, Vote,
+    VoteAnswer, VoteAsk,
 };
 use weir_protocol::types::BrokerId;
 
@@ -110,6 +112,17 @@ impl Peers for From {
     fn vote(&self, to: BrokerId, ask: VoteAsk) -> BoxFuture<'static, Result<VoteAnswer, PeerLost>> {
         self.ask(to, ask.address, move |inbox| async move {
             inbox.vote(ask).await.map_err(PeerLost::Refused)
+        })
+    }
+
+    fn snapshot(
+        &self,
+        to: BrokerId,
+        head: SnapshotHead,
+        state: Bytes,
+    ) -> BoxFuture<'static, Result<Vote, PeerLost>> {
+        self.ask(to, head.address, move |inbox| async move {
+            inbox.install(head, state).await.map_err(PeerLost::Refused)
         })
     }
 
