@@ -134,6 +134,21 @@ impl LogFlush {
         self.end_turn();
     }
 
+    /// The log begins anew behind `index`; what it held before was flushed.
+    pub(crate) fn restart(&self, index: Index) {
+        self.take_turn();
+        {
+            let mut pending = self.pending();
+            assert!(pending.dirty.is_none(), "what is given up was flushed");
+            pending.index = index;
+            for (wanted, _) in &mut pending.waiting {
+                *wanted = index.min(*wanted);
+            }
+            self.flushed_index.store(index.0, Ordering::Release);
+        }
+        self.end_turn();
+    }
+
     pub(crate) fn unflushed_bytes(&self) -> u64 {
         let pending = self.pending();
         pending.flushing_bytes + bytes_of(&pending.dirty)

@@ -37,7 +37,7 @@ pub use error::{
 pub use executor::{Executor, Job, Lane, ThreadExecutor};
 pub use flush::{FlushDone, FlushObserver, Flusher};
 pub use log::{
-    Appended, Log, LogOptions, NewBatch, Recovered, Trimmed, Watermark, is_out_of_space,
+    Appended, Log, LogOptions, LogStart, NewBatch, Recovered, Trimmed, Watermark, is_out_of_space,
 };
 pub use os_disk::{Backend, OsDisk};
 pub use reader::{BatchSlice, ColdRead, LogBounds, LogReader, Read, SegmentView};

@@ -1,16 +1,18 @@
 //! The log of one partition: one writer, any number of readers.
 //!
 //! Owns: where the next batch goes; offsets, chain and the local fields of its header. Its parts
-//! roll, trim and truncate by whole segments.
+//! roll, trim, truncate and begin anew by whole segments.
 //! Never: knows replication; overwrites a byte that was published; retries a failed write.
 //! Invariants: offsets are dense over data batches; the chain runs over every batch but local
 //! ones; segments link to one another by sequence and cut position.
 
 mod cut;
 mod next;
+mod restart;
 mod roll;
 
 pub use cut::Trimmed;
+pub use restart::LogStart;
 
 use crate::checkpoint::Checkpoints;
 use crate::damage::DamagedRange;
@@ -229,6 +231,7 @@ impl Log {
             for (header, position) in stored {
                 ends.remember(header, segment, position);
                 ends.last = Some(header);
+                ends.log_time_ms = header.log_time_ms;
             }
             ends.last_index = self.cursor.last_index;
             ends.log_end = log_end;
@@ -338,7 +341,7 @@ impl Watermark {
     /// Makes it durable; waits for the device, while the log goes on. A failure fences the log.
     pub fn store(self) -> io::Result<()> {
         let mut meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
-        let store = || meta.store(|state| state.mark = Some(self.mark));
+        let store = || meta.store(|state| state.note(self.mark));
         let stored = unless(Bug::WatermarkNotFlushed, store);
         stored.inspect_err(|error| self.flush.fail(FlushError::new(&meta.path, error)))
     }

@@ -15,6 +15,8 @@
 //!  52 mark_segment8 (0 = none)  60 mark_pos8  68 mark_last_index8  76 mark_log_end8
 //!  84 mark_term8            92 mark_chain4          96 log_uuid16           112 blob
 //! version 1 ended with the blob, at 36, and began with one generation
+//! version 3: the log begins behind the mark, every segment up to mark_segment is dead, and at 60
+//! stands the log time there
 //! ```
 
 use crate::disk::{Disk, DiskFile, is_unreadable, remove_if_there};
@@ -30,6 +32,8 @@ use weir_protocol::types::{Index, Offset, Term};
 
 const MAGIC: [u8; 8] = *b"WEIRMET\x01";
 const VERSION: u16 = 2;
+/// Of a log that began anew, until its next watermark.
+const VERSION_STARTED: u16 = 3;
 const FILE_BYTES: u64 = 4 * META_COPY_BYTES as u64;
 const BLOB_AT: usize = 112;
 const BLOB_AT_V1: usize = 36;
@@ -47,8 +51,38 @@ pub(crate) struct State {
     pub(crate) last_segment: u64,
     /// How far the log was flushed when it was idle last.
     pub(crate) mark: Option<Mark>,
+    /// Where the log began anew; a watermark behind it says all that this does.
+    pub(crate) start: Option<Start>,
     /// The owner's bytes.
     pub(crate) blob: Vec<u8>,
+}
+
+impl State {
+    /// Takes a watermark in, unless the log began anew since: then it is of a dead segment.
+    pub(crate) fn note(&mut self, mark: Mark) {
+        if self.start.is_none_or(|start| start.sequence < mark.sequence) {
+            (self.mark, self.start) = (Some(mark), None);
+        }
+    }
+
+    /// The log is empty and begins behind `start`, with the owner's bytes `blob`.
+    pub(crate) fn begin_anew(&mut self, start: Start, blob: &[u8]) {
+        (self.first_index, self.first_offset) = (start.cursor.next_index(), start.cursor.log_end);
+        self.last_segment = start.sequence;
+        (self.mark, self.start) = (None, Some(start));
+        self.blob = blob.to_vec();
+    }
+}
+
+/// The place that a log begins behind, whatever it held before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Start {
+    /// Every segment up to this one is dead.
+    pub(crate) sequence: u64,
+    /// The log time there.
+    pub(crate) log_time_ms: u64,
+    /// What holds there.
+    pub(crate) cursor: Cursor,
 }
 
 /// Evidence that a segment was flushed up to a position. It lies in another file than what it vouches
@@ -185,15 +219,18 @@ impl Meta {
 fn encode(state: &State) -> Vec<u8> {
     let mut bytes = vec![0u8; META_COPY_BYTES];
     bytes[..8].copy_from_slice(&MAGIC);
-    bytes[12..14].copy_from_slice(&VERSION.to_le_bytes());
+    let version = if state.start.is_some() { VERSION_STARTED } else { VERSION };
+    bytes[12..14].copy_from_slice(&version.to_le_bytes());
     bytes[16..24].copy_from_slice(&state.sequence.to_le_bytes());
     bytes[24..32].copy_from_slice(&state.first_index.to_le_bytes());
     bytes[32..36].copy_from_slice(&(state.blob.len() as u32).to_le_bytes());
     bytes[36..44].copy_from_slice(&state.first_offset.to_le_bytes());
     bytes[44..52].copy_from_slice(&state.last_segment.to_le_bytes());
-    if let Some(Mark { sequence, position, cursor }) = &state.mark {
+    let marked = state.mark.map(|mark| (mark.sequence, mark.position, mark.cursor));
+    let started = state.start.map(|start| (start.sequence, start.log_time_ms, start.cursor));
+    if let Some((sequence, second, cursor)) = started.or(marked) {
         let Cursor { last_index, log_end, term, .. } = cursor;
-        let numbers = [*sequence, *position, last_index.0, log_end.0, term.0];
+        let numbers = [sequence, second, last_index.0, log_end.0, term.0];
         for (number, field) in numbers.iter().zip(bytes[52..92].chunks_mut(8)) {
             field.copy_from_slice(&number.to_le_bytes());
         }
@@ -215,8 +252,8 @@ fn decode(bytes: &[u8], path: &Path) -> Result<Option<State>, OpenError> {
         return Ok(None);
     }
     let found = u16::from_le_bytes([bytes[12], bytes[13]]);
-    if found > VERSION {
-        return Err(OpenError::Newer { file: path.to_owned(), found, known: VERSION });
+    if found > VERSION_STARTED {
+        return Err(OpenError::Newer { file: path.to_owned(), found, known: VERSION_STARTED });
     }
     let is_first = found == 1;
     let later = |at: usize| if is_first { 0 } else { u64_at(at) };
@@ -227,16 +264,16 @@ fn decode(bytes: &[u8], path: &Path) -> Result<Option<State>, OpenError> {
         term: Term(u64_at(84)),
         chain: u32_at(92),
     };
-    let mark = (later(52) != 0).then(|| Mark {
-        sequence: u64_at(52),
-        position: u64_at(60),
-        cursor: cursor(),
-    });
+    let is_started = found == VERSION_STARTED;
+    let is_marked = !is_started && later(52) != 0;
+    let (sequence, second) = (later(52), later(60));
+    let start = is_started.then(|| Start { sequence, log_time_ms: second, cursor: cursor() });
+    let mark = is_marked.then(|| Mark { sequence, position: second, cursor: cursor() });
     let blob_len = u32_at(32) as usize;
-    let marked = mark.map_or([0; 4], |mark: Mark| {
-        let Cursor { last_index, log_end, .. } = mark.cursor;
-        [mark.sequence, mark.position, last_index.0, log_end.0]
-    });
+    let marked = match is_started || is_marked {
+        true => [sequence, second, u64_at(68), u64_at(76)],
+        false => [0; 4],
+    };
     let numbers = [u64_at(16), u64_at(24), later(36), later(44)].into_iter().chain(marked);
     if blob_len > META_BLOB_BYTES_MAX || numbers.max() >= Some(NUMBERS_END) {
         // No log writes that.
@@ -252,6 +289,7 @@ fn decode(bytes: &[u8], path: &Path) -> Result<Option<State>, OpenError> {
         first_offset: Offset(later(36)),
         last_segment: later(44),
         mark,
+        start,
         blob,
     }))
 }

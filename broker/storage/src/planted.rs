@@ -53,6 +53,8 @@ pub(crate) enum Bug {
     TruncatedTooEarly,
     /// A trim removes segments before it is noted.
     TrimmedTooEarly,
+    /// The segments of a log that begins anew go before the hard state says so.
+    RestartedTooEarly,
     /// A segment is written anew while somebody reads it.
     RecycledUnderReaders,
     /// The old name of a recycled segment may come back.

@@ -15,6 +15,7 @@ pub(crate) use walk::{Found, Walk};
 use crate::damage::DamagedRange;
 use crate::error::ReadError;
 use crate::executor::{Executor, Lane};
+use crate::log::LogStart;
 use crate::segment::Segment;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -38,6 +39,8 @@ pub struct LogBounds {
     pub bytes: u64,
     /// The last batch that is not local.
     pub last: Option<BatchHeader>,
+    /// Log time of the last batch, milliseconds since the epoch, also where it is not held any more.
+    pub log_time_ms: u64,
 }
 
 /// One segment as retention sees it.
@@ -133,6 +136,7 @@ impl LogReader {
             flushed_index: flushed_index.min(ends.last_index),
             bytes: ends.segments.iter().map(|segment| segment.file.len()).sum(),
             last: ends.last,
+            log_time_ms: ends.log_time_ms,
         }
     }
 
@@ -187,6 +191,37 @@ impl LogReader {
         let ends = self.shared.ends();
         let of = |segment: &Arc<Segment>| segment.marks().configs.clone();
         ends.segments.iter().flat_map(of).collect()
+    }
+
+    /// What the log continues behind `index`; none where it does not reach that far, or where the
+    /// batch that would say it is gone. May wait for the device.
+    pub fn start_behind(&self, index: Index) -> Result<Option<LogStart>, ReadError> {
+        let next = Index(index.0 + 1);
+        let begins = |segment: &&Arc<Segment>| segment.header.base_index == next;
+        let header = self.shared.ends().segments.iter().find(begins).map(|s| s.header.clone());
+        if let Some(header) = header {
+            return Ok(Some(LogStart {
+                index,
+                term: header.prev_term,
+                chain: header.prev_chain,
+                log_end: header.base_offset,
+                log_time_ms: header.created_ms,
+            }));
+        }
+        if index < self.bounds().first_index {
+            return Ok(None);
+        }
+        let mut count_max = 1;
+        loop {
+            let mut found = self.headers(index, count_max)?;
+            let whole = found.len() < count_max;
+            found.retain(|header| header.index == index);
+            let Some(last) = found.last() else { return Ok(None) };
+            if whole || last.is_last_of_index() {
+                return Ok(last.is_last_of_index().then(|| LogStart::behind(last)));
+            }
+            count_max *= 2;
+        }
     }
 
     /// The header of the first batch of `index`.

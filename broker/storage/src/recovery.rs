@@ -188,6 +188,7 @@ fn found(
         last_index: examined.cursor.last_index,
         log_end: examined.cursor.log_end,
         last: examined.last,
+        log_time_ms: log_time_of(&examined),
         room: 0,
         growing: false,
     };
@@ -218,6 +219,14 @@ fn found(
         damage: DamageBook::new(device.disk().clone(), dir.to_owned(), examined.damage),
         recovered,
     }
+}
+
+/// The log time at the end of what was found.
+fn log_time_of(examined: &Examined) -> u64 {
+    let last = examined.last.map(|last| last.log_time_ms);
+    let begun = examined.segments.last().map(|segment| segment.header.created_ms);
+    let start = examined.start.map(|start| start.log_time_ms);
+    last.or(begun).or(start).unwrap_or(0)
 }
 
 /// Keeps the index of a sealed segment, so that the next start need not read it.

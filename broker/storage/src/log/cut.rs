@@ -46,6 +46,8 @@ impl Log {
                 (sequence, position) = (cut.segment.header.sequence, cut.position);
                 cut.segment.cut_at(position);
                 cut.segment.marks().truncate_after(index);
+                let begun = cut.segment.header.created_ms;
+                ends.log_time_ms = cut.last.map_or(begun, |last| last.log_time_ms);
                 ends.last = cut.last;
                 self.cursor = cut.cursor;
                 (ends.last_index, ends.log_end) = (cut.cursor.last_index, cut.cursor.log_end);
@@ -66,7 +68,7 @@ impl Log {
         Ok(end.saturating_sub(first))
     }
 
-    fn remove(&self, dead: &[Arc<Segment>]) -> io::Result<()> {
+    pub(super) fn remove(&self, dead: &[Arc<Segment>]) -> io::Result<()> {
         for segment in dead {
             self.device.disk().remove(&segment.path)?;
             remove_if_there(&**self.device.disk(), &index::path_of(&segment.path))?;

@@ -59,7 +59,7 @@ impl Log {
         header.chain = self.cursor.chain;
         header.index = self.cursor.last_index;
         header.base_offset = self.cursor.log_end;
-        header.log_time_ms = self.shared.ends().last.map_or(0, |last| last.log_time_ms);
+        header.log_time_ms = self.shared.ends().log_time_ms;
         header.durable_pos = active.flushed_end();
         active.file.write_at(self.position, &header.stamp_local(active.header.salt))?;
         let end = self.position + header.stored_len() as u64;
@@ -103,7 +103,7 @@ impl Log {
             prev_sequence,
             prev_cut_pos,
             capacity: spare.file.len(),
-            created_ms: self.shared.ends().last.map_or(0, |last| last.log_time_ms),
+            created_ms: self.shared.ends().log_time_ms,
             recycled: spare.recycled && !is_planted(Bug::RecycledNotSaid),
             unflushed_max: UNFLUSHED_BYTES_MAX as u32,
         };

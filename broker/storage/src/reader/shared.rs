@@ -31,6 +31,8 @@ pub(crate) struct Ends {
     pub(crate) log_end: Offset,
     /// The last batch that is not local; none where there is none that can be read.
     pub(crate) last: Option<BatchHeader>,
+    /// The log time of the last batch, also where it is not held or cannot be read.
+    pub(crate) log_time_ms: u64,
     /// Bytes that data may still take without a new file.
     pub(crate) room: u64,
     /// The next segment was asked for and is not there yet.

@@ -12,7 +12,7 @@ use crate::damage::{self, DamagedRange};
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Corruption, CorruptionKind, OpenError};
 use crate::index::{self, Marks, SparseIndex, StoredIndex};
-use crate::meta::{Mark, Meta};
+use crate::meta::{Mark, Meta, Start};
 use crate::planted::{Bug, is_planted};
 use crate::scan::{Batches, Cursor, Edge, Source};
 use crate::segment::SegmentHeader;
@@ -40,6 +40,8 @@ pub(crate) struct Examined {
     pub(crate) last: Option<BatchHeader>,
     pub(crate) first_index: Index,
     pub(crate) first_offset: Offset,
+    /// Where the log began anew, if nothing of it says more.
+    pub(crate) start: Option<Start>,
     /// The newest segment's sequence, also when it is lost.
     pub(crate) sequence: u64,
     /// Bytes behind the end that are to be cut off: never acknowledged, unless the tail is lost.
@@ -86,7 +88,10 @@ pub(crate) fn examine(
     let state = meta.as_ref().map(Meta::state).cloned().unwrap_or_default();
     let first = state.first_index.max(Index(1));
     let last_sequence = files.last_sequence();
-    let links = files.linked(dir, first, state.last_segment);
+    let dead_sequence = state.start.map_or(0, |start| start.sequence);
+    let links = files.linked(dir, first, (state.last_segment, dead_sequence));
+    let empty = Examined::empty(first, state.first_offset);
+    let cursor = state.start.map_or(empty.cursor, |start| start.cursor);
     let known = damage::load(disk, dir).map_err(OpenError::device(dir))?;
     let mut reading = Reading {
         disk,
@@ -97,10 +102,10 @@ pub(crate) fn examine(
         known: known.clone().unwrap_or_default(),
         unread_last: None,
         examined: Examined {
-            first_index: first,
-            first_offset: state.first_offset,
+            cursor,
+            start: state.start,
             sequence: state.last_segment.max(last_sequence),
-            ..Examined::empty(first, state.first_offset)
+            ..empty
         },
     };
     reading.all(links)?;
@@ -126,6 +131,7 @@ impl Examined {
             last: None,
             first_index,
             first_offset,
+            start: None,
             sequence: 0,
             torn_bytes: 0,
             unproven: 0..0,
@@ -189,8 +195,9 @@ impl Reading<'_> {
             self.examined.lost_tail = Some(what);
             self.examined.torn_bytes = self.examined.torn_bytes.max(1);
         }
-        let none_left = self.examined.segments.is_empty() && self.examined.first_index > Index(1);
-        if none_left && self.examined.lost_tail.is_none() {
+        let Examined { segments, first_index, start, lost_tail, .. } = &self.examined;
+        let none_left = segments.is_empty() && *first_index > Index(1) && start.is_none();
+        if none_left && lost_tail.is_none() {
             // A trim never takes the last segment.
             let (file, kind) = (self.dir.to_owned(), CorruptionKind::Hole);
             self.examined.lost_tail = Some(Corruption { file, position: 0, kind });

@@ -92,12 +92,13 @@ impl Files {
     }
 
     /// Follows the links from the newest segment back to the one that holds `first`.
-    /// `last_sequence` is known to have been linked.
+    /// `last_sequence` is known to have been linked; everything up to `dead_sequence` is of a log
+    /// that was before this one.
     pub(crate) fn linked(
         &mut self,
         dir: &Path,
         first: Index,
-        last_sequence: u64,
+        (last_sequence, dead_sequence): (u64, u64),
     ) -> VecDeque<Link> {
         let mut linked = VecDeque::new();
         // A file behind the last that was linked holds nothing that was acknowledged: if its header
@@ -110,7 +111,7 @@ impl Files {
         let (mut wanted, mut cut) = (found.max(last_sequence), None);
         // Where the segment that was linked last begins.
         let mut begins = None;
-        while wanted != 0 && begins.is_none_or(|begins| begins > first) {
+        while wanted > dead_sequence && begins.is_none_or(|begins| begins > first) {
             let what = match self.candidates.remove(&wanted) {
                 Some(Candidate::Whole(file)) => {
                     begins = Some(file.header.base_index);
