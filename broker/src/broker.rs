@@ -17,7 +17,7 @@ use crate::replication::metadata::{
     METADATA_REPLICA, Metadata, MetadataOptions, OpenMetadataError,
 };
 use crate::replication::{
-    Birth, Durability, ELECTION_MS, HEARTBEAT_MS, NoPeers, Peers, ReplicaOptions, Switchboard,
+    Birth, Durability, ELECTION_MS, Gate, HEARTBEAT_MS, NoPeers, Peers, ReplicaOptions, Switchboard,
 };
 use crate::seams::Seams;
 use crate::server::{ListenError, Server, ServerOptions};
@@ -269,6 +269,7 @@ async fn open_metadata(
             election_ms: ELECTION_MS,
             peers,
             switchboard,
+            gate: Gate::default(),
         },
         cluster: identity.cluster,
         broker: identity.broker,

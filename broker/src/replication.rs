@@ -18,6 +18,7 @@
 
 mod codec;
 mod engine;
+mod gate;
 mod inbox;
 mod log_map;
 mod log_store;
@@ -40,8 +41,10 @@ mod switchboard;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod window;
 
 pub use codec::CodecError;
+pub use gate::Gate;
 pub use inbox::{AppendAnswers, AppendInput, Inbox};
 pub use membership::{Members, MembershipError};
 pub use open::{Birth, ELECTION_MS, HEARTBEAT_MS, OpenReplicaError, OpenReport, ReplicaOptions};

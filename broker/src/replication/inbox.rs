@@ -1,12 +1,15 @@
 //! Owns: what peers ask of a replica, handed to the engine, and its answers in their words.
 //! Never: answers for what is not flushed: the engine does not either.
-//! Invariant: batches are verified before the engine sees them.
+//! Invariants: batches are verified before the engine sees them; it is given no more of them than
+//! the log takes without waiting for a flush.
 
 use super::engine::{self, Runtime, Types};
 use super::receive;
 use super::shared::Shared;
 use super::snapshot;
 use super::state_machine::Shell;
+use super::window::Window;
+use crate::budget::Reservation;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, stream};
@@ -30,11 +33,12 @@ const STREAM_APPENDS_MAX: usize = 4;
 pub struct Inbox {
     raft: Raft<Types, Shell>,
     shared: Arc<Shared>,
+    window: Window,
 }
 
 impl Inbox {
     pub(super) fn new(raft: Raft<Types, Shell>, shared: Arc<Shared>) -> Self {
-        Self { raft, shared }
+        Self { raft, shared, window: Window::new() }
     }
 
     /// Opens a stream of appends of a leader.
@@ -47,7 +51,7 @@ impl Inbox {
             Ok(result) => answered(result),
             Err(_) => AppendResult::Refused(PeerRefusal::Fenced),
         });
-        (AppendInput { requests }, AppendAnswers(answers.boxed()))
+        (AppendInput { requests, window: self.window.clone() }, AppendAnswers(answers.boxed()))
     }
 
     /// A leader says that it leads.
@@ -138,15 +142,25 @@ fn answered(result: StreamAppendResult<Types>) -> AppendResult {
 /// Takes the appends of one stream in. Dropping it ends the stream once all of it is answered.
 pub struct AppendInput {
     requests: mpsc::Sender<AppendEntriesRequest<Types>>,
+    window: Window,
 }
 
 impl AppendInput {
-    /// Hands the next append over; waits while the replica has enough.
-    pub async fn push(&self, append: &Append) -> Result<(), PeerRefusal> {
-        let records = receive::records_of(append).map_err(|error| {
+    /// Hands the next append over; waits while the replica has enough. What its bytes were paid with
+    /// is given back once they are flushed, or will not be stored.
+    pub async fn push(
+        &self,
+        append: &Append,
+        reservation: Option<Reservation>,
+    ) -> Result<(), PeerRefusal> {
+        let mut records = receive::records_of(append).map_err(|error| {
             tracing::warn!(%error, "a leader's append cannot be read");
             PeerRefusal::Malformed
         })?;
+        if !records.is_empty() {
+            let held = self.window.take(bytes_of(append), reservation).await;
+            records.iter_mut().for_each(|record| record.payload.held = Some(held.clone()));
+        }
         let request = AppendEntriesRequest {
             vote: engine::vote_of(append.vote),
             prev_log_id: engine::log_id_at(append.prev),
@@ -155,6 +169,10 @@ impl AppendInput {
         };
         self.requests.send(request).await.map_err(|_| PeerRefusal::Fenced)
     }
+}
+
+fn bytes_of(append: &Append) -> usize {
+    append.parts.iter().flat_map(|part| &part.batches).map(|batch| batch.len()).sum()
 }
 
 /// The answers of one stream: one for each append, in order.

@@ -147,8 +147,9 @@ impl RaftLogStorage<Types> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let mut tail = Tail::of(&self.shared);
-        let mut piece = Piece::default();
-        for EngineEntry { log_id, payload } in records {
+        let (mut piece, mut held) = (Piece::default(), Vec::new());
+        for EngineEntry { log_id, mut payload } in records {
+            held.extend(payload.held.take());
             let place = engine::place_of(&log_id);
             let membership = payload.membership.clone();
             let received = matches!(payload.batches, Batches::Received(_));
@@ -164,7 +165,7 @@ impl RaftLogStorage<Types> for LogStore {
             piece.push(place, batches, membership);
         }
         self.store(piece).await?;
-        self.shared.flush(callback);
+        self.shared.flush(callback, held);
         Ok(())
     }
 
@@ -196,7 +197,7 @@ impl StoreReader {
         let map = self.shared.map();
         let log_id = map.log_id(index)?;
         let membership = map.membership_at(index).map(|stored| stored.membership().clone());
-        let payload = Record { batches: Batches::Stored(Vec::new()), membership };
+        let payload = Record { batches: Batches::Stored(Vec::new()), membership, held: None };
         Some(EngineEntry { log_id, payload })
     }
 

@@ -11,7 +11,6 @@ use bytes::Bytes;
 use openraft::LogIdOptionExt;
 use openraft::async_runtime::WatchReceiver;
 use std::io;
-use std::sync::Arc;
 use tokio::time::Duration;
 use weir_protocol::types::Index;
 
@@ -27,13 +26,16 @@ impl Replica {
         if at > committed {
             return Err(MaintainError::NotCommitted { at, committed });
         }
-        let checkpoint = self.shared.checkpoint_of(at, state)?;
+        let mut checkpoint = self.shared.checkpoint_of(at, state)?;
         if self.shared.reader.bounds().flushed_index < at {
             self.shared.flushed().await.map_err(|error| self.disk(&error))?;
         }
         let shared = self.shared.clone();
-        let written = self.shared.on_executor(move || shared.write_checkpoint(at, &checkpoint));
-        written.await.map_err(|error| self.disk(&error))
+        let write = move || {
+            checkpoint.behind = shared.behind(at);
+            shared.checkpoints().write(at, &checkpoint.encode())
+        };
+        self.shared.on_executor(write).await.map_err(|error| self.disk(&error))
     }
 
     /// Gives up the log up to the newest checkpoint at or below `upto`, in whole segments. Returns
@@ -113,10 +115,5 @@ impl Shared {
         let (term, membership) =
             known.ok_or_else(|| MaintainError::Disk(format!("index {at} was trimmed")))?;
         Ok(Checkpoint { term, behind: None, membership, state })
-    }
-
-    fn write_checkpoint(self: &Arc<Self>, at: Index, checkpoint: &Checkpoint) -> io::Result<()> {
-        let bytes = checkpoint.encode();
-        self.checkpoints().write(at, &bytes)
     }
 }

@@ -7,6 +7,7 @@
 
 use super::codec::{self, Checkpoint, CodecError, HardState};
 use super::engine::{self, Membership, Runtime, StoredMembership, Types};
+use super::gate::Gate;
 use super::inbox::Inbox;
 use super::log_map::LogMap;
 use super::log_store::LogStore;
@@ -60,6 +61,8 @@ pub struct ReplicaOptions {
     pub peers: Arc<dyn Peers>,
     /// Where the others find it.
     pub switchboard: Switchboard,
+    /// Which formats may be written.
+    pub gate: Gate,
 }
 
 /// What a group says about a replica of it whose log is empty.
@@ -216,6 +219,7 @@ fn recover_here(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
     let shared = Shared::new(Parts {
         replica: options.replica,
         durability: options.durability,
+        gate: options.gate.clone(),
         device: options.device.clone(),
         log,
         map,

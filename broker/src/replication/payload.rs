@@ -5,8 +5,10 @@
 //! own batches included: only a leader makes a NOOP or a CONFIG.
 
 use super::engine::Membership;
+use super::window::Held;
 use openraft::entry::RaftPayload;
 use std::fmt;
+use std::sync::Arc;
 use weir_protocol::types::{BrokerId, ReplicaId};
 use weir_storage::{BatchSlice, NewBatch};
 
@@ -45,6 +47,8 @@ pub(super) struct Record {
     pub batches: Batches,
     /// Set where the index is a membership.
     pub membership: Option<Membership>,
+    /// Of what was received: given back once it is flushed.
+    pub held: Option<Arc<Held>>,
 }
 
 impl fmt::Display for Record {
@@ -62,7 +66,7 @@ impl RaftPayload for Record {
     type Node = BrokerId;
 
     fn blank() -> Self {
-        Self { batches: Batches::Own, membership: None }
+        Self { batches: Batches::Own, membership: None, held: None }
     }
 
     fn with_normal(self, batches: Batches) -> Self {

@@ -121,7 +121,8 @@ fn record_of(batches: Vec<NewBatch>) -> Result<EngineEntry, ReceiveError> {
         _ => None,
     };
     let log_id = engine::log_id(header.term.0, header.index).ok_or(ReceiveError::Order)?;
-    Ok(EngineEntry { log_id, payload: Record { batches: Batches::Received(batches), membership } })
+    let payload = Record { batches: Batches::Received(batches), membership, held: None };
+    Ok(EngineEntry { log_id, payload })
 }
 
 #[cfg(test)]

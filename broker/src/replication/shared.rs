@@ -4,9 +4,10 @@
 //! Invariants: lock order is log, map, hard state; the first failure stays for ever.
 
 use super::codec::{Checkpoint, HardState};
-use super::engine::{self, Snapshot, StoredMembership, Types};
+use super::engine::{self, StoredMembership, Types};
+use super::gate::Gate;
 use super::log_map::LogMap;
-use super::snapshot::snapshot_of;
+use super::window::Held;
 use super::{Durability, Fence, ReplicaState, Role};
 use crate::task::{self, TaskKind};
 use bytes::Bytes;
@@ -28,6 +29,7 @@ const INDEX_READ_BYTES: usize = 4 << 10;
 pub(super) struct Shared {
     pub replica: ReplicaId,
     pub durability: Durability,
+    pub gate: Gate,
     pub device: Arc<Device>,
     pub reader: LogReader,
     pub state: watch::Sender<ReplicaState>,
@@ -47,6 +49,7 @@ pub(super) struct Shared {
 pub(super) struct Parts {
     pub replica: ReplicaId,
     pub durability: Durability,
+    pub gate: Gate,
     pub device: Arc<Device>,
     pub log: Log,
     pub map: LogMap,
@@ -61,6 +64,7 @@ impl Shared {
             snapshot_at: AtomicU64::new(start),
             replica: parts.replica,
             durability: parts.durability,
+            gate: parts.gate,
             device: parts.device,
             reader: parts.log.reader(),
             state: parts.state,
@@ -185,20 +189,24 @@ impl Shared {
         appended.map(drop).map_err(|error| self.fenced_by(fence_of_append(&error)))
     }
 
-    /// Asks for a flush and tells `callback` when everything appended so far counts as stored.
-    pub(super) fn flush(self: &Arc<Self>, callback: IOFlushed<Types>) {
+    /// Asks for a flush and tells `callback` when everything appended so far counts as stored. What
+    /// is held goes when it is flushed.
+    pub(super) fn flush(self: &Arc<Self>, callback: IOFlushed<Types>, held: Vec<Arc<Held>>) {
         let shared = self.clone();
         let flushed = move |outcome: Result<(), FlushError>| {
             outcome.map_err(|error| shared.fenced_by(fence_of_flush(&error)))
         };
         match self.durability {
             Durability::Fsync => {
-                let done = move |outcome| callback.io_completed(flushed(outcome));
+                let done = move |outcome| {
+                    callback.io_completed(flushed(outcome));
+                    drop(held);
+                };
                 self.flusher.flush(Box::new(done));
             }
             Durability::Memory => {
                 callback.io_completed(Ok(()));
-                self.flusher.flush(Box::new(move |outcome| drop(flushed(outcome))));
+                self.flusher.flush(Box::new(move |outcome| drop((flushed(outcome), held))));
             }
         }
     }
@@ -247,8 +255,9 @@ impl Shared {
     pub(super) async fn store_hard_state(self: &Arc<Self>) -> io::Result<()> {
         let shared = self.clone();
         self.on_executor(move || {
-            let bytes = shared.hard().encode();
-            let stored = shared.log().store_meta(&bytes);
+            // Held over the store: who encodes later also stores later.
+            let hard = shared.hard();
+            let stored = shared.log().store_meta(&hard.encode());
             stored.map_err(|error| shared.fenced_by(fence_of_io(&error)))
         })
         .await
@@ -329,17 +338,9 @@ impl Shared {
         Ok(Some((index, checkpoint)))
     }
 
-    /// The engine's snapshot: the checkpoint at the log start, or where that cannot be read the
-    /// newest, behind which the log is whole as well.
-    pub(super) fn snapshot(&self) -> io::Result<Option<Snapshot>> {
-        let at = Index(self.snapshot_at.load(Ordering::Acquire));
-        for upto in [at, self.map().last()] {
-            let found = self.checkpoint_at(upto)?;
-            if let Some((index, checkpoint)) = found.filter(|(index, _)| *index >= at) {
-                return Ok(Some(snapshot_of(index, checkpoint)));
-            }
-        }
-        Ok(None)
+    /// The index of the checkpoint at the log start.
+    pub(super) fn snapshot_at(&self) -> Index {
+        Index(self.snapshot_at.load(Ordering::Acquire))
     }
 
     /// Lets the engine take the checkpoint at `index` as its snapshot.
@@ -366,7 +367,7 @@ fn fence_of_flush(error: &FlushError) -> Fence {
 }
 
 /// Of the calls that the log answers with the operating system's own error.
-fn fence_of_io(error: &io::Error) -> Fence {
+pub(super) fn fence_of_io(error: &io::Error) -> Fence {
     if is_out_of_space(error) { Fence::NoSpace } else { Fence::Device(error.to_string()) }
 }
 

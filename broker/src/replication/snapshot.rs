@@ -1,15 +1,22 @@
-//! Owns: between a checkpoint here and a snapshot on its way: what is said of it, and whether what
-//! arrived is one.
-//! Never: trusts a length or an order that a peer announced.
-//! Invariant: only a checkpoint that says what its log continues can be sent.
+//! Owns: between a checkpoint here and a snapshot on its way: what is said of it, whether what
+//! arrived is one, and how the log comes to begin behind it.
+//! Never: trusts a length or an order that a peer announced; gives up a batch that the snapshot does
+//! not cover and the group may have committed.
+//! Invariants: only a checkpoint that says what its log continues can be sent; the checkpoint is
+//! durable before the log goes, and shown before that as well.
 
 use super::codec::{self, Behind, Checkpoint, CodecError};
 use super::engine::{self, Snapshot, StoredMembership, Vote};
-use super::{MaintainError, Replica};
+use super::log_map::LogMap;
+use super::shared::{Shared, fence_of_io};
+use super::{Fence, MaintainError, Replica};
 use bytes::Bytes;
 use openraft::storage::SnapshotMeta;
+use std::io;
+use std::sync::Arc;
 use weir_protocol::peer::{GroupAddress, SnapshotHead};
-use weir_protocol::types::Index;
+use weir_protocol::types::{Index, Term};
+use weir_storage::LogStart;
 
 /// Why what a peer sent is not a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -18,6 +25,8 @@ pub(super) enum SnapshotError {
     State,
     #[error("its place, its membership and the vote do not go together")]
     Order,
+    #[error("no log can begin behind it")]
+    Start,
     #[error("the membership: {0}")]
     Membership(#[from] CodecError),
 }
@@ -69,6 +78,9 @@ pub(super) fn received(head: &SnapshotHead, state: Bytes) -> Result<Snapshot, Sn
     }
     let membership = codec::decode_membership(&head.membership)?;
     let behind = Behind { chain: head.chain, log_end: head.log_end, log_time_ms: head.log_time_ms };
+    if !start_of(place.index, place.term, behind).is_possible() {
+        return Err(SnapshotError::Start);
+    }
     let checkpoint = Checkpoint {
         term: place.term,
         behind: Some(behind),
@@ -76,6 +88,129 @@ pub(super) fn received(head: &SnapshotHead, state: Bytes) -> Result<Snapshot, Sn
         state,
     };
     Ok(snapshot_of(place.index, checkpoint))
+}
+
+fn start_of(index: Index, term: Term, behind: Behind) -> LogStart {
+    let Behind { chain, log_end, log_time_ms } = behind;
+    LogStart { index, term, chain, log_end, log_time_ms }
+}
+
+/// The sending side.
+impl Shared {
+    /// The engine's snapshot: the checkpoint at the log start, or where that cannot be read the
+    /// newest, behind which the log is whole as well.
+    pub(super) async fn snapshot(self: &Arc<Self>) -> io::Result<Option<Snapshot>> {
+        let shared = self.clone();
+        self.on_executor(move || shared.snapshot_here()).await
+    }
+
+    fn snapshot_here(&self) -> io::Result<Option<Snapshot>> {
+        let (at, last) = (self.snapshot_at(), self.map().last());
+        for upto in [at, last] {
+            let found = self.checkpoint_at(upto)?;
+            if let Some((index, checkpoint)) = found.filter(|(index, _)| *index >= at) {
+                return Ok(Some(snapshot_of(index, self.sendable(index, checkpoint))));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A checkpoint of before the gate is written anew: what the log continues behind it can still be
+    /// read now.
+    fn sendable(&self, index: Index, mut checkpoint: Checkpoint) -> Checkpoint {
+        if checkpoint.behind.is_none() {
+            checkpoint.behind = self.behind(index);
+            if checkpoint.behind.is_some()
+                && let Err(error) = self.checkpoints().write(index, &checkpoint.encode())
+            {
+                tracing::warn!(%error, %index, "a checkpoint was not written anew");
+            }
+        }
+        checkpoint
+    }
+
+    /// What the log continues behind `at`; none before the gate, and where that is not known.
+    pub(super) fn behind(&self, at: Index) -> Option<Behind> {
+        if !self.gate.is_of_cluster() {
+            return None;
+        }
+        match self.reader.start_behind(at) {
+            Ok(Some(LogStart { chain, log_end, log_time_ms, .. })) => {
+                Some(Behind { chain, log_end, log_time_ms })
+            }
+            // The log may begin behind the checkpoint that came with a snapshot.
+            Ok(None) => {
+                let found = self.checkpoint_at(at).ok().flatten();
+                found.filter(|(index, _)| *index == at).and_then(|(_, taken)| taken.behind)
+            }
+            Err(error) => {
+                tracing::warn!(%error, index = %at, "a checkpoint cannot be sent");
+                None
+            }
+        }
+    }
+}
+
+/// The receiving side.
+impl Shared {
+    /// Makes a leader's snapshot the start of this log. A failure fences the replica.
+    pub(super) async fn install(
+        self: &Arc<Self>,
+        at: Index,
+        checkpoint: Checkpoint,
+    ) -> io::Result<()> {
+        // What stays is durable up to its checkpoint, and nobody waits for what goes.
+        self.flushed().await?;
+        let shared = self.clone();
+        let install = move || {
+            let installed = shared.install_here(at, checkpoint);
+            installed.map_err(|fence| shared.fenced_by(fence))
+        };
+        self.on_executor(install).await
+    }
+
+    fn install_here(&self, at: Index, checkpoint: Checkpoint) -> Result<(), Fence> {
+        let Checkpoint { term, behind: Some(behind), .. } = checkpoint else {
+            return Err(Fence::Engine(format!("the snapshot of index {at} begins no log")));
+        };
+        let device = |error| fence_of_io(&error);
+        let start = start_of(at, term, behind);
+        let is_held = self.map().term_at(at) == Some(term);
+        if is_held {
+            self.check_same(&start)?;
+        }
+        self.checkpoints().write(at, &checkpoint.encode()).map_err(device)?;
+        self.state.send_modify(|state| state.installed = Some(at));
+        if !is_held {
+            self.restart_behind(start).map_err(device)?;
+        }
+        self.map().set_membership(checkpoint.membership);
+        self.set_snapshot_at(at);
+        self.committed(at, term);
+        Ok(())
+    }
+
+    /// The log that holds the snapshot's last batch must be the same up to it.
+    fn check_same(&self, start: &LogStart) -> Result<(), Fence> {
+        match self.reader.start_behind(start.index) {
+            Ok(Some(here)) if (here.chain, here.log_end) != (start.chain, start.log_end) => {
+                let at = start.index;
+                Err(Fence::Engine(format!("the log differs from its leader's at {at}")))
+            }
+            // What is damaged here is whole in the snapshot.
+            _ => Ok(()),
+        }
+    }
+
+    fn restart_behind(&self, start: LogStart) -> io::Result<()> {
+        {
+            let mut hard = self.hard();
+            hard.purged = engine::log_id(start.term.0, start.index);
+            self.log().restart_behind(start, &hard.encode())?;
+        }
+        *self.map() = LogMap::behind(Some((start.index, start.term)));
+        Ok(())
+    }
 }
 
 impl Replica {

@@ -69,15 +69,16 @@ impl RaftStateMachine<Types> for Shell {
     async fn install_snapshot(
         &mut self,
         meta: &SnapshotMetaOf,
-        _state: Checkpoint,
+        checkpoint: Checkpoint,
     ) -> io::Result<()> {
-        let text =
-            format!("a snapshot up to {:?} arrived, but no peer can send one", meta.last_log_id);
-        Err(io::Error::new(io::ErrorKind::Unsupported, text))
+        let place = engine::place_from(meta.last_log_id.as_ref());
+        self.shared.install(place.index, checkpoint).await?;
+        (self.applied, self.membership) = (meta.last_log_id, meta.last_membership.clone());
+        Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
-        self.shared.snapshot()
+        self.shared.snapshot().await
     }
 }
 
@@ -93,6 +94,7 @@ impl RaftSnapshotBuilder<Types> for CheckpointSource {
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         let text = "a snapshot was asked for, but there is no checkpoint at the log start";
-        self.shared.snapshot()?.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, text))
+        let snapshot = self.shared.snapshot().await?;
+        snapshot.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, text))
     }
 }

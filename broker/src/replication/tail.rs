@@ -26,8 +26,7 @@ impl Tail {
     pub(super) fn of(shared: &Shared) -> Self {
         let chain = shared.log().chain();
         let bounds = shared.reader.bounds();
-        let log_time_ms = bounds.last.map_or(0, |last| last.log_time_ms);
-        Self { log_time_ms, log_end: bounds.log_end, chain }
+        Self { log_time_ms: bounds.log_time_ms, log_end: bounds.log_end, chain }
     }
 
     /// The fence where received batches do not continue this log, although their index and term say

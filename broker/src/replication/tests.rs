@@ -562,7 +562,7 @@ fn what_the_engine_joins_is_stored_piece_by_piece() {
         let records = (3..43).map(|index| {
             let log_id = engine::log_id(9, Index(index)).unwrap();
             let batches = Batches::Proposed(vec![large(index as u32 - 3, 1 << 20)]);
-            EngineEntry { log_id, payload: Record { batches, membership: None } }
+            EngineEntry { log_id, payload: Record { batches, membership: None, held: None } }
         });
         let (done, wait) = Types::oneshot();
         let faults = rig.faults.clone();

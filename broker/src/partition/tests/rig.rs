@@ -8,7 +8,7 @@ use crate::partition::{
     SubscribedState,
 };
 use crate::replication::{
-    Birth, Durability, ELECTION_MS, HEARTBEAT_MS, NoPeers, ReplicaOptions, Switchboard,
+    Birth, Durability, ELECTION_MS, Gate, HEARTBEAT_MS, NoPeers, ReplicaOptions, Switchboard,
 };
 use crate::seams::OsWallClock;
 use bytes::Bytes;
@@ -156,6 +156,7 @@ impl Rig {
             election_ms: ELECTION_MS,
             peers: Arc::new(NoPeers),
             switchboard: Switchboard::default(),
+            gate: Gate::default(),
         };
         let options = PartitionOptions {
             key: Self::key(),

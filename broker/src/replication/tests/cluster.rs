@@ -451,11 +451,11 @@ fn a_follower_answers_what_is_flushed_and_nothing_before() {
         leader.propose(proposal(term, 0, 0..3)).unwrap();
         super::rig::committed(&leader, 3).await;
         let vote = Vote { term: Term(7), replica: ReplicaId(1), committed: true };
-        input.push(&append_of(&leader, vote, 1..=2).await).await.unwrap();
+        input.push(&append_of(&leader, vote, 1..=2).await, None).await.unwrap();
         let flushed = LogPlace { term, index: Index(2) };
         assert_eq!(answers.next().await, Some(AppendResult::Flushed(flushed)));
         rig.faults.hold();
-        input.push(&append_of(&leader, vote, 3..=3).await).await.unwrap();
+        input.push(&append_of(&leader, vote, 3..=3).await, None).await.unwrap();
         let early = tokio::time::timeout(A_WHILE, answers.next()).await;
         assert!(early.is_err(), "{early:?}");
         assert_eq!(follower.log().bounds().last_index, Index(3));
@@ -491,10 +491,10 @@ fn a_log_that_differs_from_its_leaders_fences_instead_of_answering() {
         super::rig::committed(&first, 3).await;
         super::rig::committed(&second, 4).await;
         let vote = Vote { term: Term(7), replica: ReplicaId(1), committed: true };
-        input.push(&append_of(&first, vote, 1..=3).await).await.unwrap();
+        input.push(&append_of(&first, vote, 1..=3).await, None).await.unwrap();
         let flushed = LogPlace { term, index: Index(3) };
         assert_eq!(answers.next().await, Some(AppendResult::Flushed(flushed)));
-        input.push(&append_of(&second, vote, 4..=4).await).await.unwrap();
+        input.push(&append_of(&second, vote, 4..=4).await, None).await.unwrap();
         let answer = answers.next().await;
         assert_eq!(answer, Some(AppendResult::Refused(PeerRefusal::Fenced)));
         let fenced = |state: &ReplicaState| matches!(state.role, Role::Fenced(Fence::Engine(_)));

@@ -50,6 +50,7 @@ impl Rig {
             election_ms: ELECTION_MS,
             peers: Arc::new(NoPeers),
             switchboard: Switchboard::default(),
+            gate: Gate::default(),
         }
     }
 
