@@ -9,7 +9,6 @@ use super::shared::Shared;
 use super::snapshot;
 use super::state_machine::Shell;
 use super::window::Window;
-use crate::budget::Reservation;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, stream};
@@ -102,8 +101,31 @@ impl Inbox {
             tracing::warn!(%error, "a leader's snapshot cannot be read");
             PeerRefusal::Malformed
         })?;
+        if self.shared.map().log_id(head.place.index) == snapshot.meta.last_log_id {
+            return self.follow(&head).await;
+        }
         let answer = self.raft.install_full_snapshot(vote, snapshot).await;
         answer.map(|answer| engine::vote_from(&answer.vote)).map_err(|_| PeerRefusal::Fenced)
+    }
+
+    /// All that a snapshot covers is held here: it says that this is committed, and nothing else. The
+    /// engine would take the log to end with it.
+    async fn follow(&self, head: &SnapshotHead) -> Result<Vote, PeerRefusal> {
+        let (shared, start) = (self.shared.clone(), snapshot::start_of(head));
+        let same = self.shared.on_executor(move || Ok(shared.check_same(&start))).await;
+        if let Ok(Err(fence)) = same {
+            self.shared.fence(fence);
+            return Err(PeerRefusal::Fenced);
+        }
+        let (place, term) = (head.place, head.vote.term);
+        let beat = Beat { address: head.address, term, matching: place, commit: place };
+        match self.beat(beat).await {
+            AppendResult::Flushed(_) => Ok(head.vote),
+            AppendResult::Outvoted(vote) => Ok(vote),
+            // It was cut just now: the leader tries again.
+            AppendResult::Conflict(_) => Err(PeerRefusal::Overloaded),
+            AppendResult::Refused(refusal) => Err(refusal),
+        }
     }
 
     /// The leader hands over.
@@ -147,18 +169,18 @@ pub struct AppendInput {
 
 impl AppendInput {
     /// Hands the next append over; waits while the replica has enough. What its bytes were paid with
-    /// is given back once they are flushed, or will not be stored.
+    /// is dropped once they are flushed, or will not be stored.
     pub async fn push(
         &self,
         append: &Append,
-        reservation: Option<Reservation>,
+        paid_with: impl Send + Sync + 'static,
     ) -> Result<(), PeerRefusal> {
         let mut records = receive::records_of(append).map_err(|error| {
             tracing::warn!(%error, "a leader's append cannot be read");
             PeerRefusal::Malformed
         })?;
         if !records.is_empty() {
-            let held = self.window.take(bytes_of(append), reservation).await;
+            let held = self.window.take(bytes_of(append), paid_with).await;
             records.iter_mut().for_each(|record| record.payload.held = Some(held.clone()));
         }
         let request = AppendEntriesRequest {

@@ -15,7 +15,7 @@ use openraft::storage::SnapshotMeta;
 use std::io;
 use std::sync::Arc;
 use weir_protocol::peer::{GroupAddress, SnapshotHead};
-use weir_protocol::types::{Index, Term};
+use weir_protocol::types::Index;
 use weir_storage::LogStart;
 
 /// Why what a peer sent is not a snapshot.
@@ -73,12 +73,13 @@ pub(super) fn received(head: &SnapshotHead, state: Bytes) -> Result<Snapshot, Sn
     let in_order = (member.index, member.term) <= (place.index, place.term)
         && member.term <= place.term
         && place.term <= head.vote.term;
-    if place.index == Index(0) || !head.vote.committed || !in_order {
+    let leads = head.vote.committed && head.vote.replica == head.address.from;
+    if place.index == Index(0) || !leads || !in_order {
         return Err(SnapshotError::Order);
     }
     let membership = codec::decode_membership(&head.membership)?;
     let behind = Behind { chain: head.chain, log_end: head.log_end, log_time_ms: head.log_time_ms };
-    if !start_of(place.index, place.term, behind).is_possible() {
+    if !start_of(head).is_possible() {
         return Err(SnapshotError::Start);
     }
     let checkpoint = Checkpoint {
@@ -90,9 +91,10 @@ pub(super) fn received(head: &SnapshotHead, state: Bytes) -> Result<Snapshot, Sn
     Ok(snapshot_of(place.index, checkpoint))
 }
 
-fn start_of(index: Index, term: Term, behind: Behind) -> LogStart {
-    let Behind { chain, log_end, log_time_ms } = behind;
-    LogStart { index, term, chain, log_end, log_time_ms }
+/// What the log continues behind a snapshot.
+pub(super) fn start_of(head: &SnapshotHead) -> LogStart {
+    let SnapshotHead { place, chain, log_end, log_time_ms, .. } = *head;
+    LogStart { index: place.index, term: place.term, chain, log_end, log_time_ms }
 }
 
 /// The sending side.
@@ -173,8 +175,9 @@ impl Shared {
         let Checkpoint { term, behind: Some(behind), .. } = checkpoint else {
             return Err(Fence::Engine(format!("the snapshot of index {at} begins no log")));
         };
+        let Behind { chain, log_end, log_time_ms } = behind;
+        let start = LogStart { index: at, term, chain, log_end, log_time_ms };
         let device = |error| fence_of_io(&error);
-        let start = start_of(at, term, behind);
         let is_held = self.map().term_at(at) == Some(term);
         if is_held {
             self.check_same(&start)?;
@@ -191,7 +194,7 @@ impl Shared {
     }
 
     /// The log that holds the snapshot's last batch must be the same up to it.
-    fn check_same(&self, start: &LogStart) -> Result<(), Fence> {
+    pub(super) fn check_same(&self, start: &LogStart) -> Result<(), Fence> {
         match self.reader.start_behind(start.index) {
             Ok(Some(here)) if (here.chain, here.log_end) != (start.chain, start.log_end) => {
                 let at = start.index;

@@ -4,6 +4,7 @@ mod metadata;
 mod net;
 mod rig;
 mod simulated;
+mod snapshot;
 
 use super::codec::HardState;
 use super::engine::{self, EngineEntry, Runtime, Vote};

@@ -2,7 +2,8 @@
 //! Invariant: what is held here travels with the batches it stands for and is given back when they
 //! are flushed, or dropped without. So the log never holds up the engine over what is unflushed.
 
-use crate::budget::Reservation;
+use std::any::Any;
+use std::fmt;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use weir_storage::limits::UNFLUSHED_BYTES_MAX;
@@ -16,10 +17,15 @@ const _: () = assert!(2 * RECEIVED_BYTES_MAX as u64 <= UNFLUSHED_BYTES_MAX);
 pub(super) struct Window(Arc<Semaphore>);
 
 /// Room that an append takes, and the memory that its bytes were paid with.
-#[derive(Debug)]
 pub(super) struct Held {
     _room: OwnedSemaphorePermit,
-    _reservation: Option<Reservation>,
+    _paid_with: Box<dyn Any + Send + Sync>,
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Held")
+    }
 }
 
 impl Window {
@@ -28,10 +34,14 @@ impl Window {
     }
 
     /// Waits until `bytes` more have room.
-    pub(super) async fn take(&self, bytes: usize, reservation: Option<Reservation>) -> Arc<Held> {
+    pub(super) async fn take(
+        &self,
+        bytes: usize,
+        paid_with: impl Send + Sync + 'static,
+    ) -> Arc<Held> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(RECEIVED_BYTES_MAX);
         let room = self.0.clone().acquire_many_owned(bytes).await;
         let room = room.expect("the window is never closed");
-        Arc::new(Held { _room: room, _reservation: reservation })
+        Arc::new(Held { _room: room, _paid_with: Box::new(paid_with) })
     }
 }

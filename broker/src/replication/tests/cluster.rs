@@ -3,6 +3,7 @@
 use super::net::Net;
 use super::rig::{A_WHILE, Rig, proposal, until};
 use super::*;
+use crate::replication::metadata::GATE_CLUSTER;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -17,14 +18,15 @@ const LONG: Duration = Duration::from_secs(20);
 /// A group: replica n lives on broker n.
 pub(super) struct Cluster {
     pub(super) net: Arc<Net>,
-    rigs: BTreeMap<u64, Rig>,
+    pub(super) rigs: BTreeMap<u64, Rig>,
     pub(super) running: BTreeMap<u64, Replica>,
     /// Who forms the group.
     founders: Vec<(ReplicaId, BrokerId)>,
-    rig: fn() -> Rig,
+    pub(super) rig: fn() -> Rig,
     heartbeat_ms: u64,
     election_ms: u64,
     seed: u64,
+    pub(super) gate: Gate,
 }
 
 impl Cluster {
@@ -39,12 +41,19 @@ impl Cluster {
             heartbeat_ms: 100,
             election_ms: 700,
             seed: 0,
+            gate: of_cluster(),
         }
     }
 
     /// A group of three at the pace of production, in a time of its own.
     pub(super) async fn simulated(seed: u64) -> Self {
+        Self::simulated_on(seed, BTreeMap::new()).await
+    }
+
+    /// The same, some of it on disks that are given.
+    pub(super) async fn simulated_on(seed: u64, rigs: BTreeMap<u64, Rig>) -> Self {
         let mut cluster = Self {
+            rigs,
             rig: Rig::on_one_thread,
             heartbeat_ms: HEARTBEAT_MS,
             election_ms: ELECTION_MS,
@@ -76,6 +85,7 @@ impl Cluster {
             election_ms: self.election_ms,
             peers: self.net.peers_of(BrokerId(n)),
             switchboard: self.net.board(BrokerId(n)),
+            gate: self.gate.clone(),
             ..rig.options(Durability::Fsync)
         }
     }
@@ -152,16 +162,32 @@ impl Cluster {
         };
         let mut logs = Vec::new();
         for replica in self.running.values() {
-            logs.push(log_of(replica, last).await);
+            let log = log_of(replica, last).await;
+            let chain = log.last().map_or(replica.shared.log().chain(), |(header, _)| header.chain);
+            logs.push((chain, log));
+        }
+        assert!(logs.windows(2).all(|pair| pair[0].0 == pair[1].0), "the chains differ");
+        // Who was sent a snapshot does not hold what lies before.
+        let mut logs: Vec<_> = logs.into_iter().map(|(_, log)| log).collect();
+        let firsts = self.running.values().map(|replica| replica.log().bounds().first_index);
+        let from = firsts.max().expect("somebody runs");
+        for log in &mut logs {
+            log.retain(|(header, _)| header.index >= from);
         }
         assert!(logs.windows(2).all(|pair| pair[0] == pair[1]), "the logs differ");
     }
 }
 
+fn of_cluster() -> Gate {
+    let gate = Gate::default();
+    gate.raise(GATE_CLUSTER);
+    gate
+}
+
 /// All that every replica must hold alike, up to `last`: the chain covers it.
 async fn log_of(replica: &Replica, last: Index) -> Vec<(BatchHeader, Vec<u8>)> {
     let mut log = Vec::new();
-    for index in 1..=last.0 {
+    for index in replica.log().bounds().first_index.0..=last.0 {
         for slice in replica.shared.read_index(Index(index)).await.unwrap() {
             let header = BatchHeader { header_crc: 0, durable_pos: 0, ..slice.header };
             log.push((header, slice.bytes[128..].to_vec()));
@@ -451,11 +477,11 @@ fn a_follower_answers_what_is_flushed_and_nothing_before() {
         leader.propose(proposal(term, 0, 0..3)).unwrap();
         super::rig::committed(&leader, 3).await;
         let vote = Vote { term: Term(7), replica: ReplicaId(1), committed: true };
-        input.push(&append_of(&leader, vote, 1..=2).await, None).await.unwrap();
+        input.push(&append_of(&leader, vote, 1..=2).await, ()).await.unwrap();
         let flushed = LogPlace { term, index: Index(2) };
         assert_eq!(answers.next().await, Some(AppendResult::Flushed(flushed)));
         rig.faults.hold();
-        input.push(&append_of(&leader, vote, 3..=3).await, None).await.unwrap();
+        input.push(&append_of(&leader, vote, 3..=3).await, ()).await.unwrap();
         let early = tokio::time::timeout(A_WHILE, answers.next()).await;
         assert!(early.is_err(), "{early:?}");
         assert_eq!(follower.log().bounds().last_index, Index(3));
@@ -491,10 +517,10 @@ fn a_log_that_differs_from_its_leaders_fences_instead_of_answering() {
         super::rig::committed(&first, 3).await;
         super::rig::committed(&second, 4).await;
         let vote = Vote { term: Term(7), replica: ReplicaId(1), committed: true };
-        input.push(&append_of(&first, vote, 1..=3).await, None).await.unwrap();
+        input.push(&append_of(&first, vote, 1..=3).await, ()).await.unwrap();
         let flushed = LogPlace { term, index: Index(3) };
         assert_eq!(answers.next().await, Some(AppendResult::Flushed(flushed)));
-        input.push(&append_of(&second, vote, 4..=4).await, None).await.unwrap();
+        input.push(&append_of(&second, vote, 4..=4).await, ()).await.unwrap();
         let answer = answers.next().await;
         assert_eq!(answer, Some(AppendResult::Refused(PeerRefusal::Fenced)));
         let fenced = |state: &ReplicaState| matches!(state.role, Role::Fenced(Fence::Engine(_)));
@@ -522,7 +548,7 @@ fn a_leader_that_was_cut_off_serves_no_read() {
 }
 
 /// These indexes of a log, as its replica would send them.
-async fn append_of(
+pub(super) async fn append_of(
     replica: &Replica,
     vote: Vote,
     indexes: std::ops::RangeInclusive<u64>,

@@ -150,7 +150,7 @@ async fn carry(
     let there = async move {
         while let Some(append) = sent.recv().await {
             net.pass(way).await.map_err(|_| PeerLost::Broken)?;
-            input.push(&append, None).await.map_err(PeerLost::Refused)?;
+            input.push(&append, ()).await.map_err(PeerLost::Refused)?;
         }
         Ok(())
     };

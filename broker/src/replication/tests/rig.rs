@@ -2,9 +2,11 @@
 
 use super::super::*;
 use super::faults::{Faults, FaultyDisk};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use weir_protocol::batch::BatchType;
 use weir_protocol::types::BrokerId;
+use weir_sim::disk::SimDisk;
 use weir_storage::{Backend, Device, Executor, Job, Lane, LogOptions, OsDisk, ThreadExecutor};
 
 /// Nothing a test waits for takes this long, unless it never comes.
@@ -16,7 +18,9 @@ pub(super) const A_WHILE: Duration = Duration::from_millis(60);
 pub(super) struct Rig {
     pub faults: Arc<Faults>,
     device: Arc<Device>,
-    dir: tempfile::TempDir,
+    dir: PathBuf,
+    /// Of a rig on a real disk.
+    _scratch: Option<tempfile::TempDir>,
 }
 
 impl Rig {
@@ -33,7 +37,14 @@ impl Rig {
         let (dir, faults) = (tempfile::tempdir().unwrap(), Arc::new(Faults::default()));
         let disk = FaultyDisk { disk: OsDisk::new(Backend::Map), faults: faults.clone() };
         let device = Device::open(Arc::new(disk), executor, dir.path(), 1).unwrap();
-        Self { faults, device, dir }
+        Self { faults, device, dir: dir.path().join("log"), _scratch: Some(dir) }
+    }
+
+    /// On a disk in memory, in the life of a process that `seed` tells from others.
+    pub(super) fn in_memory(disk: SimDisk, seed: u64) -> Self {
+        let root = Path::new("/data");
+        let device = Device::open(Arc::new(disk), Arc::new(Here), root, seed).unwrap();
+        Self { faults: Arc::default(), device, dir: root.join("log"), _scratch: None }
     }
 
     pub(super) fn options(&self, durability: Durability) -> ReplicaOptions {
@@ -41,7 +52,7 @@ impl Rig {
             replica: ReplicaId(1),
             birth: Birth::Forms,
             voters: vec![(ReplicaId(1), BrokerId(1))],
-            dir: self.dir.path().join("log"),
+            dir: self.dir.clone(),
             device: self.device.clone(),
             log: LogOptions { uuid: 7, ..LogOptions::default() },
             durability,

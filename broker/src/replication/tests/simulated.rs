@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use weir_protocol::types::BrokerId;
 
-fn simulate<T>(seed: u64, test: impl Future<Output = T>) -> T {
+pub(super) fn simulate<T>(seed: u64, test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
