@@ -177,12 +177,16 @@ impl Shared {
 /// The disk side. Everything that waits for a device runs on the executor, but for the append
 /// itself: it stores through memory, and waits only where it begins a new segment.
 impl Shared {
-    /// Appends batches of whole indexes. Where more is unflushed than the log may hold, the task
-    /// waits for a flush; the log itself would hold up the thread.
+    /// Appends batches of whole indexes. Where more is unflushed than the log may hold, or goes before
+    /// a new segment, the task waits for a flush; the log itself would hold up the thread.
     pub(super) async fn store(self: &Arc<Self>, batches: Vec<NewBatch>) -> io::Result<()> {
         let bytes: u64 = batches.iter().map(|batch| batch.header.stored_len() as u64).sum();
-        let unflushed = self.log().unflushed_bytes();
-        if unflushed + bytes > UNFLUSHED_BYTES_MAX {
+        let waits = {
+            let log = self.log();
+            let unflushed = log.unflushed_bytes();
+            unflushed + bytes > UNFLUSHED_BYTES_MAX || (unflushed > 0 && log.rolls_for(&batches))
+        };
+        if waits {
             self.flushed().await?;
         }
         let appended = self.log().append(batches);

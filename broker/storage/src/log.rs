@@ -177,11 +177,7 @@ impl Log {
         if let Some(error) = self.shared.flush.fence() {
             return Err(AppendError::Fenced(error.clone()));
         }
-        let bytes: u64 = batches.iter().map(|batch| batch.header.stored_len() as u64).sum();
-        let reserve = match batches.iter().all(|batch| batch.header.batch_type != BatchType::Data) {
-            true => BATCH_HEADER_BYTES as u64,
-            false => CONTROL_RESERVE_BYTES,
-        };
+        let (bytes, reserve) = needs_of(&batches);
         assert!(bytes <= UNFLUSHED_BYTES_MAX, "a group is smaller than what may be unflushed");
         let segment = self.segment_for(bytes, reserve)?;
         if self.shared.flush.is_at_limit(bytes) {
@@ -190,6 +186,16 @@ impl Log {
         }
         let stored = self.store_all(&segment, batches);
         stored.map_err(|error| self.fence(&segment.path, &error))
+    }
+
+    /// Whether these batches begin a new segment: then [`Log::append`] waits for what is unflushed.
+    pub fn rolls_for(&self, batches: &[NewBatch]) -> bool {
+        let (bytes, reserve) = needs_of(batches);
+        self.active().is_some_and(|active| !self.fits(&active, bytes + reserve))
+    }
+
+    fn fits(&self, active: &Segment, bytes: u64) -> bool {
+        !active.is_sealed() && self.position + bytes <= active.file.len()
     }
 
     fn fence(&self, path: &Path, error: &io::Error) -> AppendError {
@@ -242,10 +248,7 @@ impl Log {
 
     /// The segment that takes `bytes` and leaves `reserve`: the active one, or the next.
     fn segment_for(&mut self, bytes: u64, reserve: u64) -> Result<Arc<Segment>, AppendError> {
-        let fits = |active: &Arc<Segment>| {
-            !active.is_sealed() && self.position + bytes + reserve <= active.file.len()
-        };
-        if let Some(active) = self.active().filter(fits) {
+        if let Some(active) = self.active().filter(|active| self.fits(active, bytes + reserve)) {
             return Ok(active);
         }
         let needed = bytes + SEGMENT_HEADER_BYTES + CONTROL_RESERVE_BYTES;
@@ -350,6 +353,15 @@ impl Watermark {
 impl Drop for Log {
     fn drop(&mut self) {
         self.next.drop_spare();
+    }
+}
+
+/// Bytes that batches take, and what must stay free behind them.
+fn needs_of(batches: &[NewBatch]) -> (u64, u64) {
+    let bytes = batches.iter().map(|batch| batch.header.stored_len() as u64).sum();
+    match batches.iter().all(|batch| batch.header.batch_type != BatchType::Data) {
+        true => (bytes, BATCH_HEADER_BYTES as u64),
+        false => (bytes, CONTROL_RESERVE_BYTES),
     }
 }
 

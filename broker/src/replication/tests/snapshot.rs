@@ -6,6 +6,7 @@ use super::simulated::simulate;
 use super::*;
 use crate::replication::codec::Checkpoint;
 use crate::replication::metadata::GATE_CLUSTER;
+use crate::task::TaskKind;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -368,7 +369,7 @@ fn a_follower_takes_no_more_than_it_may_hold_unflushed() {
         cluster.rigs[&2].faults.hold();
         let (paid, sent) = (Arc::new(()), Arc::new(AtomicUsize::new(0)));
         let (paid_with, count) = (paid.clone(), sent.clone());
-        let pushing = tokio::spawn(async move {
+        let pushing = crate::task::spawn("pushing", TaskKind::Core, async move {
             for index in before + 1..=last {
                 let append = append_of(&leader, vote_of(7), index..=index).await;
                 input.push(&append, paid_with.clone()).await.unwrap();
@@ -396,5 +397,29 @@ fn a_follower_takes_no_more_than_it_may_hold_unflushed() {
         while Arc::strong_count(&paid) > 1 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    });
+}
+
+/// A new segment waits for the one before to be flushed, and nobody waits for the log meanwhile.
+#[test]
+fn a_log_that_rolls_over_a_slow_disk_is_free_for_others() {
+    run(async {
+        let rig = Rig::new();
+        let (leader, term) = rig.leader().await;
+        rig.faults.hold();
+        for number in 0..2 {
+            let batches = vec![large(number, 600 << 10)];
+            leader.propose(Proposal { term, batches }).unwrap();
+            while leader.log().bounds().last_index < Index(3) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        tokio::time::sleep(2 * A_WHILE).await;
+        let shared = leader.shared.clone();
+        let looked = tokio::task::spawn_blocking(move || shared.log().unflushed_bytes());
+        let unflushed = tokio::time::timeout(Duration::from_secs(5), looked).await.unwrap();
+        assert!((600 << 10..1 << 20).contains(&unflushed.unwrap()), "the second does not fit");
+        rig.faults.release();
+        committed(&leader, 4).await;
     });
 }
