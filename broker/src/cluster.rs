@@ -7,3 +7,5 @@
 
 pub mod controller;
 pub mod leaders;
+pub mod members;
+pub mod pace;

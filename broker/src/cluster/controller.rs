@@ -1,73 +1,52 @@
-//! What has to be done so that the cluster is as it shall be.
+//! What the metadata shall say so that the cluster becomes as it shall be.
 //!
-//! Owns: the order of urgency: what is lost or drains comes before what is merely uneven.
-//! Never: does any of it, remembers anything or looks at a clock; it is asked again with what has
-//! become of its orders, so a controller that dies leaves nothing half known.
-//! Invariants: the same view gives the same orders; a view that is as it shall be gives none;
-//! orders of one round do not get into each other's way.
+//! Owns: the order of urgency: what is lost, dead or drains comes before what is merely uneven;
+//! [`Controller`], which asks again and again on the broker that leads the metadata.
+//! Never: tells a group anything: its leader reads what is wished (`members`). The core remembers
+//! nothing and looks at no clock; it is asked again with what has become of its commands, so a
+//! controller that dies leaves nothing half known.
+//! Invariants: the same view gives the same commands, no more than [`COMMANDS_MAX`] at once; a view
+//! that is as it shall be gives none; commands of one round do not get into each other's way.
 
 mod balance;
+mod copies;
 mod place;
 mod replace;
+mod run;
 mod spread;
 #[cfg(test)]
 mod tests;
+mod view;
 
-pub use balance::{TRANSFERS_APART, TRANSFERS_PERCENT, TransferPace};
+pub use copies::{metadata_voters, wanted as wanted_metadata};
 pub use place::{Seats, TooFewBrokers};
+pub use run::Controller;
+pub(super) use run::wanted_copies;
+pub use view::{DEAD_AFTER, HEARD_WITHIN, HOME_BYTES_MIN, Reach, View, Watch};
 
 use crate::replication::metadata::{Catalog, Command, GATE_HERE};
-use std::collections::BTreeSet;
-use weir_protocol::types::{BrokerId, ReplicaId};
 
-/// What is known when it is decided.
-#[derive(Debug, Clone, Copy)]
-pub struct View<'a> {
-    /// The metadata as it is committed.
-    pub catalog: &'a Catalog,
-    /// The replicas that lead, as far as it was told.
-    pub leaders: &'a BTreeSet<ReplicaId>,
-    /// The brokers that were heard of lately.
-    pub reachable: &'a BTreeSet<BrokerId>,
-}
+/// Commands of one round; the rest follows in the next.
+pub const COMMANDS_MAX: usize = 64;
 
-impl View<'_> {
-    /// Whether a broker may be given more to hold or to lead.
-    fn is_usable(&self, broker: BrokerId) -> bool {
-        self.catalog.is_active(broker) && self.reachable.contains(&broker)
-    }
-}
-
-/// What is to be done.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Order {
-    /// Commit a change of the metadata.
-    Propose(Command),
-    /// Let the leader of a partition hand over.
-    Transfer {
-        /// Who leads.
-        from: ReplicaId,
-        /// Who shall.
-        to: ReplicaId,
-    },
-}
-
-/// What is to be done next, the most urgent first, with no more transfers than `transfers`.
-pub fn decide(view: &View<'_>, transfers: usize) -> Vec<Order> {
-    let first = next_gate(view.catalog).into_iter().chain(metadata_copies(view.catalog));
-    let mut orders: Vec<_> = first.map(Order::Propose).collect();
+/// What is to be said next, the most urgent first.
+pub fn decide(view: &View<'_>) -> Vec<Command> {
+    let mut commands: Vec<_> = next_gate(view.catalog).into_iter().collect();
+    commands.extend(formed(view));
+    commands.extend(copies::missing(view.catalog));
     let mut plan = replace::Plan::of(view);
+    plan.advance();
     plan.replace();
     plan.resize();
-    plan.drain();
+    plan.empty();
     // What is uneven waits until nothing is missing.
-    if plan.is_empty() && view.catalog.moves.is_empty() {
+    if plan.is_idle() {
         spread::spread(&mut plan);
     }
-    orders.extend(plan.into_commands().into_iter().map(Order::Propose));
-    orders.extend(balance::preferences(view).into_iter().map(Order::Propose));
-    orders.extend(balance::transfers(view, transfers));
-    orders
+    commands.extend(plan.into_commands());
+    commands.extend(balance::preferences(view));
+    commands.truncate(COMMANDS_MAX);
+    commands
 }
 
 /// The gate that all brokers read and that nobody passed yet. Who never told, reads none.
@@ -77,9 +56,17 @@ fn next_gate(catalog: &Catalog) -> Option<Command> {
     (gate > catalog.gate).then_some(Command::RaiseGate { gate })
 }
 
-/// Every broker keeps a copy of the metadata.
-fn metadata_copies(catalog: &Catalog) -> impl Iterator<Item = Command> {
-    let has = |broker| catalog.metadata.iter().any(|placement| placement.broker == broker);
-    let without = catalog.active().filter(move |card| catalog.gate > 0 && !has(card.id));
-    without.map(|card| Command::JoinMetadata { broker: card.id })
+/// The partitions whose groups have their first leader.
+fn formed(view: &View<'_>) -> Option<Command> {
+    let fresh = view.catalog.partitions().filter(|(_, partition)| !partition.formed);
+    let led = fresh.filter_map(|(_, partition)| {
+        let mut replicas = partition.replicas.iter().map(|here| here.replica);
+        replicas.find(|replica| view.leaders.contains(replica))
+    });
+    let replicas: Vec<_> = led.take(FORMED_MAX).collect();
+    let knows = view.catalog.gate > 0 && !replicas.is_empty();
+    knows.then_some(Command::NoteFormed { replicas })
 }
+
+/// Partitions that are noted by one command: 8 bytes each.
+const FORMED_MAX: usize = 1_024;

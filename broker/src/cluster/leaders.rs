@@ -7,6 +7,9 @@
 //! is not told again within [`ROW_LASTS`] is forgotten; there are no more brokers than
 //! [`BROKERS_MAX`] and no more rows of one than the cluster has logs.
 
+#[cfg(test)]
+mod tests;
+
 use crate::replication::metadata::{CLUSTER_PARTITIONS_MAX, Catalog, Placement};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -110,6 +113,13 @@ impl LeaderBoard {
         let partitions = catalog.partitions().map(|(_, partition)| &partition.replicas);
         let logs = partitions.chain([&catalog.metadata]);
         logs.filter_map(|log| leader_of(&told, log, now)).map(|leader| leader.led.replica).collect()
+    }
+
+    /// How many logs a broker leads.
+    pub fn led_by(&self, broker: BrokerId, now: Instant) -> usize {
+        let told = self.told();
+        let rows = told.get(&broker).into_iter().flat_map(|told| told.rows.values());
+        rows.filter(|row| row.is_fresh(now)).count()
     }
 
     /// How each broker was when it told last.

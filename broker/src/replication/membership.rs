@@ -9,7 +9,7 @@ use super::{Fence, Replica, Role};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::raft::{ClientWriteResponse, Precondition};
-use openraft::{ChangeMembers, ReadPolicy};
+use openraft::{ChangeMembers, Instant, ReadPolicy};
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Duration;
 use weir_protocol::types::{BrokerId, Index, ReplicaId, Term};
@@ -69,6 +69,15 @@ impl Replica {
         let seen = seen.borrow_watched();
         let all = seen.replication.iter().flatten();
         all.map(|(id, at)| (*id, engine::place_from(at.as_ref()).index)).collect()
+    }
+
+    /// How long ago each other member answered last; empty unless this replica leads, and without
+    /// those that never did.
+    pub fn silence(&self) -> BTreeMap<ReplicaId, Duration> {
+        let seen = self.raft.data_metrics();
+        let seen = seen.borrow_watched();
+        let all = seen.heartbeat.iter().flatten();
+        all.filter_map(|(id, at)| Some((*id, at.as_ref()?.elapsed()))).collect()
     }
 
     /// Adds a replica that learns: it is sent the log and has no vote. Returns where that was

@@ -1,74 +1,15 @@
-//! Who leads.
+//! Who shall lead.
 //!
-//! Owns: which voter of each partition is preferred, and the transfers that make it lead.
-//! Never: prefers or hands over to a broker that drains or was not heard of lately.
+//! Owns: which voter of each partition is preferred; its leader hands over by itself then.
+//! Never: prefers a replica on a broker that drains or was not heard of lately.
 //! Invariants: preferences are as even as the placement of voters allows when none is proposed any
-//! more; each proposed path makes them more even, so they end; within [`TRANSFERS_APART`] no more
-//! than [`TRANSFERS_PERCENT`] of the partitions change their leader by order.
+//! more; each proposed path makes them more even, so they end; a path is proposed whole, so that no
+//! limit keeps it from being begun.
 
-use super::{Order, View};
-use crate::replication::metadata::{Command, Partition};
+use super::View;
+use crate::replication::metadata::Command;
 use std::collections::{BTreeMap, VecDeque};
-use tokio::time::Duration;
 use weir_protocol::types::{BrokerId, PartitionId, ReplicaId, TopicId};
-
-/// Of all partitions, how many may be handed over at a time; at least one.
-pub const TRANSFERS_PERCENT: usize = 5;
-/// Between two rounds of transfers.
-pub const TRANSFERS_APART: Duration = Duration::from_secs(10);
-/// Preferences that are changed in one round.
-const PREFERENCES_MAX: usize = 64;
-
-/// Keeps the transfers of a controller within their limit.
-#[derive(Debug, Default)]
-pub struct TransferPace {
-    ordered: Option<Duration>,
-}
-
-impl TransferPace {
-    /// How many transfers may be ordered at `now`, a time since some beginning.
-    pub fn allowed(&self, now: Duration, partitions: usize) -> usize {
-        let rests = self.ordered.is_some_and(|last| now < last + TRANSFERS_APART);
-        if rests { 0 } else { (partitions * TRANSFERS_PERCENT / 100).max(1) }
-    }
-
-    /// Notes what was ordered.
-    pub fn note(&mut self, now: Duration, orders: &[Order]) {
-        if orders.iter().any(|order| matches!(order, Order::Transfer { .. })) {
-            self.ordered = Some(now);
-        }
-    }
-}
-
-/// Hand-overs to preferred leaders, those away from brokers that drain first.
-pub(super) fn transfers(view: &View<'_>, limit: usize) -> Vec<Order> {
-    let mut wanted = Vec::new();
-    for (_, partition) in view.catalog.partitions() {
-        let leads = partition.replicas.iter().find(|here| view.leaders.contains(&here.replica));
-        let Some(from) = leads else { continue };
-        let drains = !view.catalog.is_active(from.broker);
-        let heir = preferred_of(view, partition).or_else(|| heir_of(view, partition, drains));
-        let Some(to) = heir.filter(|to| *to != from.replica) else { continue };
-        wanted.push((!drains, Order::Transfer { from: from.replica, to }));
-    }
-    // Stable: otherwise in the order of the catalog.
-    wanted.sort_by_key(|(later, _)| *later);
-    wanted.into_iter().map(|(_, order)| order).take(limit).collect()
-}
-
-fn preferred_of(view: &View<'_>, partition: &Partition) -> Option<ReplicaId> {
-    let mut voters = partition.voters().filter(|voter| view.is_usable(voter.broker));
-    voters.find(|voter| voter.replica == partition.preferred).map(|voter| voter.replica)
-}
-
-/// To whom a broker that drains hands over while the preferred one is silent. Where that one drains
-/// too, another is about to be preferred.
-fn heir_of(view: &View<'_>, partition: &Partition, drains: bool) -> Option<ReplicaId> {
-    let preferred = partition.replica(partition.preferred)?;
-    let silent = drains && view.catalog.is_active(preferred.broker);
-    let mut voters = partition.voters().filter(|voter| view.is_usable(voter.broker));
-    voters.next().filter(|_| silent).map(|voter| voter.replica)
-}
 
 /// A partition that more than one voter can lead.
 struct Choice {
@@ -79,8 +20,12 @@ struct Choice {
     voters: BTreeMap<BrokerId, ReplicaId>,
 }
 
-/// Changes of preferences that make brokers lead as evenly as they can.
+/// Changes of preferences that make brokers lead as evenly as they can, about as many as the view
+/// allows at once.
 pub(super) fn preferences(view: &View<'_>) -> Vec<Command> {
+    if view.preferences == 0 {
+        return Vec::new();
+    }
     let mut table = Preferences::of(view);
     table.leave_drained();
     while table.even_out() {}
@@ -92,11 +37,13 @@ struct Preferences {
     /// How many partitions each usable broker is preferred for.
     loads: BTreeMap<BrokerId, usize>,
     commands: Vec<Command>,
+    /// How many commands there shall be.
+    limit: usize,
 }
 
 impl Preferences {
     fn of(view: &View<'_>) -> Self {
-        let usable = view.catalog.active().filter(|card| view.reachable.contains(&card.id));
+        let usable = view.catalog.active().filter(|card| view.may_lead(card.id));
         let mut loads: BTreeMap<_, _> = usable.map(|card| (card.id, 0)).collect();
         let mut choices = Vec::new();
         for (topic, partition) in view.catalog.partitions() {
@@ -112,13 +59,13 @@ impl Preferences {
             let (topic, partition) = (topic.id, partition.id);
             choices.push(Choice { topic, partition, at: at.broker, voters });
         }
-        Self { choices, loads, commands: Vec::new() }
+        Self { choices, loads, commands: Vec::new(), limit: view.preferences }
     }
 
     /// Takes preferences off brokers that drain.
     fn leave_drained(&mut self) {
         for number in 0..self.choices.len() {
-            if self.commands.len() >= PREFERENCES_MAX {
+            if self.commands.len() >= self.limit {
                 return;
             }
             let choice = &self.choices[number];
@@ -139,7 +86,7 @@ impl Preferences {
         sources.sort_by(|a, b| b.cmp(a));
         let path = sources.into_iter().find_map(|(_, source)| self.path_from(source));
         let Some(path) = path else { return false };
-        if self.commands.len() + path.len() > PREFERENCES_MAX {
+        if !self.commands.is_empty() && self.commands.len() + path.len() > self.limit {
             return false;
         }
         path.into_iter().for_each(|(number, to)| self.prefer(number, to));

@@ -1,4 +1,4 @@
-//! Replicas that are lost, missing, too many, or on a broker that drains.
+//! Replicas that are lost, missing, too many, or on a broker that drains or is dead.
 //!
 //! Owns: the plan of one round: at most one change a partition, one move between two brokers at a
 //! time, as many moves altogether as the metadata bears.
@@ -8,7 +8,7 @@
 use super::View;
 use super::place::Seats;
 use crate::replication::metadata::{
-    Command, MOVES_MAX, Move, Partition, Placement, Stage, Standing, Step, Topic,
+    Command, LossReason, MOVES_MAX, Move, Partition, Placement, Stage, Step, Topic,
 };
 use std::collections::BTreeSet;
 use weir_protocol::types::{BrokerId, ReplicaId};
@@ -19,6 +19,8 @@ pub(super) struct Plan<'a> {
     commands: Vec<Command>,
     /// Partitions that change by what is under way or planned, by their identity.
     busy: BTreeSet<u128>,
+    /// Replicas that are told to go.
+    dismissed: BTreeSet<ReplicaId>,
     /// From where to where something moves.
     pairs: BTreeSet<(BrokerId, BrokerId)>,
     moves: usize,
@@ -26,61 +28,106 @@ pub(super) struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     pub(super) fn of(view: &'a View<'a>) -> Self {
-        let seats = Seats::of(view.catalog, |broker| view.is_usable(broker));
+        let seats = Seats::of(view.catalog, |broker| view.may_hold(broker));
         let moves = view.catalog.moves.len();
-        let (mut busy, mut pairs) = (BTreeSet::new(), BTreeSet::new());
+        let (mut busy, mut pairs, dismissed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for (topic, partition) in view.catalog.partitions() {
-            let leaves = partition.replicas.iter().any(|here| here.stage == Stage::Leaving);
             let under_way = view.catalog.move_of(topic.id, partition.id);
-            if leaves || under_way.is_some() || !partition.formed {
+            if under_way.is_some() || !partition.formed {
                 busy.insert(partition.uuid);
             }
             let joins = under_way.and_then(|(joins, _)| partition.replica(joins));
             let Some((to, (_, Move { replaces, .. }))) = joins.zip(under_way) else { continue };
             pairs.insert((source(partition, replaces), to.broker));
         }
-        Self { view, seats, commands: Vec::new(), busy, pairs, moves }
+        Self { view, seats, commands: Vec::new(), busy, dismissed, pairs, moves }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.commands.is_empty()
+    /// Whether nothing is under way or planned.
+    pub(super) fn is_idle(&self) -> bool {
+        let catalog = self.view.catalog;
+        let mut replicas = catalog.partitions().flat_map(|(_, partition)| &partition.replicas);
+        let leaves = replicas.any(|here| here.stage == Stage::Leaving);
+        self.commands.is_empty() && catalog.moves.is_empty() && !leaves
     }
 
     pub(super) fn into_commands(self) -> Vec<Command> {
         self.commands
     }
 
-    /// Gives every lost replica a successor, on its own broker if need be, and ends what one that
-    /// was lost had only begun.
-    pub(super) fn replace(&mut self) {
+    /// Lets what is under way go on: the replaced one leaves once its successor votes, and one that
+    /// joins on a dead broker, or was lost before it voted, is given up.
+    pub(super) fn advance(&mut self) {
         for (joins, moving) in &self.view.catalog.moves {
             let found = self.view.catalog.partition(moving.topic, moving.partition);
             let Some(partition) = found.filter(|found| found.voters().next().is_some()) else {
                 continue;
             };
-            let lost = partition.replica(*joins).filter(|p| matches!(p.stage, Stage::Lost(_)));
-            lost.iter().for_each(|lost| self.dismiss(partition, lost));
+            let Some(joining) = partition.replica(*joins) else { continue };
+            match joining.stage {
+                Stage::Voter => self.relieve(partition, *moving),
+                Stage::Lost(_) => self.dismiss(partition, joining),
+                Stage::Joining | Stage::Ready if self.view.is_dead(joining.broker) => {
+                    self.give_up(joining.replica);
+                }
+                Stage::Joining | Stage::Ready | Stage::Leaving => {}
+            }
         }
-        for (topic, partition) in self.idle() {
+    }
+
+    /// Lets a replaced replica go.
+    fn relieve(&mut self, partition: &Partition, moving: Move) {
+        let Some(old) = moving.replaces.and_then(|old| partition.replica(old)) else { return };
+        let topic = self.view.catalog.topics.values().find(|topic| topic.id == moving.topic);
+        let wanted = topic.map_or(0, |topic| usize::from(topic.replicas));
+        match old.stage {
+            Stage::Leaving => {}
+            // Its group has let it go, so whatever else happened meanwhile it can not stay.
+            Stage::Voter if partition.voters().count() <= wanted => self.give_up(old.replica),
+            _ => self.dismiss(partition, old),
+        }
+    }
+
+    fn give_up(&mut self, replica: ReplicaId) {
+        self.commands.push(Command::LoseReplica { replica, reason: LossReason::GivenUp });
+    }
+
+    /// Gives every lost replica a successor, on its own broker if need be.
+    pub(super) fn replace(&mut self) {
+        for (topic, partition) in self.view.catalog.partitions() {
             let lost = |here: &&Placement| matches!(here.stage, Stage::Lost(_));
             let Some(lost) = partition.replicas.iter().find(lost) else { continue };
             match partition.voters().count() {
                 // Nobody is left to learn from: what to do is the operator's to decide.
                 0 => {}
                 voters if voters >= usize::from(topic.replicas) => self.dismiss(partition, lost),
+                _ if self.busy.contains(&partition.uuid) => {}
                 _ => self.substitute(topic, partition, Some(lost)),
             }
         }
     }
 
-    /// Lets every broker that drains hand over what it holds.
-    pub(super) fn drain(&mut self) {
+    /// Lets every broker that drains hand over what it holds, and others take over what a dead one
+    /// holds where the rest is whole without it.
+    pub(super) fn empty(&mut self) {
         for (topic, partition) in self.idle() {
-            let drains = |here: &&Placement| self.drains(here.broker);
-            if let Some(leaving) = partition.voters().find(drains) {
+            let goes = |here: &&Placement| {
+                self.view.drains(here.broker)
+                    || (self.view.is_dead(here.broker) && self.is_whole_without(partition, here))
+            };
+            if let Some(leaving) = partition.voters().find(goes) {
                 self.substitute(topic, partition, Some(leaving));
             }
         }
+    }
+
+    /// Whether a partition is led, and by a majority that is heard of, one replica left out.
+    fn is_whole_without(&self, partition: &Partition, without: &Placement) -> bool {
+        let led = partition.voters().any(|voter| self.view.leaders.contains(&voter.replica));
+        let rest = partition.voters().filter(|voter| voter.replica != without.replica);
+        let heard = rest.filter(|voter| self.view.is_heard(voter.broker)).count();
+        let lost = partition.replicas.iter().filter(|here| matches!(here.stage, Stage::Lost(_)));
+        led && heard > (partition.voters().count() + lost.count()) / 2
     }
 
     /// Adds replicas where there are too few, and lets those go that are too many.
@@ -88,7 +135,8 @@ impl<'a> Plan<'a> {
         for (topic, partition) in self.idle() {
             let (voters, wanted) = (partition.voters().count(), usize::from(topic.replicas));
             // One that is lost is replaced when it can be, and is counted until then.
-            if partition.replicas.len() < wanted {
+            let stay = |here: &&Placement| here.stage != Stage::Leaving;
+            if partition.replicas.iter().filter(stay).count() < wanted {
                 self.substitute(topic, partition, None);
             } else if voters > wanted
                 && let Some(surplus) = self.surplus(partition)
@@ -102,7 +150,9 @@ impl<'a> Plan<'a> {
     fn dismiss(&mut self, partition: &Partition, placement: &Placement) {
         self.busy.insert(partition.uuid);
         let replica = placement.replica;
-        self.commands.push(Command::StepReplica { replica, step: Step::Leaving });
+        if self.dismissed.insert(replica) {
+            self.commands.push(Command::StepReplica { replica, step: Step::Leaving });
+        }
     }
 
     /// Partitions of which nothing is under way or planned.
@@ -149,22 +199,18 @@ impl<'a> Plan<'a> {
         self.moves < MOVES_MAX && !self.pairs.contains(&(from, to))
     }
 
-    /// The voter that is missed least: on a broker that drains, then not the preferred one, then in
-    /// a rack that others share, then where much is held.
+    /// The voter that is missed least: not heard of, then on a broker that drains, then not the
+    /// preferred one, then in a rack that others share, then where much is held.
     fn surplus(&self, partition: &Partition) -> Option<Placement> {
         let rank = |here: &&Placement| {
             let others = homes_beside(partition, Some(here.replica));
             let shared = self.seats.shared(&others, here.broker);
             let leads = here.replica == partition.preferred;
             let load = self.seats.load(here.broker).replicas;
-            (self.drains(here.broker), !leads, shared, load, here.replica)
+            let quiet = !self.view.is_heard(here.broker);
+            (quiet, self.view.drains(here.broker), !leads, shared, load, here.replica)
         };
         partition.voters().max_by_key(rank).copied()
-    }
-
-    fn drains(&self, broker: BrokerId) -> bool {
-        let card = self.view.catalog.brokers.get(&broker);
-        card.is_some_and(|card| card.standing == Standing::Draining)
     }
 }
 

@@ -1,191 +1,21 @@
-//! A controller against the real metadata state and groups that do what they are told.
+//! A controller and the leaders of groups against the real metadata.
+
+mod model;
+mod world;
 
 use super::*;
+use crate::cluster::leaders::LeaderBoard;
 use crate::replication::metadata::*;
 use proptest::prelude::*;
-use std::collections::BTreeMap;
-use tokio::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use tokio::time::{Duration, Instant};
 use weir_protocol::frame::{Durability, Overflow};
-use weir_protocol::types::{Name, TopicId};
+use weir_protocol::peer::News;
+use weir_protocol::types::{BrokerId, Name, ReplicaId, TopicId};
+use world::World;
 
 fn name(text: &str) -> Name {
     Name::new(text).unwrap()
-}
-
-/// The metadata of a cluster whose groups follow at once.
-struct World {
-    state: State,
-    leaders: BTreeSet<ReplicaId>,
-    reachable: BTreeSet<BrokerId>,
-    uuids: u128,
-}
-
-impl World {
-    /// One broker for each rack number.
-    fn new(racks: &[u8]) -> Self {
-        let mut world = Self {
-            state: State::default(),
-            leaders: BTreeSet::new(),
-            reachable: BTreeSet::new(),
-            uuids: 0,
-        };
-        world.apply(&Command::Form { cluster: 7, broker: FOUNDER });
-        world.apply(&Command::RaiseGate { gate: GATE_CLUSTER });
-        for rack in racks {
-            world.join(*rack);
-        }
-        world
-    }
-
-    fn apply(&mut self, command: &Command) -> Change {
-        let outcome = self.state.apply(command);
-        outcome.unwrap_or_else(|refusal| panic!("{command:?}: {refusal}"))
-    }
-
-    fn join(&mut self, rack: u8) -> BrokerId {
-        let first = self.state.catalog().brokers[&FOUNDER].facts.is_none();
-        let token = self.state.catalog().brokers.len() as u128 + u128::from(!first);
-        let facts = BrokerFacts {
-            token,
-            instance: 1,
-            gate: GATE_HERE,
-            name: name("b"),
-            peer: Address::new("h:1").unwrap(),
-            client: Address::new("h:2").unwrap(),
-            rack: name(&format!("r{rack}")),
-        };
-        let up = Command::BrokerUp { broker: first.then_some(FOUNDER), facts };
-        let Change::BrokerUp(broker) = self.apply(&up) else { unreachable!() };
-        self.reachable.insert(broker);
-        broker
-    }
-
-    fn catalog(&self) -> &Catalog {
-        self.state.catalog()
-    }
-
-    fn partitions(&self) -> Vec<Partition> {
-        self.catalog().partitions().map(|(_, partition)| partition.clone()).collect()
-    }
-
-    /// Creates a topic whose first leaders are the preferred ones.
-    fn create(&mut self, topic: &str, partitions: u128, replicas: u8) -> Result<(), TooFewBrokers> {
-        let uuids = self.uuids + 1..=self.uuids + partitions;
-        self.uuids += partitions;
-        let placed = Seats::of(self.state.catalog(), |_| true).place(replicas, uuids)?;
-        self.create_on(topic, placed);
-        Ok(())
-    }
-
-    fn create_on(&mut self, topic: &str, partitions: Vec<NewPartition>) {
-        let settings = Settings {
-            durability: Durability::Fsync,
-            overflow: Overflow::Reject,
-            max_bytes: 1 << 30,
-            max_age_ms: 0,
-        };
-        let name = name(topic);
-        let create = Command::CreateTopic { name, settings, created_ms: 1, partitions };
-        let Change::Created(topic) = self.apply(&create) else { unreachable!() };
-        let replicas: Vec<_> = topic.partitions.iter().map(|p| p.preferred).collect();
-        self.leaders.extend(&replicas);
-        self.apply(&Command::NoteFormed { replicas });
-    }
-
-    fn drain(&mut self, broker: BrokerId) {
-        self.apply(&Command::SetStanding { broker, standing: Standing::Draining });
-    }
-
-    fn decide(&self, transfers: usize) -> Vec<Order> {
-        let (leaders, reachable) = (&self.leaders, &self.reachable);
-        decide(&View { catalog: self.catalog(), leaders, reachable }, transfers)
-    }
-
-    /// Carries out one round of orders; every one of them must be accepted.
-    fn round(&mut self, transfers: usize) -> Vec<Order> {
-        let orders = self.decide(transfers);
-        for order in &orders {
-            match order {
-                Order::Propose(command) => drop(self.apply(command)),
-                Order::Transfer { from, to } => {
-                    assert!(self.leaders.remove(from), "{from} does not lead");
-                    self.leaders.insert(*to);
-                }
-            }
-        }
-        self.follow();
-        orders
-    }
-
-    /// What groups and whoever carries moves out would do.
-    fn follow(&mut self) {
-        for (joins, moving) in self.catalog().moves.clone() {
-            for step in [Step::Ready, Step::Voter] {
-                self.apply(&Command::StepReplica { replica: joins, step });
-            }
-            if let Some(replica) = moving.replaces {
-                self.apply(&Command::StepReplica { replica, step: Step::Leaving });
-            }
-        }
-        for partition in self.partitions() {
-            for leaving in partition.replicas.iter().filter(|p| p.stage == Stage::Leaving) {
-                if self.leaders.remove(&leaving.replica) {
-                    self.leaders.extend(partition.voters().map(|voter| voter.replica).next());
-                }
-                self.apply(&Command::StepReplica { replica: leaving.replica, step: Step::Gone });
-            }
-        }
-    }
-
-    fn settle(&mut self) {
-        for _ in 0..2_000 {
-            if self.round(usize::MAX).is_empty() {
-                return;
-            }
-        }
-        panic!("orders never end: {:?}", self.decide(1));
-    }
-
-    fn count(&self, of: impl Fn(&Partition) -> Vec<BrokerId>) -> BTreeMap<BrokerId, usize> {
-        let mut counts: BTreeMap<_, _> = self.catalog().active().map(|card| (card.id, 0)).collect();
-        for broker in self.partitions().iter().flat_map(of) {
-            *counts.entry(broker).or_default() += 1;
-        }
-        counts
-    }
-
-    fn homes(&self) -> BTreeMap<ReplicaId, BrokerId> {
-        let partitions = self.partitions();
-        let placed = partitions.iter().flat_map(|partition| &partition.replicas);
-        placed.map(|placement| (placement.replica, placement.broker)).collect()
-    }
-
-    fn held(&self) -> BTreeMap<BrokerId, usize> {
-        self.count(|partition| partition.replicas.iter().map(|here| here.broker).collect())
-    }
-
-    fn preferred(&self) -> BTreeMap<BrokerId, usize> {
-        self.count(|partition| vec![partition.replica(partition.preferred).unwrap().broker])
-    }
-
-    /// No two replicas share a broker, and no rack has two more of them than another with room.
-    fn check_spread(&self) {
-        for partition in self.partitions() {
-            let homes: BTreeSet<_> = partition.replicas.iter().map(|here| here.broker).collect();
-            assert_eq!(homes.len(), partition.replicas.len(), "{partition:?}");
-            let mut used: BTreeMap<_, usize> = BTreeMap::new();
-            let mut room = BTreeSet::new();
-            for card in self.catalog().active() {
-                *used.entry(card.rack()).or_default() += usize::from(homes.contains(&card.id));
-                if !homes.contains(&card.id) {
-                    room.insert(card.rack());
-                }
-            }
-            let most = used.values().max().unwrap();
-            let roomy = room.iter().map(|rack| used[rack]).min().unwrap_or(*most);
-            assert!(*most <= roomy + 1, "{partition:?}: {used:?}");
-        }
-    }
 }
 
 fn unevenness(counts: &BTreeMap<BrokerId, usize>) -> usize {
@@ -223,7 +53,7 @@ fn a_lost_replica_is_replaced_and_nobody_left_is_the_operators() {
     for placement in &healed.replicas {
         world.apply(&lose(placement.replica));
     }
-    assert_eq!(world.decide(1), []);
+    assert_eq!(world.decide(), []);
 }
 
 #[test]
@@ -233,16 +63,13 @@ fn a_replica_that_is_lost_while_it_joins_makes_room_for_another() {
     world.settle();
     let old = world.partitions()[0].replicas[0];
     world.drain(old.broker);
-    let orders = world.decide(0);
-    let add = orders.iter().find_map(|order| match order {
-        Order::Propose(add @ Command::AddReplica { .. }) => Some(add.clone()),
-        _ => None,
-    });
-    let Change::Placed(joins) = world.apply(&add.unwrap()) else { unreachable!() };
+    let commands = world.decide();
+    let add = commands.iter().find(|command| matches!(command, Command::AddReplica { .. }));
+    let Change::Placed(joins) = world.apply(add.unwrap()) else { unreachable!() };
     let replica = joins.replica;
     world.apply(&Command::LoseReplica { replica, reason: LossReason::Damaged });
     let leaves = Command::StepReplica { replica, step: Step::Leaving };
-    assert!(world.decide(0).contains(&Order::Propose(leaves.clone())));
+    assert!(world.decide().contains(&leaves));
     world.apply(&leaves);
     world.apply(&Command::StepReplica { replica, step: Step::Gone });
     assert!(world.catalog().moves.is_empty());
@@ -275,7 +102,7 @@ fn a_lost_replica_that_is_not_missed_only_goes() {
     let (topic, revision) = (TopicId(1), TopicRevision(1));
     world.apply(&Command::SetReplicas { topic, revision, replicas: 1 });
     let goes = Command::StepReplica { replica: lost, step: Step::Leaving };
-    assert_eq!(world.round(0), [Order::Propose(goes)]);
+    assert_eq!(world.round(), [goes]);
     world.settle();
     assert_eq!(world.partitions()[0].replicas.len(), 1);
 }
@@ -291,12 +118,12 @@ fn what_is_lost_waits_for_its_turn_and_is_not_added_twice() {
         let (replica, reason) = (lost.replica, LossReason::Empty);
         world.apply(&Command::LoseReplica { replica, reason });
     }
-    let orders = world.decide(0);
-    let adds = orders.iter().filter_map(|order| match order {
-        Order::Propose(Command::AddReplica { replaces, .. }) => Some(replaces.is_some()),
+    let commands = world.decide();
+    let adds = commands.iter().filter_map(|command| match command {
+        Command::AddReplica { replaces, .. } => Some(replaces.is_some()),
         _ => None,
     });
-    assert_eq!(adds.collect::<Vec<_>>(), [true, true], "one to each broker: {orders:?}");
+    assert_eq!(adds.collect::<Vec<_>>(), [true, true], "one to each broker: {commands:?}");
 }
 
 #[test]
@@ -307,10 +134,10 @@ fn those_that_go_leave_racks_evenly_used_and_brokers_that_drain_empty() {
     world.drain(BrokerId(5));
     let (topic, revision) = (TopicId(1), TopicRevision(1));
     world.apply(&Command::SetReplicas { topic, revision, replicas: 3 });
-    let left: Vec<_> = (0..2).flat_map(|_| world.round(0)).collect();
-    let left = left.iter().filter(|order| {
-        matches!(order, Order::Propose(Command::StepReplica { step: Step::Leaving, .. }))
-    });
+    let left: Vec<_> = (0..2).flat_map(|_| world.round()).collect();
+    let leaves =
+        |command: &&Command| matches!(command, Command::StepReplica { step: Step::Leaving, .. });
+    let left = left.iter().filter(leaves);
     assert_eq!(left.count(), 2);
     let homes: Vec<_> = world.partitions()[0].replicas.iter().map(|here| here.broker.0).collect();
     assert_eq!(homes, [1, 2, 4], "the preferred one stays");
@@ -319,108 +146,121 @@ fn those_that_go_leave_racks_evenly_used_and_brokers_that_drain_empty() {
 #[test]
 fn a_gate_is_raised_when_all_brokers_read_it_and_copies_of_the_metadata_are_made() {
     let world = World::new(&[0, 0]);
-    assert_eq!(world.decide(0), [Order::Propose(Command::JoinMetadata { broker: BrokerId(2) })]);
+    assert_eq!(world.decide(), [Command::JoinMetadata { broker: BrokerId(2) }]);
     let mut alone = State::default();
     alone.apply(&Command::Form { cluster: 7, broker: FOUNDER }).unwrap();
-    let view =
-        View { catalog: alone.catalog(), leaders: &BTreeSet::new(), reachable: &[FOUNDER].into() };
-    assert_eq!(decide(&view, 1), [], "before its gate nobody orders anything");
+    let (leaders, reach) = (BTreeSet::new(), [(FOUNDER, Reach::Well)].into());
+    let view = View { catalog: alone.catalog(), leaders: &leaders, reach: &reach, preferences: 1 };
+    assert_eq!(decide(&view), [], "before its gate nobody orders anything");
 }
 
 #[test]
-fn who_drains_hands_over_first_and_within_the_limit() {
+fn who_drains_is_preferred_no_longer_within_the_limit_and_ends_empty() {
     let mut world = World::new(&[0, 1, 2, 3]);
     world.create("t", 40, 3).unwrap();
     world.settle();
-    // Others shall change their leader too, and come first in the catalog.
-    for partition in &world.partitions()[..20] {
-        let preferred = partition.replica(partition.preferred).unwrap();
-        let other = partition.voters().find(|voter| voter.replica != preferred.replica).unwrap();
-        if preferred.broker != BrokerId(2) && other.broker != BrokerId(2) {
-            world.leaders.remove(&preferred.replica);
-            world.leaders.insert(other.replica);
-        }
-    }
     world.drain(BrokerId(2));
-    let drained = world.homes();
-    world.round(0);
-    assert!(!world.preferred().contains_key(&BrokerId(2)), "somebody else is preferred at once");
-    assert!(unevenness(&world.preferred()) <= 1);
-    let orders = world.decide(3);
-    let handed = orders.iter().filter_map(|order| match order {
-        Order::Transfer { from, to } => Some((drained[from], drained.get(to))),
-        Order::Propose(_) => None,
-    });
-    let handed: Vec<_> = handed.collect();
-    assert_eq!(handed.len(), 3);
-    assert!(handed.iter().all(|(from, to)| *from == BrokerId(2) && *to != Some(&BrokerId(2))));
+    world.preferences = 3;
+    let led = world.preferred()[&BrokerId(2)];
+    let commands = world.decide();
+    let changes = commands.iter().filter(|command| matches!(command, Command::Prefer { .. }));
+    assert_eq!(changes.count(), 3, "{led} were led");
+    world.preferences = 0;
+    assert!(!world.decide().iter().any(|command| matches!(command, Command::Prefer { .. })));
+    world.preferences = 3;
     world.settle();
     assert_eq!(world.held().get(&BrokerId(2)), None);
-    let copies = &world.catalog().metadata;
-    let replica = copies.iter().find(|copy| copy.broker == BrokerId(2)).unwrap().replica;
-    world.apply(&Command::StepMetadata { replica, step: MetadataStep::Gone });
+    world.check_whole();
     world.apply(&Command::RemoveBroker { broker: BrokerId(2) });
 }
 
 #[test]
-fn who_drains_hands_over_to_another_while_the_preferred_one_is_silent() {
-    let mut world = World::new(&[0, 1, 2]);
-    world.create("t", 1, 3).unwrap();
-    world.settle();
-    let partition = world.partitions().remove(0);
-    let preferred = *partition.replica(partition.preferred).unwrap();
-    let mut others = partition.voters().filter(|voter| voter.replica != preferred.replica);
-    let (leads, third) = (others.next().unwrap(), others.next().unwrap());
-    world.leaders = [leads.replica].into();
-    world.reachable.remove(&preferred.broker);
-    assert_eq!(world.decide(1), []);
-    world.drain(leads.broker);
-    let transfer = Order::Transfer { from: leads.replica, to: third.replica };
-    assert_eq!(world.decide(1), std::slice::from_ref(&transfer));
-    // Where that one drains too, a round later, to whom is preferred then.
-    world.drain(preferred.broker);
-    let (topic, replica) = (TopicId(1), third.replica);
-    let prefer = Command::Prefer { topic, partition: partition.id, replica };
-    assert_eq!(world.round(1), [Order::Propose(prefer)]);
-    assert_eq!(world.decide(1), [transfer]);
-}
-
-#[test]
-fn nobody_is_preferred_or_handed_over_to_who_was_not_heard_of() {
+fn nobody_is_preferred_who_was_not_heard_of_and_who_returns_leads_again() {
     let mut world = World::new(&[0, 1, 2]);
     world.create("t", 6, 3).unwrap();
     world.settle();
-    world.reachable.remove(&BrokerId(3));
-    assert_eq!(world.decide(usize::MAX), [], "it may come back");
-    // Its leaderships went elsewhere, and stay there until it does.
-    for partition in world.partitions() {
-        let preferred = partition.replica(partition.preferred).unwrap();
-        if preferred.broker == BrokerId(3) {
-            world.leaders.remove(&preferred.replica);
-            world
-                .leaders
-                .extend(partition.voters().map(|v| v.replica).find(|r| *r != preferred.replica));
-        }
-    }
-    assert_eq!(world.decide(usize::MAX), []);
-    world.reachable.insert(BrokerId(3));
-    assert_eq!(world.decide(usize::MAX).len(), 2);
+    let before = world.leaders();
+    world.kill(BrokerId(3));
     world.settle();
-    assert_eq!(unevenness(&world.preferred()), 0);
+    assert_eq!(world.decide(), [], "it may come back");
+    assert_ne!(world.leaders(), before, "others lead meanwhile");
+    world.dead.clear();
+    world.reach.insert(BrokerId(3), Reach::Going);
+    world.settle();
+    assert_ne!(world.leaders(), before, "it is about to go again");
+    world.reach.insert(BrokerId(3), Reach::Well);
+    world.settle();
+    assert_eq!(world.leaders(), before);
 }
 
 #[test]
-fn transfers_keep_their_pace() {
-    let mut pace = TransferPace::default();
-    let transfer = Order::Transfer { from: ReplicaId(1), to: ReplicaId(2) };
-    let at = Duration::from_secs;
-    assert_eq!(pace.allowed(at(0), 1_000), 50);
-    assert_eq!(pace.allowed(at(0), 3), 1);
-    pace.note(at(0), &[Order::Propose(Command::RaiseGate { gate: 1 })]);
-    assert_eq!(pace.allowed(at(1), 100), 5, "nothing was handed over");
-    pace.note(at(1), &[transfer]);
-    assert_eq!(pace.allowed(at(10), 100), 0);
-    assert_eq!(pace.allowed(at(11), 100), 5);
+fn what_is_led_for_the_first_time_is_noted_as_formed() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.settle();
+    let create = |name: &str, uuid| Command::CreateTopic {
+        name: Name::new(name).unwrap(),
+        settings: Settings {
+            durability: Durability::Fsync,
+            overflow: Overflow::Reject,
+            max_bytes: 1 << 30,
+            max_age_ms: 0,
+        },
+        created_ms: 1,
+        partitions: vec![NewPartition { uuid, brokers: (1..=3).map(BrokerId).collect() }],
+    };
+    world.apply(&create("led", 1));
+    world.apply(&create("waits", 2));
+    world.groups.get_mut(&2).unwrap().leader = None;
+    let led = world.groups[&1].leader.unwrap();
+    assert_eq!(world.decide()[0], Command::NoteFormed { replicas: vec![led] });
+}
+
+#[test]
+fn so_many_vote_on_the_metadata_as_brokers_allow() {
+    let automatic = [1, 1, 3, 3, 3, 3, 5, 5].map(|voters| voters as usize);
+    let brokers = 1..=8;
+    assert!(brokers.map(|brokers| metadata_voters(0, brokers)).eq(automatic));
+    assert_eq!([1, 3, 5].map(|setting| metadata_voters(setting, 4)), [1, 3, 3]);
+}
+
+#[test]
+fn voters_of_the_metadata_are_spread_over_racks_and_follow_the_setting() {
+    let mut world = World::new(&[0, 0, 0, 1, 1, 2]);
+    let voting = |world: &World| -> Vec<u64> {
+        let votes = |copy: &&Placement| copy.stage == Stage::Voter;
+        let mut at: Vec<_> =
+            world.catalog().metadata.iter().filter(votes).map(|copy| copy.broker.0).collect();
+        at.sort_unstable();
+        at
+    };
+    for (setting, expected) in [(0, vec![1, 4, 6]), (5, vec![1, 2, 4, 5, 6]), (1, vec![1])] {
+        world.metadata_voters = setting;
+        world.settle();
+        assert_eq!(voting(&world), expected);
+        world.check_whole();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_is_dead_only_after_ten_minutes_under_the_same_eyes() {
+    let (world, board, start) = (World::new(&[0, 0, 0]), LeaderBoard::default(), Instant::now());
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let news = |free_bytes, draining| News { free_bytes, draining, gate: 1, led: Vec::new() };
+    board.note(BrokerId(2), &news(HOME_BYTES_MIN, false), at(0));
+    let reach = |since, now| {
+        let watch = Watch { since: at(since), me: FOUNDER };
+        let all = watch.reach(world.catalog(), &board, at(now));
+        (1..=3).map(|id| all[&BrokerId(id)]).collect::<Vec<_>>()
+    };
+    assert_eq!(reach(0, 29), [Reach::Well, Reach::Well, Reach::Quiet]);
+    assert_eq!(reach(0, 599), [Reach::Well, Reach::Quiet, Reach::Quiet]);
+    assert_eq!(reach(0, 600), [Reach::Well, Reach::Dead, Reach::Dead]);
+    assert_eq!(reach(300, 899), [Reach::Well, Reach::Quiet, Reach::Quiet], "a new controller");
+    board.note(BrokerId(2), &news(HOME_BYTES_MIN - 1, false), at(700));
+    board.note(BrokerId(3), &news(0, true), at(700));
+    assert_eq!(reach(0, 701), [Reach::Well, Reach::Full, Reach::Going]);
+    assert_eq!(reach(0, 1_299), [Reach::Well, Reach::Quiet, Reach::Quiet]);
+    assert_eq!(reach(0, 1_300), [Reach::Well, Reach::Dead, Reach::Dead]);
 }
 
 proptest! {
@@ -482,7 +322,7 @@ proptest! {
         let active: BTreeSet<_> = world.catalog().active().map(|card| card.id).collect();
         prop_assert!(world.held().keys().all(|broker| active.contains(broker)));
         for partition in world.partitions() {
-            prop_assert!(world.leaders.contains(&partition.preferred), "{:?}", partition);
+            prop_assert!(world.leaders().contains(&partition.preferred), "{:?}", partition);
         }
     }
 
@@ -504,11 +344,9 @@ proptest! {
             counts.values().map(|count| count * count).sum()
         };
         loop {
-            let view = View {
-                catalog: world.state.catalog(),
-                leaders: &world.leaders,
-                reachable: &world.reachable,
-            };
+            let (leaders, reach) = (world.leaders(), &world.reach);
+            let catalog = world.state.catalog();
+            let view = View { catalog, leaders: &leaders, reach, preferences: 64 };
             let commands = balance::preferences(&view);
             if commands.is_empty() {
                 break;
@@ -530,7 +368,7 @@ proptest! {
         prop_assert_eq!(squares(&world.preferred()), best.min().unwrap());
     }
 
-    /// What a round moves stays within its limits, and no two moves share a pair of brokers.
+    /// What a round proposes stays within its limits, and no two moves share a pair of brokers.
     #[test]
     fn a_round_stays_within_its_limits(racks in racks(), limit in 0usize..6) {
         let mut world = World::new(&racks);
@@ -538,15 +376,19 @@ proptest! {
         world.join(0);
         world.join(1);
         world.drain(FOUNDER);
+        world.preferences = limit;
         let at = world.homes();
-        let orders = world.decide(limit);
+        let commands = world.decide();
+        prop_assert!(commands.len() <= COMMANDS_MAX);
         let mut pairs = BTreeSet::new();
-        for order in &orders {
-            if let Order::Propose(Command::AddReplica { broker, replaces: Some(old), .. }) = order {
-                prop_assert!(pairs.insert((at[old], *broker)), "{:?}", orders);
+        for command in &commands {
+            if let Command::AddReplica { broker, replaces: Some(old), .. } = command {
+                prop_assert!(pairs.insert((at[old], *broker)), "{:?}", commands);
             }
         }
-        let transfers = orders.iter().filter(|order| matches!(order, Order::Transfer { .. }));
-        prop_assert!(transfers.count() <= limit);
+        let changes = commands.iter().filter(|command| matches!(command, Command::Prefer { .. }));
+        // A path is whole, however long.
+        let path = if limit == 0 { 0 } else { racks.len() + 2 };
+        prop_assert!(changes.count() <= limit.max(path));
     }
 }

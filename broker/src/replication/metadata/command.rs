@@ -173,6 +173,8 @@ pub enum Step {
 /// Where a replica of the metadata has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetadataStep {
+    /// The group counts its vote no longer; it keeps a copy.
+    Learner = 1,
     /// The group counts its vote.
     Voter = 2,
     /// The group has forgotten it.

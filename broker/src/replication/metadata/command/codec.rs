@@ -208,6 +208,9 @@ impl Command {
             14 => Self::NoteRecovery { uuid: input.u128()?, recovery: recovery(input)? },
             15 => match (input.replica()?, BrokerId(input.u64()?), input.u8()?) {
                 (ReplicaId(0), broker, 1) => Self::JoinMetadata { broker },
+                (replica, BrokerId(0), 1) => {
+                    Self::StepMetadata { replica, step: MetadataStep::Learner }
+                }
                 (replica, BrokerId(0), 2) => {
                     Self::StepMetadata { replica, step: MetadataStep::Voter }
                 }

@@ -118,6 +118,10 @@ fn all_of_cluster() -> Vec<(Command, &'static str)> {
         ),
         (Command::JoinMetadata { broker }, "010f0000000000000000020000000000000001"),
         (
+            Command::StepMetadata { replica, step: MetadataStep::Learner },
+            "010f0900000000000000000000000000000001",
+        ),
+        (
             Command::StepMetadata { replica, step: MetadataStep::Voter },
             "010f0900000000000000000000000000000002",
         ),
@@ -148,7 +152,7 @@ fn unknown_kinds_and_versions_are_refused() {
 
 proptest! {
     #[test]
-    fn no_cut_of_a_command_decodes(which in 0usize..21, cut in 0usize..60) {
+    fn no_cut_of_a_command_decodes(which in 0usize..22, cut in 0usize..60) {
         let mut commands = all();
         commands.extend(all_of_cluster());
         let (command, _) = commands.swap_remove(which);

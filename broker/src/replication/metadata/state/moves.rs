@@ -155,11 +155,15 @@ impl State {
         let votes = |placement: &&Placement| placement.stage == Stage::Voter;
         let others = placed.iter().filter(votes).filter(|voter| voter.replica != replica).count();
         match (step, placed[at].stage) {
-            (MetadataStep::Voter, Stage::Voter) => {}
+            (MetadataStep::Learner, Stage::Joining) | (MetadataStep::Voter, Stage::Voter) => {}
+            (MetadataStep::Learner, Stage::Voter) if others > 0 => {
+                Arc::make_mut(&mut self.catalog).metadata[at].stage = Stage::Joining;
+            }
+            (MetadataStep::Learner, Stage::Voter) => return Err(Refusal::TooFewVoters),
             (MetadataStep::Voter, Stage::Joining) => {
                 Arc::make_mut(&mut self.catalog).metadata[at].stage = Stage::Voter;
             }
-            (MetadataStep::Voter, _) => return Err(Refusal::BadStep),
+            (MetadataStep::Learner | MetadataStep::Voter, _) => return Err(Refusal::BadStep),
             (MetadataStep::Gone, _) if others == 0 => return Err(Refusal::TooFewVoters),
             (MetadataStep::Gone, _) => {
                 Arc::make_mut(&mut self.catalog).metadata.remove(at);

@@ -226,6 +226,9 @@ fn the_metadata_has_replicas_of_its_own() {
     let step = |replica, step| Command::StepMetadata { replica: ReplicaId(replica), step };
     assert_eq!(state.apply(&step(1, MetadataStep::Gone)), Err(Refusal::TooFewVoters));
     assert_eq!(state.apply(&step(2, MetadataStep::Voter)), Ok(Change::Done));
+    assert_eq!(state.apply(&step(1, MetadataStep::Learner)), Ok(Change::Done));
+    assert_eq!(state.catalog().metadata[0].stage, Stage::Joining, "a copy without a vote");
+    assert_eq!(state.apply(&step(2, MetadataStep::Learner)), Err(Refusal::TooFewVoters));
     assert_eq!(state.apply(&step(1, MetadataStep::Gone)), Ok(Change::Done));
     assert_eq!(state.apply(&step(1, MetadataStep::Gone)), Err(Refusal::ReplicaGone));
     assert_eq!(state.apply(&Command::RemoveBroker { broker: FOUNDER }), Ok(Change::Done));

@@ -86,7 +86,8 @@ fn command(state: &State, serial: usize, [kind, a, b, c]: Dice) -> Command {
         _ if a < 100 => Command::JoinMetadata { broker: broker_of(b) },
         _ => Command::StepMetadata {
             replica: replica_of(state, b),
-            step: if c < 128 { MetadataStep::Voter } else { MetadataStep::Gone },
+            step: [MetadataStep::Learner, MetadataStep::Voter, MetadataStep::Gone]
+                [usize::from(c % 3)],
         },
     }
 }
