@@ -1,5 +1,6 @@
 mod cluster;
 mod faults;
+mod members;
 mod metadata;
 mod net;
 mod rig;
