@@ -19,8 +19,6 @@ pub(super) struct Plan<'a> {
     commands: Vec<Command>,
     /// Partitions that change by what is under way or planned, by their identity.
     busy: BTreeSet<u128>,
-    /// Replicas that are told to go.
-    dismissed: BTreeSet<ReplicaId>,
     /// From where to where something moves.
     pairs: BTreeSet<(BrokerId, BrokerId)>,
     moves: usize,
@@ -30,7 +28,7 @@ impl<'a> Plan<'a> {
     pub(super) fn of(view: &'a View<'a>) -> Self {
         let seats = Seats::of(view.catalog, |broker| view.may_hold(broker));
         let moves = view.catalog.moves.len();
-        let (mut busy, mut pairs, dismissed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let (mut busy, mut pairs) = (BTreeSet::new(), BTreeSet::new());
         for (topic, partition) in view.catalog.partitions() {
             let under_way = view.catalog.move_of(topic.id, partition.id);
             if under_way.is_some() || !partition.formed {
@@ -40,7 +38,7 @@ impl<'a> Plan<'a> {
             let Some((to, (_, Move { replaces, .. }))) = joins.zip(under_way) else { continue };
             pairs.insert((source(partition, replaces), to.broker));
         }
-        Self { view, seats, commands: Vec::new(), busy, dismissed, pairs, moves }
+        Self { view, seats, commands: Vec::new(), busy, pairs, moves }
     }
 
     /// Whether nothing is under way or planned.
@@ -94,14 +92,13 @@ impl<'a> Plan<'a> {
 
     /// Gives every lost replica a successor, on its own broker if need be.
     pub(super) fn replace(&mut self) {
-        for (topic, partition) in self.view.catalog.partitions() {
+        for (topic, partition) in self.idle() {
             let lost = |here: &&Placement| matches!(here.stage, Stage::Lost(_));
             let Some(lost) = partition.replicas.iter().find(lost) else { continue };
             match partition.voters().count() {
                 // Nobody is left to learn from: what to do is the operator's to decide.
                 0 => {}
                 voters if voters >= usize::from(topic.replicas) => self.dismiss(partition, lost),
-                _ if self.busy.contains(&partition.uuid) => {}
                 _ => self.substitute(topic, partition, Some(lost)),
             }
         }
@@ -150,9 +147,7 @@ impl<'a> Plan<'a> {
     fn dismiss(&mut self, partition: &Partition, placement: &Placement) {
         self.busy.insert(partition.uuid);
         let replica = placement.replica;
-        if self.dismissed.insert(replica) {
-            self.commands.push(Command::StepReplica { replica, step: Step::Leaving });
-        }
+        self.commands.push(Command::StepReplica { replica, step: Step::Leaving });
     }
 
     /// Partitions of which nothing is under way or planned.

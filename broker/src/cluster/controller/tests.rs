@@ -216,6 +216,53 @@ fn what_is_led_for_the_first_time_is_noted_as_formed() {
 }
 
 #[test]
+fn those_that_do_not_answer_go_first_and_the_next_joins_without_waiting_for_them() {
+    let mut world = World::new(&[0, 0, 0, 0, 0]);
+    world.create("t", 1, 3).unwrap();
+    world.settle();
+    let partition = world.partitions().remove(0);
+    let silent = *partition.voters().find(|v| v.replica != partition.preferred).unwrap();
+    world.kill(silent.broker);
+    world.set_replicas("t", 1);
+    let goes = Command::StepReplica { replica: silent.replica, step: Step::Leaving };
+    assert_eq!(world.decide(), std::slice::from_ref(&goes));
+    world.apply(&goes);
+    world.set_replicas("t", 3);
+    let commands = world.decide();
+    assert!(matches!(commands[..], [Command::AddReplica { replaces: None, .. }]), "{commands:?}");
+}
+
+#[test]
+fn preferences_change_only_as_many_at_once_as_may() {
+    let mut world = World::new(&[0, 0, 0]);
+    let brokers: Vec<_> = (1..=3).map(BrokerId).collect();
+    let all_first = |uuid| NewPartition { uuid, brokers: brokers.clone() };
+    world.create_on("t", (1..=9).map(all_first).collect());
+    for limit in [0, 1, 2, 5] {
+        world.preferences = limit;
+        let commands = world.decide();
+        let changes = commands.iter().filter(|command| matches!(command, Command::Prefer { .. }));
+        assert_eq!(changes.count(), limit);
+    }
+}
+
+#[test]
+fn two_do_not_vote_where_one_does() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.reach.insert(BrokerId(3), Reach::Quiet);
+    world.dead.insert(BrokerId(3));
+    let voters = |world: &World| {
+        world.catalog().metadata.iter().filter(|copy| copy.stage == Stage::Voter).count()
+    };
+    world.settle();
+    assert_eq!(voters(&world), 1);
+    world.reach.insert(BrokerId(3), Reach::Well);
+    world.dead.clear();
+    world.settle();
+    assert_eq!(voters(&world), 3);
+}
+
+#[test]
 fn so_many_vote_on_the_metadata_as_brokers_allow() {
     let automatic = [1, 1, 3, 3, 3, 3, 5, 5].map(|voters| voters as usize);
     let brokers = 1..=8;

@@ -33,6 +33,8 @@ async fn the_highest_term_leads_whoever_told_last() {
     assert!(!changes.has_changed().unwrap(), "nothing new");
     let leader = board.leader_of(&log, now).unwrap();
     assert_eq!((leader.broker, leader.led.term), (BrokerId(2), Term(5)));
+    let backwards = board.leader_of(&placed(&[2, 1]), now).unwrap();
+    assert_eq!(backwards.broker, BrokerId(2), "in whatever order they stand");
     assert_eq!(board.leader_of(&placed(&[1]), now).unwrap().led.term, Term(4));
     // A replica is asked for where it is: another broker can not lead it.
     let elsewhere = Placement { broker: BrokerId(1), ..placed(&[2])[0] };

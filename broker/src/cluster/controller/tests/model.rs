@@ -159,7 +159,8 @@ fn a_dead_broker_without_a_stand_in_is_waited_for() {
 
 #[test]
 fn without_a_majority_nothing_is_moved() {
-    let mut world = World::new(&[0, 0, 0, 0, 0]);
+    // With five voters the metadata has a majority all the same.
+    let mut world = World::new(&[0, 0, 0, 0, 0, 0, 0]);
     world.create("t", 1, 3).unwrap();
     world.settle();
     let before = world.partitions();
@@ -169,7 +170,28 @@ fn without_a_majority_nothing_is_moved() {
         world.bury(*broker);
     }
     world.settle();
+    assert!(world.groups[&0].leader.is_some());
     assert_eq!(world.partitions()[0].replicas, before[0].replicas);
+}
+
+#[test]
+fn one_that_joins_on_a_broker_that_dies_makes_room_for_another() {
+    let mut world = begin();
+    world.drain(BrokerId(1));
+    for command in world.decide() {
+        world.apply(&command);
+    }
+    let joins: Vec<_> = world.catalog().moves.keys().copied().collect();
+    let homes = world.homes();
+    let dies = homes[joins.first().unwrap()];
+    world.kill(dies);
+    world.settle();
+    assert!(world.partitions().iter().any(|p| p.replicas.len() > 3), "it may come back");
+    world.bury(dies);
+    world.settle();
+    assert_eq!(world.held().get(&dies), None);
+    assert!(world.partitions().iter().all(|partition| partition.voters().count() == 3));
+    world.check_whole();
 }
 
 /// What a fault strikes, which one, and what happens.
