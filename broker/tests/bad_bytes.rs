@@ -76,6 +76,7 @@ fn transcript(producing: &Producing) -> Vec<u8> {
         subscription: Some(name("billing")),
         start: Start::Earliest,
         credit,
+        needs: Needs::default(),
     }));
     frames.push(Frame::Demand(StreamId(1), Demand { cost: 9_000, largest: 9_000 }));
     frames.push(Frame::Publish(producing.batch(&[b"one", b"two", &[3; 5_000]])));

@@ -247,6 +247,7 @@ async fn a_name_that_is_none_is_refused_wherever_it_stands() {
         subscription: Some(right.clone()),
         start: Start::Earliest,
         credit: Grant::default(),
+        needs: Needs::default(),
     };
     let delete = DeleteTopic { request: RequestId(1), topic: right };
     let frames = [

@@ -53,6 +53,7 @@ async fn stalled_subscription(node: &Node) -> Peer {
         subscription: Some(name("slow")),
         start: weir_protocol::frame::Start::Earliest,
         credit: Grant::default(),
+        needs: Needs::default(),
     }))
     .await;
     peer.answer(request).await.unwrap();
@@ -390,6 +391,7 @@ async fn a_consumer_that_settles_nothing_gets_no_more_than_its_credit() {
             subscription: None,
             start: weir_protocol::frame::Start::Offset(Offset(0)),
             credit,
+            needs: Needs::default(),
         })
     };
     peer.send(&subscribe(1, request, credit)).await;

@@ -524,6 +524,7 @@ async fn an_opening_that_a_frozen_leader_does_not_answer_is_left_behind() {
             producer_epoch: 1,
             next_sequence: weir_protocol::types::Sequence(0),
             log_end: Offset(0),
+            term: Term(0),
         };
         frozen.send(Frame::PublisherOpened(opened)).await;
         assert!(matches!(frozen.next().await, Frame::CloseStream(of) if of == open.stream));

@@ -142,6 +142,7 @@ impl Serving {
                 producer_epoch: 1,
                 next_sequence: Sequence(next),
                 log_end: Offset(0),
+                term: Term(0),
             }))
             .await;
         self.peer.send(Frame::Grant(open.stream, grant(CREDIT))).await;
@@ -197,6 +198,7 @@ impl Serving {
                 log_start: Offset(0),
                 high_watermark: Offset(end),
                 skipped: 0,
+                term: Term(0),
             }))
             .await;
     }

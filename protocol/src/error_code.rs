@@ -85,6 +85,7 @@ codes! {
     0x0103 ProducerLimit "PRODUCER_LIMIT" "producers" "the table of producers is full";
     0x0104 ConsumerLimit "CONSUMER_LIMIT" "consumers" "the table of consumers is full";
     0x0105 Recovering "RECOVERING" "recovering" "the partition is being opened";
+    0x0106 Behind "BEHIND" "behind" "the replica does not hold what was asked for yet";
     0x0201 BacklogFull "BACKLOG_FULL" "backlog" "the topic holds as many bytes as it may and its policy is reject";
     0x0202 StorageLow "STORAGE_LOW" "disk" "the disk has no room for another segment";
     0x0301 NotLeader "NOT_LEADER" "not_leader" "another broker leads this partition";

@@ -251,6 +251,8 @@ pub struct PublisherOpened {
     pub next_sequence: Sequence,
     /// The log end when the publisher was opened.
     pub log_end: Offset,
+    /// The term that the broker leads; 0 = it does not tell.
+    pub term: Term,
 }
 
 /// One batch.
@@ -378,6 +380,19 @@ pub enum Start {
     Time(u64),
 }
 
+/// What a consumer needs of the replica that serves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// Any replica may serve, although it may lag behind. Of a reader: a durable subscription is
+    /// always served by the leader.
+    pub any_replica: bool,
+    /// Everything below must be readable (exclusive); BEHIND where it does not come to be.
+    pub reach: Offset,
+    /// A durable subscription starts no earlier than here: where its consumer stood when it moved.
+    /// 0 = at its cursor.
+    pub resume: Offset,
+}
+
 /// Opens a consumer on a stream.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Subscribe {
@@ -396,6 +411,8 @@ pub struct Subscribe {
     pub start: Start,
     /// Initial credit: the grant with epoch 0.
     pub credit: Grant,
+    /// Of the replica that serves it.
+    pub needs: Needs,
 }
 
 /// The consumer is open.
@@ -413,6 +430,8 @@ pub struct Subscribed {
     pub high_watermark: Offset,
     /// The cursor had fallen behind the log start and was moved: records the consumer missed.
     pub skipped: u64,
+    /// The term that the broker leads; 0 = it follows, or does not tell.
+    pub term: Term,
 }
 
 /// Batches, as they are stored: each with header, body and padding to 32 bytes.

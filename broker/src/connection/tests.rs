@@ -220,6 +220,7 @@ impl World {
             subscription: None,
             start: Start::Earliest,
             credit,
+            needs: Needs::default(),
         };
         self.say(&Frame::Subscribe(subscribe)).await;
         let Some(Request::Subscribe(SubscribeRequest { port, reply, .. })) =

@@ -322,6 +322,7 @@ impl Peer {
             subscription: subscription.map(name),
             start,
             credit,
+            needs: Needs::default(),
         }))
         .await;
         match self.answer(request).await? {

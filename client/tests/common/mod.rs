@@ -268,6 +268,7 @@ impl Peer {
             producer_epoch: 1,
             next_sequence: Sequence(next_sequence),
             log_end: Offset(next_sequence),
+            term: Term(0),
         }))
         .await;
         self.send(Frame::Grant(stream, grant(credit))).await;
@@ -318,6 +319,7 @@ impl Peer {
             log_start: Offset(0),
             high_watermark: Offset(high_watermark),
             skipped: 0,
+            term: Term(0),
         }))
         .await;
         subscribe

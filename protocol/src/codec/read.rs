@@ -2,11 +2,11 @@
 
 use super::DecodeError;
 use super::fields::Fields;
-use super::write::frame_type as t;
+use super::write::{ANY_REPLICA, frame_type as t};
 use crate::batch::{BatchHeader, HeaderError, WIRE_SALT};
 use crate::frame::{
     AlterTopic, Auth, BrokerView, CreateTopic, DeleteTopic, Deliver, Demand, Durability,
-    ErrorFrame, Frame, GoAway, Hello, Metadata, MetadataPage, OpenPublisher, Overflow,
+    ErrorFrame, Frame, GoAway, Hello, Metadata, MetadataPage, Needs, OpenPublisher, Overflow,
     PartitionView, Publish, Published, PublisherOpened, Refused, Revoke, Revoked, Settle, Settled,
     Start, StoredRange, StreamClosed, Subscribe, Subscribed, TopicConfig, TopicView, Welcome,
 };
@@ -162,7 +162,13 @@ fn publisher_opened(stream: StreamId, f: &mut Fields) -> Result<PublisherOpened,
         producer_epoch: f.u32("producer_epoch")?,
         next_sequence: Sequence(f.u64("next_sequence")?),
         log_end: Offset(f.u64("log_end")?),
+        term: term_behind(f)?,
     })
+}
+
+/// The term behind the last field of an older version, whose frames end there.
+fn term_behind(f: &mut Fields) -> Result<Term, DecodeError> {
+    if f.rest.is_empty() { Ok(Term(0)) } else { f.u64("term").map(Term) }
 }
 
 /// The batch header among the fields of a PUBLISH, whose body has `body_len` bytes.
@@ -230,7 +236,17 @@ fn subscribe(stream: StreamId, f: &mut Fields) -> Result<Subscribe, DecodeError>
         _ => return Err(f.bad("start")),
     };
     let credit = f.grant()?;
-    Ok(Subscribe { stream, request, topic, partition, subscription, start, credit })
+    // A frame of an older version ends here.
+    let needs = if f.rest.is_empty() { Needs::default() } else { needs(f)? };
+    Ok(Subscribe { stream, request, topic, partition, subscription, start, credit, needs })
+}
+
+fn needs(f: &mut Fields) -> Result<Needs, DecodeError> {
+    Ok(Needs {
+        any_replica: f.u8("flags")? & ANY_REPLICA != 0,
+        reach: Offset(f.u64("reach")?),
+        resume: Offset(f.u64("resume")?),
+    })
 }
 
 fn subscribed(stream: StreamId, f: &mut Fields) -> Result<Subscribed, DecodeError> {
@@ -241,6 +257,7 @@ fn subscribed(stream: StreamId, f: &mut Fields) -> Result<Subscribed, DecodeErro
         log_start: Offset(f.u64("log_start")?),
         high_watermark: Offset(f.u64("high_watermark")?),
         skipped: f.u64("skipped")?,
+        term: term_behind(f)?,
     })
 }
 

@@ -194,6 +194,11 @@ fn any_frame() -> impl Strategy<Value = Frame> {
                     topic,
                     partition: PartitionId(partition),
                     start: time.map_or(Start::Latest, Start::Time),
+                    needs: Needs {
+                        any_replica: time.is_none(),
+                        reach: Offset(credit.limit_cost),
+                        resume: Offset(time.unwrap_or(0)),
+                    },
                     credit,
                 })
             }),

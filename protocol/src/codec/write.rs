@@ -4,12 +4,12 @@ use super::fields::PutFields;
 use super::{EncodeBuf, crc_of};
 use crate::batch::WIRE_SALT;
 use crate::frame::{
-    AlterTopic, CreateTopic, Deliver, Frame, GoAway, Hello, MetadataPage, OpenPublisher, Publish,
+    AlterTopic, CreateTopic, Deliver, Frame, GoAway, Hello, MetadataPage, Needs, OpenPublisher, Publish,
     Published, PublisherOpened, Refused, Start, Subscribe, Subscribed, TopicConfig, TopicView,
     Welcome,
 };
 use crate::limits::FRAME_HEADER_BYTES;
-use crate::types::BrokerId;
+use crate::types::{BrokerId, Term};
 use bytes::{BufMut, Bytes, BytesMut};
 
 /// Frame types on the wire.
@@ -45,6 +45,9 @@ pub(super) mod frame_type {
     pub(in crate::codec) const DONE: u8 = 0x35;
 }
 use frame_type as t;
+
+/// Of the flags of SUBSCRIBE: any replica may serve.
+pub(super) const ANY_REPLICA: u8 = 1;
 
 /// Appends a frame whose fields `put` writes, and its batches.
 pub(crate) fn whole(
@@ -209,6 +212,7 @@ fn put_publisher_opened(out: &mut EncodeBuf, opened: &PublisherOpened) {
         f.put_u32_le(opened.producer_epoch);
         f.put_u64_le(opened.next_sequence.0);
         f.put_u64_le(opened.log_end.0);
+        put_term_behind(f, opened.term);
     });
 }
 
@@ -260,7 +264,20 @@ fn put_subscribe(out: &mut EncodeBuf, subscribe: &Subscribe) {
         f.put_u8(kind);
         f.put_u64_le(value);
         f.put_grant(&subscribe.credit);
+        let needs = subscribe.needs;
+        if needs != Needs::default() {
+            f.put_u8(if needs.any_replica { ANY_REPLICA } else { 0 });
+            f.put_u64_le(needs.reach.0);
+            f.put_u64_le(needs.resume.0);
+        }
     });
+}
+
+/// Where there is none, the frame is the same as in older versions.
+fn put_term_behind(f: &mut BytesMut, term: Term) {
+    if term != Term(0) {
+        f.put_u64_le(term.0);
+    }
 }
 
 fn put_subscribed(out: &mut EncodeBuf, subscribed: &Subscribed) {
@@ -270,6 +287,7 @@ fn put_subscribed(out: &mut EncodeBuf, subscribed: &Subscribed) {
         f.put_u64_le(subscribed.log_start.0);
         f.put_u64_le(subscribed.high_watermark.0);
         f.put_u64_le(subscribed.skipped);
+        put_term_behind(f, subscribed.term);
     });
 }
 

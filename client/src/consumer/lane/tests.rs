@@ -96,6 +96,7 @@ impl Broker {
             log_start: Offset(0),
             high_watermark: Offset(self.end),
             skipped: 0,
+            term: Term(0),
         }));
     }
 

@@ -91,6 +91,7 @@ impl Broker {
             producer_epoch: 1,
             next_sequence: Sequence(self.stored.len() as u64),
             log_end: Offset(self.log.len() as u64),
+            term: Term(0),
         }
     }
 
