@@ -29,7 +29,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio::time::{Duration, Instant};
-use weir_protocol::frame::Grant;
+use weir_protocol::frame::{Grant, Refusal};
 use weir_protocol::types::{Name, PartitionId};
 
 /// Default size of a device's pool, cost.
@@ -116,6 +116,21 @@ impl Flow {
     /// The partition takes all again.
     pub fn unblock(&self, partition: &PartitionKey) {
         self.call(|core, now, signals| core.set_blocked(partition, 0, now, signals));
+    }
+
+    /// The partition is served elsewhere: the streams of its publishers end with this. Their unspent
+    /// credit returns; what they spent is reserved until it is answered.
+    pub fn end(&self, partition: &PartitionKey, refusal: &Refusal) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let State { core, registers, signals, .. } = &mut *state;
+        for key in core.streams_of(partition) {
+            core.close(key, now, signals);
+            if let Some(register) = registers[key.slot as usize].take() {
+                register.end(refusal.clone());
+            }
+        }
+        self.hand_over(&mut state);
     }
 
     /// The partition is gone for ever.

@@ -13,7 +13,7 @@ use weir_client::{
     Client, Consumer, Message, OnFull, Overflow, Publisher, Reason, Start, TopicChange, TopicConfig,
 };
 use weir_protocol::error_code::{ErrorCode, Outcome, Scope, reason_bits};
-use weir_protocol::frame::{Demand, Frame, Grant, Refusal, StoredRange, Subscribe};
+use weir_protocol::frame::{Demand, Frame, Grant, Needs, Refusal, StoredRange, Subscribe};
 use weir_protocol::types::{Offset, PartitionId, StreamId};
 
 const TOPIC: &str = "orders";

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::publisher::name;
 use crate::shared::{LaneRef, TopicState};
 use delivered::Origin;
-use lane::ReadLane;
+use lane::{ReadLane, Reading};
 use shared::{ConsumerShared, End};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -37,6 +37,9 @@ pub struct ConsumerBuilder {
     partitions: Option<Vec<u32>>,
     credit: Limits,
     auto_settle: bool,
+    any_replica: bool,
+    /// By partition.
+    reach: BTreeMap<u32, u64>,
 }
 
 impl ConsumerBuilder {
@@ -49,7 +52,24 @@ impl ConsumerBuilder {
             partitions: None,
             credit: CREDIT_DEFAULT,
             auto_settle: subscription.is_none(),
+            any_replica: false,
+            reach: BTreeMap::new(),
         }
+    }
+
+    /// Lets any replica serve a reader: one on a broker that this client is connected to already,
+    /// or else the leader. What it reads may be old, and is always in order. A durable subscription
+    /// is served by the leader alone.
+    pub fn any_replica(mut self) -> Self {
+        self.any_replica = true;
+        self
+    }
+
+    /// Waits for a replica that holds everything below `end` of this partition, for example behind
+    /// a record that was just published (its receipt's offset + 1): reads what was written before.
+    pub fn reach(mut self, partition: u32, end: u64) -> Self {
+        self.reach.insert(partition, end);
+        self
     }
 
     /// Where to start. A durable subscription that exists starts at its cursor instead.
@@ -90,6 +110,11 @@ impl ConsumerBuilder {
         let topic = name(&self.topic, "topic")?;
         let subscription =
             self.subscription.as_deref().map(|text| name(text, "subscription")).transpose()?;
+        if self.any_replica && subscription.is_some() {
+            let text =
+                "a durable subscription is served by the leader alone; leave any_replica out";
+            return Err(Error::invalid(text));
+        }
         let view = self.client.topic(topic.as_str()).await?;
         let handle = self.client.handle().clone();
         let topic_state = handle.shared.follow_topic(&topic, view.config.partitions);
@@ -106,17 +131,22 @@ impl ConsumerBuilder {
         if partitions.is_empty() {
             return Err(Error::invalid("a consumer reads at least one partition"));
         }
+        if let Some(partition) = self.reach.keys().find(|reached| !partitions.contains(reached)) {
+            let text = format!("partition {partition} is to be reached, but is not read");
+            return Err(Error::invalid(text));
+        }
         let consumer = Consumer {
             shared: Arc::new(ConsumerShared::new(topic, subscription)),
             handle,
             topic_state: Some(topic_state).filter(|_| follows),
             credit: share(self.credit.clamped(), partitions.len()),
             auto_settle: self.auto_settle,
+            any_replica: self.any_replica,
             current: None,
             origins: Vec::new(),
             unsettled: None,
         };
-        consumer.open(partitions, self.start).await
+        consumer.open(partitions, self.start, &self.reach).await
     }
 }
 
@@ -136,6 +166,7 @@ pub struct Consumer {
     topic_state: Option<Arc<TopicState>>,
     credit: Limits,
     auto_settle: bool,
+    any_replica: bool,
     current: Option<std::vec::IntoIter<Delivered>>,
     /// By lane.
     origins: Vec<Arc<Origin>>,
@@ -153,19 +184,25 @@ impl fmt::Debug for Consumer {
 }
 
 impl Consumer {
-    async fn open(mut self, partitions: Vec<u32>, start: Start) -> Result<Self> {
+    async fn open(
+        mut self,
+        partitions: Vec<u32>,
+        start: Start,
+        reach: &BTreeMap<u32, u64>,
+    ) -> Result<Self> {
         for partition in partitions {
-            self.add_lane(partition, start)?;
+            self.add_lane(partition, start, reach.get(&partition).copied().unwrap_or(0))?;
         }
         self.wait_opened().await?;
         Ok(self)
     }
 
-    fn add_lane(&mut self, partition: u32, start: Start) -> Result<()> {
+    fn add_lane(&mut self, partition: u32, start: Start, reach: u64) -> Result<()> {
         let durable = self.shared.subscription.is_some();
+        let reading = Reading { start, durable, any_replica: self.any_replica, reach };
         let lane = {
             let mut state = self.shared.lock();
-            state.lanes.push(ReadLane::new(partition, start, durable, self.credit));
+            state.lanes.push(ReadLane::new(partition, reading, self.credit));
             state.lanes.len() - 1
         };
         let consumer = self.shared.clone();
@@ -204,7 +241,7 @@ impl Consumer {
         let known = self.origins.len() as u32;
         for partition in known..topic_state.partitions.load(Ordering::Relaxed) {
             // Whatever is in it was published after this consumer started.
-            if let Err(error) = self.add_lane(partition, Start::Earliest) {
+            if let Err(error) = self.add_lane(partition, Start::Earliest, 0) {
                 tracing::warn!(partition, %error, "an added partition cannot be read");
                 return;
             }

@@ -55,6 +55,8 @@ pub enum Reason {
     Sessions,
     /// The partition is being opened.
     Recovering,
+    /// The replica does not hold what was asked for yet.
+    Behind,
     /// The broker has as many connections as it may.
     Connections,
     /// Too large a share of what this client sends are retries.
@@ -75,6 +77,7 @@ impl Reason {
             Self::Requests => "requests",
             Self::Sessions => "sessions",
             Self::Recovering => "recovering",
+            Self::Behind => "behind",
             Self::Connections => "connections",
             Self::RetryBudget => "retry_budget",
             Self::Other => "other",
@@ -104,6 +107,7 @@ impl Reason {
             Some(ErrorCode::OverloadedRequest) => Self::Requests,
             Some(ErrorCode::ProducerLimit | ErrorCode::ConsumerLimit) => Self::Sessions,
             Some(ErrorCode::Recovering) => Self::Recovering,
+            Some(ErrorCode::Behind) => Self::Behind,
             Some(ErrorCode::BacklogFull) => Self::Backlog,
             Some(ErrorCode::StorageLow) => Self::Disk,
             Some(ErrorCode::Draining) => Self::Draining,

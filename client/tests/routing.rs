@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use weir_client::{Client, ErrorCode, ErrorKind, Message, Outcome, Publisher};
 use weir_protocol::frame::*;
-use weir_protocol::types::{Offset, PartitionId, RequestId};
+use weir_protocol::types::{Offset, PartitionId, RequestId, Term};
 
 const MIB: u64 = 1 << 20;
 

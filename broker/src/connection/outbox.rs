@@ -22,7 +22,7 @@ use weir_protocol::error_code::{ErrorCode, Outcome, Scope};
 use weir_protocol::frame::{
     Frame, GoAway, Grant, Published, Refusal, Refused, Revoke, StoredRange, StreamClosed,
 };
-use weir_protocol::types::{Offset, ProducerId, RequestId, Sequence, StreamId};
+use weir_protocol::types::{Offset, ProducerId, RequestId, Sequence, StreamId, Term};
 
 pub use super::lane::{ConsumerId, ConsumerPort, LANE_DELIVERIES_MAX};
 pub use super::reply::{PublishReply, RequestReply};
@@ -71,6 +71,8 @@ pub struct OpenedPublisher {
     pub next_sequence: Sequence,
     /// The log end.
     pub log_end: Offset,
+    /// The term that the partition leads.
+    pub term: Term,
 }
 
 /// What the writer takes at once.
@@ -413,16 +415,14 @@ impl GrantRegister {
 
     /// The peer left a revoke unanswered: its stream ends.
     pub fn silent(&self) {
-        self.outbox.change(|state| {
-            if let Some(publisher) = state.publishers.get_mut(&self.stream) {
-                let text = "a REVOKE of this stream was not answered in time; open it again";
-                let mut refusal = Refusal::new(ErrorCode::PeerSilent, text);
-                refusal.scope = Scope::Stream;
-                refusal.outcome = Outcome::Unknown;
-                publisher.closing.get_or_insert(Some(Box::new(refusal)));
-                state.talk(self.stream);
-            }
-        });
+        let text = "a REVOKE of this stream was not answered in time; open it again";
+        let refusal = Refusal::new(ErrorCode::PeerSilent, text);
+        self.end(Refusal { scope: Scope::Stream, outcome: Outcome::Unknown, ..refusal });
+    }
+
+    /// The stream ends, once all its publishes are answered.
+    pub fn end(&self, refusal: Refusal) {
+        self.outbox.close_publisher(self.stream, Some(refusal));
     }
 }
 

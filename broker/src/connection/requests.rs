@@ -191,7 +191,7 @@ impl Connection {
         let outbox = Arc::clone(&self.outbox);
         let deliver = move |result: Result<SubscribedState, Refusal>| {
             let result = result.map(|state| {
-                let SubscribedState { start, log_start, high_watermark, skipped } = state;
+                let SubscribedState { start, log_start, high_watermark, skipped, term } = state;
                 let (stream, request) = (stream, request);
                 Box::new(Frame::Subscribed(Subscribed {
                     stream,
@@ -200,6 +200,7 @@ impl Connection {
                     log_start,
                     high_watermark,
                     skipped,
+                    term,
                 }))
             });
             outbox.complete(Completion::Consumer { stream, request, result });
@@ -207,6 +208,7 @@ impl Connection {
         let ask = SubscribeRequest {
             subscription: subscribe.subscription,
             start: subscribe.start,
+            needs: subscribe.needs,
             port,
             reply: RequestReply::new(deliver),
         };
@@ -280,10 +282,11 @@ impl Connection {
         let Some(StreamState::OpeningPublisher(opening)) = self.streams.forget(stream) else {
             return;
         };
-        let OpenedPublisher { producer_id, producer_epoch, next_sequence, log_end } = match result {
+        let opened = match result {
             Ok(opened) => opened,
             Err(refusal) => return self.answer(request, Err(refusal)),
         };
+        let OpenedPublisher { producer_id, producer_epoch, next_sequence, log_end, term } = opened;
         let opened = PublisherOpened {
             stream,
             request,
@@ -291,6 +294,7 @@ impl Connection {
             producer_epoch,
             next_sequence,
             log_end,
+            term,
         };
         self.answer(request, Ok(Frame::PublisherOpened(opened)));
         if opening.cancelled {
@@ -369,6 +373,7 @@ impl Attach {
                 producer_epoch,
                 next_sequence: state.next_sequence,
                 log_end: state.log_end,
+                term: state.term,
             });
             outbox.complete(Completion::Publisher { stream, request, result });
         };

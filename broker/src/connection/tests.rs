@@ -12,13 +12,13 @@ use weir_protocol::batch::BatchBuilder;
 use weir_protocol::codec::{Decoder, encode_to_vec};
 use weir_protocol::error_code::Outcome;
 use weir_protocol::frame::{
-    Auth, Deliver, Demand, Grant, Hello, OpenPublisher, Publish, Settle, Start, StoredRange,
+    Auth, Deliver, Demand, Grant, Hello, Needs, OpenPublisher, Publish, Settle, Start, StoredRange,
     Subscribe,
 };
 use weir_protocol::limits::{
     FRAME_BYTES_MAX, HEARTBEAT_MS, MESSAGE_BYTES_DEFAULT, REQUESTS_PER_CONNECTION_MAX,
 };
-use weir_protocol::types::{Offset, RequestId, Sequence, StreamId};
+use weir_protocol::types::{Offset, RequestId, Sequence, StreamId, Term};
 
 const STREAM: StreamId = StreamId(1);
 
@@ -194,7 +194,11 @@ impl World {
         let Some(Request::OpenPublisher { reply, .. }) = self.requests.recv().await else {
             panic!("no request to open");
         };
-        reply.done(Ok(PublisherState { next_sequence: Sequence(5), log_end: Offset(9) }));
+        reply.done(Ok(PublisherState {
+            next_sequence: Sequence(5),
+            log_end: Offset(9),
+            term: Term(0),
+        }));
         let opened = self.hear().await;
         assert!(matches!(opened, Frame::PublisherOpened(o) if o.next_sequence == Sequence(5)));
         match self.hear().await {
@@ -234,6 +238,7 @@ impl World {
             log_start: zero,
             high_watermark: zero,
             skipped: 0,
+            term: Term(0),
         }));
         assert!(matches!(self.hear().await, Frame::Subscribed(_)));
         port
@@ -524,7 +529,11 @@ async fn a_named_producer_is_registered_and_attached_under_its_new_epoch() {
         panic!("no request to open");
     };
     assert_eq!(producer, Some((ProducerId(42), 7)));
-    reply.done(Ok(PublisherState { next_sequence: Sequence(0), log_end: Offset(0) }));
+    reply.done(Ok(PublisherState {
+        next_sequence: Sequence(0),
+        log_end: Offset(0),
+        term: Term(0),
+    }));
     assert!(matches!(world.hear().await, Frame::PublisherOpened(o) if o.producer_epoch == 7));
 }
 

@@ -306,6 +306,12 @@ impl FlowCore {
         }
     }
 
+    /// The open streams of a partition, by slot.
+    pub(super) fn streams_of(&self, key: &PartitionKey) -> Vec<StreamKey> {
+        let partition = self.partitions.get(key);
+        partition.map_or(Vec::new(), |partition| partition.streams.iter().copied().collect())
+    }
+
     /// A partition that no longer exists is forgotten, its clock with it.
     pub(super) fn forget(&mut self, key: &PartitionKey) {
         if self.partitions.get(key).is_some_and(|partition| partition.streams.is_empty()) {

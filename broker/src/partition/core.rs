@@ -1,7 +1,8 @@
 //! What a partition decides: the pure half of the room.
 //!
-//! Owns: the replicated state; publishes and commands on their way into the log (`proposing`);
-//! consumers and what they are owed (`consuming`).
+//! Owns: the replicated state; where the leader is (`standing`); publishes and commands on their way
+//! into the log (`proposing`); consumers on their way in (`arriving`) and what they are owed
+//! (`consuming`).
 //! Never: a clock, a socket, a file, a random number. `handle(event, now)` appends effects, in the
 //! order in which they must be carried out.
 //! Invariants:
@@ -10,12 +11,19 @@
 //!   run that was broken is drained before the next one begins;
 //! - the duplicate check sees every record before it lets one pass: nothing is judged before the
 //!   replica leads and everything committed is applied;
+//! - what only a leader may do is refused by a replica that follows, and by one that waited for a
+//!   leader for too long; the state is made of the log alone, the same on every replica;
 //! - a state that may lack something changes nothing: it is read from, and that is all.
 
+mod arriving;
 mod consuming;
 mod proposing;
+mod standing;
 #[cfg(test)]
 mod tests;
+
+pub(super) use arriving::Arriving;
+pub(super) use standing::{Hint, Leader};
 
 use super::command::Command;
 use super::refusal::{Loss, PublishRefusal, SubscribeRefusal};
@@ -31,7 +39,7 @@ use proposing::Proposing;
 use tokio::time::Instant;
 use weir_protocol::batch::BatchHeader;
 use weir_protocol::error_code::reason_bits;
-use weir_protocol::frame::{Deliver, Overflow, Settled, Start, StoredRange, TopicConfig};
+use weir_protocol::frame::{Deliver, Overflow, Settled, StoredRange, TopicConfig};
 use weir_protocol::types::{Name, Offset, ProducerId, Term};
 use weir_storage::BatchSlice;
 
@@ -54,6 +62,10 @@ pub(super) struct Seen {
     pub(super) role: Role,
     /// The term in which proposals are in order.
     pub(super) leading: Option<Term>,
+    /// Another replica that leads, if one is known to.
+    pub(super) leader: Option<Hint>,
+    /// Whether nobody else votes: if this replica does not lead, nobody does.
+    pub(super) sole_voter: bool,
     pub(super) refused: Option<Refused>,
     /// Proposals whose fate is open.
     pub(super) in_flight: usize,
@@ -66,8 +78,8 @@ pub(super) enum Event<R> {
     Publish(Publish<R>),
     /// A publisher attaches.
     OpenPublisher(Option<(ProducerId, u32)>, Ticket),
-    /// A consumer attaches. A start by time was turned into an offset.
-    Subscribe { id: ConsumerId, subscription: Option<Name>, start: Start, registers: Registers },
+    /// A consumer attaches.
+    Subscribe(Arriving),
     /// A consumer's registers changed; perhaps it settled.
     Poked { id: ConsumerId, registers: Registers, settle: Option<(Offset, bool)> },
     /// A consumer is gone.
@@ -109,7 +121,8 @@ pub(super) enum Effect<R> {
     Opened(Ticket, Result<PublisherState, PublishRefusal>),
     /// A consumer is attached, or not.
     Subscribed(ConsumerId, Result<SubscribedState, SubscribeRefusal>),
-    /// The consumer is over: another one took its place, or its subscription was deleted.
+    /// The consumer is over: another one took its place, its subscription was deleted, or another
+    /// replica serves it.
     Close(ConsumerId, SubscribeRefusal),
     /// Read for a consumer.
     Read(Wanted),
@@ -119,6 +132,8 @@ pub(super) enum Effect<R> {
     Settled(ConsumerId, Settled),
     /// A subscription is deleted, or never was; or it cannot be.
     Deleted(Ticket, Result<bool, SubscribeRefusal>),
+    /// Another replica leads, or none does: the streams of all publishers end.
+    Depart(PublishRefusal),
     /// Publishers get no more credit for these `reason_bits`; 0 = they do.
     Block(u32),
     /// Readers get nothing below any more: the segments below may go.
@@ -137,6 +152,7 @@ pub(super) type Effects<R> = Vec<Effect<R>>;
 pub(super) struct Core<R> {
     config: TopicConfig,
     state: State,
+    leader: Leader,
     proposing: Proposing<R>,
     consuming: Consuming,
     /// More bytes than the topic may hold are needed.
@@ -156,6 +172,7 @@ impl<R> Core<R> {
         Self {
             config,
             state,
+            leader: Leader::unknown(),
             proposing: Proposing::new(log_time_ms),
             consuming: Consuming::default(),
             full: false,
@@ -185,6 +202,11 @@ impl<R> Core<R> {
     /// Whether it leads and judges publishes.
     pub(super) fn leads(&self) -> bool {
         self.term().is_some()
+    }
+
+    /// Where the leader is, as far as it is known here.
+    pub(super) fn leader(&self) -> Leader {
+        self.leader
     }
 
     /// The term that it leads.
@@ -217,9 +239,11 @@ impl<R> Core<R> {
         self.proposing.next_bytes()
     }
 
-    /// When [`Core::pump`] has something to propose that waits for its time.
+    /// When [`Core::pump`] has something to do that waits for its time.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
-        if self.leads() { self.consuming.settles.due(now) } else { None }
+        let settles = if self.leads() { self.consuming.settles.due(now) } else { None };
+        let patience = [self.leader.awaited_until(), self.consuming.patience_ends()];
+        patience.into_iter().chain([settles]).flatten().min()
     }
 
     /// Takes one event in. [`Core::pump`] follows when all that has arrived is taken in.
@@ -227,16 +251,14 @@ impl<R> Core<R> {
         match event {
             Event::Publish(publish) => self.publish(publish),
             Event::OpenPublisher(producer, ticket) => self.open_publisher(producer, ticket, out),
-            Event::Subscribe { id, subscription, start, registers } => {
-                self.subscribe(id, subscription, start, registers, out);
-            }
+            Event::Subscribe(arriving) => self.subscribe(arriving, now, out),
             Event::Poked { id, registers, settle } => self.poked(id, registers, settle, now, out),
             Event::Closed(id) => self.consuming.close(id),
             Event::Read { id, slices } => self.read(id, slices, out),
-            Event::DeleteSubscription(name, ticket) => self.delete(&name, ticket, out),
+            Event::DeleteSubscription(name, ticket) => self.delete(name, ticket, out),
             Event::Applied { header, commands } => self.applied(&header, &commands, out),
             Event::Lost(lost) => self.pass_over(lost, out),
-            Event::Replica(seen) => self.replica(&seen, out),
+            Event::Replica(seen) => self.replica(&seen, now, out),
             Event::NotProposed { number } => self.not_proposed(number, out),
             Event::Configure(config) => self.config = config,
             Event::Holds { sealed, bytes, wall_ms } => self.retain(&sealed, bytes, wall_ms),
@@ -251,7 +273,9 @@ impl<R> Core<R> {
 
     /// Proposes what is due, gathered, and says what follows from all that was taken in.
     pub(super) fn pump(&mut self, wall_ms: u64, now: Instant, out: &mut Effects<R>) {
+        self.lose_patience(now, out);
         self.propose(wall_ms, now, out);
+        self.let_in(now, out);
         let bits = self.reasons_to_block();
         if bits != self.blocked_bits {
             self.blocked_bits = bits;
@@ -278,13 +302,30 @@ impl<R> Core<R> {
         self.refuse_changes(&lost, out);
     }
 
+    /// Another replica leads, or none has for too long. What is replicated stays as it is; what is
+    /// volatile goes, and whoever it belongs to is told where to go.
+    fn step_down(&mut self, hint: Hint, out: &mut Effects<R>) {
+        self.full = false;
+        self.proposing.trim_to(None);
+        self.leave_consumers(hint, out);
+        out.push(Effect::Depart(PublishRefusal::NotLeader(hint)));
+    }
+
     fn reasons_to_block(&self) -> u32 {
+        if self.leader.is_elsewhere() {
+            // Who publishes here is sent away: there is no credit to hold back.
+            return 0;
+        }
         let backlog = self.full && self.config.overflow == Overflow::Backpressure;
         let bit = |holds: bool, bit: u32| if holds { bit } else { 0 };
         bit(backlog, reason_bits::BACKLOG) | bit(!self.has_space, reason_bits::DISK)
     }
 
     fn retain(&mut self, sealed: &[Sealed], bytes: u64, wall_ms: u64) {
+        if self.leader.is_elsewhere() {
+            // The leader decides, and the log tells.
+            return;
+        }
         let held = Held {
             sealed,
             bytes,

@@ -45,6 +45,12 @@ pub const CONTROL_BYTES_MAX: usize = 64 << 10;
 /// Cold reads of one partition at a time; the others wait their turn.
 pub const COLD_READS_MAX: usize = 8;
 
+/// Requests wait this long for a leader since there was one. An election takes less once it is
+/// called, and whoever waits longer finds the leader sooner by asking elsewhere.
+pub const LEADER_PATIENCE: Duration = Duration::from_secs(1);
+/// A consumer waits this long for the replica to reach what it asked for.
+pub const REACH_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Log time follows the wall clock at most this far beyond what the monotonic clock explains, per
 /// proposal: a clock set forward by a day must not expire everything at once.
 pub const LOG_TIME_STEP_MS: u64 = 10_000;
@@ -58,6 +64,8 @@ pub const AGE_TICK: Duration = Duration::from_secs(1);
 pub const ROOM_BYTES_MIN: u64 = (PROPOSALS_INFLIGHT_MAX as u64 + 2) * PROPOSAL_BYTES_MAX as u64;
 /// Headers taken out of the log at once; more than one index may have.
 pub const HEADERS_PER_READ: usize = 2 * PROPOSAL_BATCHES_MAX;
+/// What a follower is just being sent is trimmed after this.
+pub const TRIM_HELD: Duration = Duration::from_secs(1);
 /// A replica that ended for want of space is opened again after this, and after each failure.
 pub const REOPEN_AFTER: Duration = Duration::from_millis(250);
 /// A process whose device failed ends after this: answers leave first.

@@ -3,6 +3,7 @@
 //! Owns: the partition's refusals and their translation into the one vocabulary that peers know.
 //! Never: a catch-all: each match names every case, so that a new one must be decided here.
 
+use super::core::Hint;
 use crate::flow::PartitionKey;
 use crate::replication::{Fence, StoredOutcome};
 use std::fmt;
@@ -49,6 +50,8 @@ pub(super) enum PublishRefusal {
     StorageLow,
     /// The broker is shutting down.
     Draining,
+    /// Another replica leads, or none does. Nothing is stored.
+    NotLeader(Hint),
     /// The run it was in was broken.
     LeaderLost(StoredOutcome),
     /// The replica has ended.
@@ -134,6 +137,7 @@ impl PublishRefusal {
                 reason_bits: reason_bits::DRAINING,
                 ..Refusal::new(ErrorCode::Draining, "the broker is shutting down; reconnect")
             },
+            Self::NotLeader(hint) => not_leader(*hint),
             Self::LeaderLost(outcome) => lost(*outcome),
             Self::Fenced { text, outcome } => fenced(text, *outcome),
             Self::ReadOnly { lost, outcome: StoredOutcome::NotStored } => read_only(lost),
@@ -155,6 +159,23 @@ fn read_only_text(lost: &Loss) -> String {
 /// A change of a partition that takes none.
 pub(super) fn read_only(lost: &Loss) -> Refusal {
     Refusal { scope: Scope::Stream, ..Refusal::new(ErrorCode::DamagedRange, read_only_text(lost)) }
+}
+
+fn not_leader(hint: Hint) -> Refusal {
+    match hint {
+        Some((broker, term)) => {
+            let text = format!("broker {broker} leads this partition in term {term}; go there");
+            Refusal::not_leader(hint, text)
+        }
+        None => Refusal {
+            retry_after_ms: 100,
+            ..Refusal::not_leader(
+                None,
+                "this broker does not lead the partition and does not know who does; ask for \
+                 metadata, here or elsewhere",
+            )
+        },
+    }
 }
 
 fn lost(outcome: StoredOutcome) -> Refusal {
@@ -192,6 +213,10 @@ pub(super) enum SubscribeRefusal {
     Draining,
     /// The replica has ended.
     Fenced,
+    /// Another replica leads, or none does, and only the leader may serve this.
+    NotLeader(Hint),
+    /// The replica did not reach what was asked for in time.
+    Behind { reach: Offset, high_watermark: Offset },
     /// A newer consumer took its place.
     TakenOver,
     /// Its subscription was deleted.
@@ -237,6 +262,19 @@ impl SubscribeRefusal {
                 ErrorCode::StorageFenced,
                 "the partition stopped writing after a failure; no subscription can be created",
             ),
+            Self::NotLeader(hint) => not_leader(*hint),
+            Self::Behind { reach, high_watermark } => Refusal {
+                observed: reach.0,
+                limit: high_watermark.0,
+                ..waiting(
+                    ErrorCode::Behind,
+                    100,
+                    &format!(
+                        "offset {reach} was asked for and this replica holds what lies below \
+                         {high_watermark}; ask the leader, or wait and try again"
+                    ),
+                )
+            },
             Self::TakenOver => stream(
                 ErrorCode::TakenOver,
                 "a newer consumer of the same subscription reads this partition now",

@@ -8,8 +8,8 @@ use crate::flow::Reservation;
 use bytes::Bytes;
 use tokio::time::Instant;
 use weir_protocol::batch::BatchHeader;
-use weir_protocol::frame::{Start, TopicConfig};
-use weir_protocol::types::{Name, Offset, ProducerId, Sequence};
+use weir_protocol::frame::{Needs, Start, TopicConfig};
+use weir_protocol::types::{Name, Offset, ProducerId, Sequence, Term};
 
 /// One request to a partition. Each carries the place for its own answer.
 #[derive(Debug)]
@@ -72,6 +72,8 @@ pub struct SubscribeRequest {
     pub subscription: Option<Name>,
     /// Where to start; a subscription that exists starts at its cursor instead.
     pub start: Start,
+    /// What it needs of the replica.
+    pub needs: Needs,
     /// The consumer's registers and lane.
     pub port: ConsumerPort,
     /// Where it starts, or why not.
@@ -85,6 +87,8 @@ pub struct PublisherState {
     pub next_sequence: Sequence,
     /// The high watermark (exclusive).
     pub log_end: Offset,
+    /// The term that is led.
+    pub term: Term,
 }
 
 /// Where a consumer starts.
@@ -98,4 +102,6 @@ pub struct SubscribedState {
     pub high_watermark: Offset,
     /// Records that were asked for, or that the subscription had not settled, and that are gone.
     pub skipped: u64,
+    /// The term that is led; 0 = the replica follows.
+    pub term: Term,
 }

@@ -14,7 +14,7 @@ mod apply;
 mod effects;
 mod maintain;
 
-use super::core::{Core, Effects, Event, Publish, Ticket};
+use super::core::{Arriving, Core, Effects, Event, Publish, Ticket};
 use super::limits::{AGE_TICK, REQUESTS_PER_TURN, TICK};
 use super::open::PartitionOptions;
 use super::pokes::Pokes;
@@ -89,8 +89,9 @@ pub(super) struct Task {
     cold_waiting: VecDeque<Wanted>,
     upkeep: Upkeep,
     tick_at: Option<Instant>,
-    /// Requests are answered. Before the replica leads, and a batch of its own term shows how much
-    /// of the log is committed, an answer could miss what was acknowledged before a restart.
+    /// Requests are answered. Before a leader, here by a batch of its own term, shows how much of the
+    /// log is committed, an answer could miss what was acknowledged before a restart. A replica that
+    /// waits for a leader in vain answers too: it refuses.
     opened: bool,
     /// Everything is answered: the task ends, and then answers this.
     stop: Option<RequestReply<()>>,
@@ -262,7 +263,7 @@ impl Task {
     }
 
     async fn subscribe(&mut self, subscribe: SubscribeRequest, now: Instant) {
-        let SubscribeRequest { subscription, start, port, reply } = subscribe;
+        let SubscribeRequest { subscription, start, needs, port, reply } = subscribe;
         let start = match start {
             Start::Time(time_ms) => match self.offset_for_time(time_ms).await {
                 Ok(offset) => Start::Offset(offset),
@@ -275,7 +276,8 @@ impl Task {
         };
         let (id, registers) = (port.id(), registers_of(&port));
         self.consumers.insert(id, Attached { port, reply: Some(reply) });
-        self.tell(Event::Subscribe { id, subscription, start, registers }, now);
+        let arriving = Arriving { id, subscription, start, needs, registers };
+        self.tell(Event::Subscribe(arriving), now);
     }
 
     /// The first offset at or after a time, within what readers may see.
@@ -335,6 +337,7 @@ impl Task {
     fn turn(&mut self, now: Instant) {
         self.check_space(now);
         self.core.pump(self.around.options.wall.now_ms(), now, &mut self.effects);
+        self.opened |= !self.core.leader().is_awaited();
         // Before the answers leave: who was told that a batch is stored finds it in the view.
         self.show();
         self.carry_out(now);

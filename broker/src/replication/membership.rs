@@ -63,6 +63,22 @@ impl Replica {
         }
     }
 
+    /// Whether nobody else votes: if this replica does not lead, nobody does.
+    pub fn is_only_voter(&self) -> bool {
+        self.shared.is_only_voter()
+    }
+
+    /// Another member that leads, as far as is known here: its broker (none where the membership is
+    /// not known yet) and its term.
+    pub fn other_leader(&self) -> Option<(Option<BrokerId>, Term)> {
+        let seen = self.raft.server_metrics();
+        let seen = seen.borrow_watched();
+        let leader = seen.current_leader.filter(|leader| *leader != self.shared.replica)?;
+        let mut nodes = seen.membership_config.nodes();
+        let broker = nodes.find(|(replica, _)| **replica == leader).map(|(_, broker)| *broker);
+        Some((broker, Term(seen.vote.leader_id.term)))
+    }
+
     /// How far each member is known to hold the log, flushed; empty unless this replica leads.
     pub fn progress(&self) -> BTreeMap<ReplicaId, Index> {
         let seen = self.raft.data_metrics();

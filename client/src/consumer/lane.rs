@@ -19,7 +19,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use weir_protocol::batch::{BatchHeader, BatchType, HeaderError};
 use weir_protocol::error_code::{Action, ErrorCode};
-use weir_protocol::frame::{self, Deliver, Frame, Grant, Refusal, Settle, Settled, Subscribed};
+use weir_protocol::frame::{
+    self, Deliver, Frame, Grant, Needs, Refusal, Settle, Settled, Subscribed,
+};
 use weir_protocol::limits::BATCH_HEADER_BYTES;
 use weir_protocol::types::{Offset, StreamId};
 
@@ -47,17 +49,39 @@ enum Phase {
     /// Asked for a stream; `stale` = not for what is wanted by now.
     Opening {
         stale: bool,
+        /// Where a durable subscription was asked to go on.
+        resume: u64,
     },
     Open(StreamId),
     /// Ended on purpose or for good.
     Over,
 }
 
+/// What is read, and where.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Reading {
+    pub(crate) start: Start,
+    /// As a durable subscription.
+    pub(crate) durable: bool,
+    /// Any replica may serve.
+    pub(crate) any_replica: bool,
+    /// What the first stream must be able to read (exclusive).
+    pub(crate) reach: u64,
+}
+
+/// What a stream is asked for with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Ask {
+    pub(crate) start: frame::Start,
+    pub(crate) needs: Needs,
+    pub(crate) credit: Grant,
+}
+
 /// What the driver does after a visit.
 #[derive(Debug, Default)]
 pub(crate) struct ReadVisit {
-    /// Ask for a stream that starts here, with this credit.
-    pub(crate) open: Option<(frame::Start, Grant)>,
+    /// Ask for a stream.
+    pub(crate) open: Option<Ask>,
     /// It would ask for a stream if there were anybody to ask.
     pub(crate) waits: bool,
     /// End this stream.
@@ -115,16 +139,17 @@ pub(crate) struct View {
 #[derive(Debug)]
 pub(crate) struct ReadLane {
     pub(crate) partition: u32,
-    start: Start,
-    durable: bool,
+    reading: Reading,
+    /// The last replica that was asked sent it away: the leader is asked next.
+    sent_away: bool,
     phase: Phase,
     view: Option<View>,
     /// Behind the last record that was received.
     received: u64,
     /// Behind the last record that was handed over.
     position: u64,
-    /// Behind the last record that came on this stream: a broker takes no settle beyond it, and
-    /// a durable subscription starts again at its cursor.
+    /// Behind the last record that came on this stream, or where it started: a broker takes no settle
+    /// beyond it, and one that knows of no other place starts a durable subscription at its cursor.
     streamed: u64,
     buffered: VecDeque<RawBatch>,
     credit: Credit,
@@ -135,11 +160,11 @@ pub(crate) struct ReadLane {
 }
 
 impl ReadLane {
-    pub(crate) fn new(partition: u32, start: Start, durable: bool, window: Limits) -> Self {
+    pub(crate) fn new(partition: u32, reading: Reading, window: Limits) -> Self {
         Self {
             partition,
-            start,
-            durable,
+            reading,
+            sent_away: false,
             phase: Phase::Idle { reopen_at: None },
             view: None,
             received: 0,
@@ -157,6 +182,11 @@ impl ReadLane {
     /// Known once the broker has opened it.
     pub(crate) fn view(&self) -> Option<View> {
         self.view
+    }
+
+    /// Whether it asks any replica next, not the leader alone.
+    pub(crate) fn goes_anywhere(&self) -> bool {
+        self.reading.any_replica && !self.sent_away
     }
 
     pub(crate) fn position(&self) -> u64 {
@@ -242,7 +272,7 @@ impl ReadLane {
                 self.abandoned = Some(*stream);
                 self.phase = Phase::Idle { reopen_at: None };
             }
-            Phase::Opening { stale } => *stale = true,
+            Phase::Opening { stale, .. } => *stale = true,
             Phase::Idle { .. } | Phase::Over => {}
         }
     }
@@ -259,7 +289,7 @@ impl ReadLane {
         }
         self.settling.upto = upto;
         self.credit.settle(upto);
-        let first = self.durable && self.settling.due.is_none();
+        let first = self.reading.durable && self.settling.due.is_none();
         if first {
             self.settling.due = Some(Instant::now() + SETTLE_DELAY);
         }
@@ -294,8 +324,9 @@ impl ReadLane {
         match self.phase {
             Phase::Idle { .. } if ending => self.phase = Phase::Over,
             Phase::Idle { reopen_at } if reopen_at.is_none_or(|at| at <= now) => {
-                self.phase = Phase::Opening { stale: false };
-                visit.open = Some(self.ask());
+                let ask = self.ask();
+                self.phase = Phase::Opening { stale: false, resume: ask.needs.resume.0 };
+                visit.open = Some(ask);
             }
             Phase::Idle { reopen_at } => visit.timer = reopen_at,
             Phase::Open(stream) => {
@@ -314,15 +345,21 @@ impl ReadLane {
         visit
     }
 
-    fn ask(&mut self) -> (frame::Start, Grant) {
-        let start = match (self.view, self.start) {
+    fn ask(&mut self) -> Ask {
+        let start = match (self.view, self.reading.start) {
             (Some(_), _) => frame::Start::Offset(Offset(self.received)),
             (None, Start::Earliest) => frame::Start::Earliest,
             (None, Start::Latest) => frame::Start::Latest,
             (None, Start::Offset(offset)) => frame::Start::Offset(Offset(offset)),
             (None, Start::Time(ms)) => frame::Start::Time(ms),
         };
-        (start, self.credit.start())
+        let again = self.view.is_some();
+        let needs = Needs {
+            any_replica: self.reading.any_replica,
+            reach: Offset(if again { 0 } else { self.reading.reach }),
+            resume: Offset(if again && self.reading.durable { self.received } else { 0 }),
+        };
+        Ask { start, needs, credit: self.credit.start() }
     }
 
     fn tell_settled(
@@ -332,7 +369,7 @@ impl ReadLane {
         at_once: bool,
         out: &mut Vec<Frame>,
     ) {
-        if !self.durable {
+        if !self.reading.durable {
             return;
         }
         let settling = &mut self.settling;
@@ -353,7 +390,11 @@ impl ReadLane {
 
     /// The broker opened the stream.
     pub(crate) fn opened(&mut self, stream: StreamId, subscribed: &Subscribed) {
-        let stale = self.phase == Phase::Opening { stale: true };
+        let (stale, resume) = match self.phase {
+            Phase::Opening { stale, resume } => (stale, resume),
+            Phase::Idle { .. } | Phase::Open(_) | Phase::Over => (false, 0),
+        };
+        self.sent_away = false;
         self.phase = Phase::Open(stream);
         self.backoff.reset();
         self.settling.sent = 0;
@@ -377,8 +418,14 @@ impl ReadLane {
                 self.settling.upto = start;
             }
         }
-        // The start of a durable subscription is its cursor: what lies below is committed.
-        self.settling.committed = self.settling.committed.max(subscribed.start.0);
+        // A durable subscription starts at its cursor, below which all is committed, unless it goes on
+        // where this consumer stood.
+        if subscribed.start.0 != resume {
+            self.settling.committed = self.settling.committed.max(subscribed.start.0);
+        }
+        if self.settles_again() {
+            self.settling.due = Some(Instant::now());
+        }
         if stale {
             self.start_anew();
         }
@@ -398,13 +445,17 @@ impl ReadLane {
         for slice in &deliver.batches {
             self.take_slice(slice.clone(), deliver.salt)?;
         }
-        // Settled on an earlier stream, and a repetition here makes it known on this one.
-        let known = self.settling.upto.min(self.streamed);
-        let settles = self.durable && known > self.settling.sent.max(self.settling.committed);
+        let settles = self.settles_again();
         if settles {
             self.settling.due = Some(Instant::now());
         }
         Ok(settles || self.grants())
+    }
+
+    /// Whether this stream may be told of what was settled on an earlier one.
+    fn settles_again(&self) -> bool {
+        let known = self.settling.upto.min(self.streamed);
+        self.reading.durable && known > self.settling.sent.max(self.settling.committed)
     }
 
     fn take_slice(&mut self, mut slice: Bytes, salt: u64) -> Result<(), HeaderError> {
@@ -473,6 +524,7 @@ impl ReadLane {
         if self.phase == Phase::Over {
             return None;
         }
+        self.sent_away = true;
         match Action::of(refusal.code) {
             Action::Wait
             | Action::StopTopic

@@ -102,11 +102,11 @@ impl Driver {
         }
         let pause = self.asking.backoff.next(&self.shared.chance);
         self.asking.leaders_at = now + pause.clamp(LEADER_PAUSE_MIN, LEADER_PAUSE_MAX);
-        let homeless = self.lanes.homeless.values().map(|(topic, _)| topic.clone());
+        let homeless = self.lanes.homeless.values().map(|place| place.topic.clone());
         self.asking.due.extend(homeless);
         self.asking.due.append(&mut self.asking.doubted);
         for session in self.links.sessions().filter(|session| session.suspect) {
-            let lanes = session.lanes().map(|lane| place_of(lane).0);
+            let lanes = session.lanes().map(|lane| place_of(lane).topic);
             self.asking.due.extend(lanes);
         }
     }

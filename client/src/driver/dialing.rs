@@ -140,11 +140,10 @@ impl Driver {
             return BTreeSet::new();
         }
         let places = self.lanes.homeless.values();
-        let homes =
-            places.filter_map(|(topic, partition)| match self.router.home(topic, *partition) {
-                Home::Broker(broker) => Some(broker),
-                Home::Any | Home::Unknown => None,
-            });
+        let homes = places.filter_map(|place| match self.home_of(place) {
+            Home::Broker(broker) => Some(broker),
+            Home::Any | Home::Unknown => None,
+        });
         homes
             .filter(|broker| self.router.address(*broker).is_some())
             .filter(|broker| !self.links.has_broker(*broker) && !self.links.dials_broker(*broker))

@@ -2,8 +2,9 @@
 //!
 //! Owns: who each frame is for. Never: fails for a frame on a stream that was just closed.
 
+use super::Driver;
+use super::lanes::{self, Place};
 use super::session::{Opening, Session};
-use super::{Driver, lanes};
 use crate::consumer::shared::End;
 use crate::error::{Error, Result};
 use crate::publisher::answers::Retries;
@@ -17,7 +18,7 @@ use weir_protocol::frame::{
     Deliver, ErrorFrame, Frame, MetadataPage, PublisherOpened, Refusal, Refused, StreamClosed,
     Subscribed,
 };
-use weir_protocol::types::{BrokerId, RequestId, StreamId};
+use weir_protocol::types::{BrokerId, RequestId, StreamId, Term};
 
 impl Driver {
     /// Takes in one frame. An error ends the connection.
@@ -142,6 +143,7 @@ impl Driver {
             return Ok(());
         };
         let LaneRef::Publish(lane) = owner.1.clone() else { return Err(unasked(opened.request)) };
+        self.note_leads(session.broker, &owner.1, opened.term);
         self.lanes.touched.insert(owner.0);
         session.streams.insert(stream, owner);
         let broker = session.broker;
@@ -165,6 +167,7 @@ impl Driver {
         let LaneRef::Read(consumer, lane) = owner.1.clone() else {
             return Err(unasked(subscribed.request));
         };
+        self.note_leads(session.broker, &owner.1, subscribed.term);
         self.lanes.touched.insert(owner.0);
         session.streams.insert(stream, owner);
         consumer.lock().lanes[lane].opened(stream, subscribed);
@@ -234,7 +237,7 @@ impl Driver {
         if Action::of(refusal.code) != Action::Reconnect && !recovers {
             return false;
         }
-        let (topic, partition) = lanes::place_of(lane);
+        let Place { topic, partition, .. } = lanes::place_of(lane);
         let leader = refusal.leader();
         if leader.is_some() || self.router.has_several() {
             self.asking.doubt(topic.clone());
@@ -244,6 +247,14 @@ impl Driver {
         }
         self.lanes.news |= leader.is_some();
         self.router.note_denial((&topic, partition), broker, leader)
+    }
+
+    /// The broker leads the partition of a lane in this term, unless it does not tell.
+    fn note_leads(&mut self, broker: BrokerId, lane: &LaneRef, term: Term) {
+        if term != Term(0) {
+            let Place { topic, partition, .. } = lanes::place_of(lane);
+            self.lanes.news |= self.router.note_leads((&topic, partition), broker, term);
+        }
     }
 
     fn refused_request(

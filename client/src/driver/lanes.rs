@@ -10,7 +10,7 @@ use super::router::Home;
 use super::session::Wish;
 use super::timers::Timers;
 use super::{Driver, OUT_BYTES_MAX};
-use crate::consumer::lane::Wish as ReadWish;
+use crate::consumer::lane::{ReadLane, Wish as ReadWish};
 use crate::consumer::shared::{ConsumerShared, End};
 use crate::error::Reason;
 use crate::publisher::shared::PublishLane;
@@ -33,7 +33,7 @@ pub(super) struct Lanes {
     /// The connection that a lane has its stream on.
     pub(super) seats: BTreeMap<LaneId, LinkId>,
     /// Lanes that want a stream while there is nobody to ask for one, with what they are for.
-    pub(super) homeless: BTreeMap<LaneId, (Name, u32)>,
+    pub(super) homeless: BTreeMap<LaneId, Place>,
     /// Leaders have become known that were not.
     pub(super) news: bool,
     frames: Vec<Frame>,
@@ -61,13 +61,26 @@ impl Lanes {
     }
 }
 
-/// What a lane is for.
-pub(super) fn place_of(lane: &LaneRef) -> (Name, u32) {
+/// What a lane is for, and who may serve it.
+#[derive(Clone)]
+pub(super) struct Place {
+    pub(super) topic: Name,
+    pub(super) partition: u32,
+    /// Any replica will do, not the leader alone.
+    pub(super) anywhere: bool,
+}
+
+pub(super) fn place_of(lane: &LaneRef) -> Place {
     match lane {
-        LaneRef::Publish(lane) => (lane.topic.clone(), lane.partition),
+        LaneRef::Publish(lane) => {
+            Place { topic: lane.topic.clone(), partition: lane.partition, anywhere: false }
+        }
         LaneRef::Read(consumer, number) => {
-            let partition = consumer.lock().lanes.get(*number).map_or(0, |lane| lane.partition);
-            (consumer.topic.clone(), partition)
+            let state = consumer.lock();
+            let lane = state.lanes.get(*number);
+            let partition = lane.map_or(0, |lane| lane.partition);
+            let anywhere = lane.is_some_and(ReadLane::goes_anywhere);
+            Place { topic: consumer.topic.clone(), partition, anywhere }
         }
     }
 }
@@ -106,7 +119,8 @@ impl Driver {
         // The stream it has left is closed where it was, before it looks for another.
         let left = lane.lock().take_abandoned();
         self.leave(id, left);
-        let link = self.link_for(id, &lane.topic, lane.partition);
+        let place = Place { topic: lane.topic.clone(), partition: lane.partition, anywhere: false };
+        let link = self.link_for(id, &place);
         let session = link.and_then(|link| self.links.session(link));
         let room = session
             .filter(|session| session.away.is_none())
@@ -125,7 +139,7 @@ impl Driver {
         }
         let wish = visit.open.then(|| Wish::Publisher((id, LaneRef::Publish(lane.clone()))));
         self.carry(id, link, visit.close, wish);
-        self.note_homeless(id, visit.waits.then(|| (lane.topic.clone(), lane.partition)));
+        self.note_homeless(id, visit.waits.then_some(place));
         visit.finished
     }
 
@@ -135,13 +149,14 @@ impl Driver {
         (consumer, number): (&Arc<ConsumerShared>, usize),
         now: Instant,
     ) -> bool {
-        let (left, partition) = {
+        let left = {
             let mut state = consumer.lock();
             let Some(lane) = state.lanes.get_mut(number) else { return true };
-            (lane.take_abandoned(), lane.partition)
+            lane.take_abandoned()
         };
         self.leave(id, left);
-        let link = self.link_for(id, &consumer.topic, partition);
+        let place = place_of(&LaneRef::Read(consumer.clone(), number));
+        let link = self.link_for(id, &place);
         let session = link.and_then(|link| self.links.session(link));
         let connected = session.is_some_and(|session| session.away.is_none());
         let visit = {
@@ -155,11 +170,12 @@ impl Driver {
             lane.visit(now, connected, wish, &mut self.lanes.frames)
         };
         self.lanes.timers.set(id, visit.timer);
-        let wish = visit.open.map(|(start, credit)| {
-            Wish::Consumer((id, LaneRef::Read(consumer.clone(), number)), start, credit)
+        let wish = visit.open.map(|ask| {
+            let owner = (id, LaneRef::Read(consumer.clone(), number));
+            Wish::Consumer(owner, ask)
         });
         self.carry(id, link, visit.close, wish);
-        self.note_homeless(id, visit.waits.then(|| (consumer.topic.clone(), partition)));
+        self.note_homeless(id, visit.waits.then_some(place));
         visit.finished
     }
 
@@ -173,13 +189,23 @@ impl Driver {
     }
 
     /// The connection that a lane has its stream on, or where it may ask for one.
-    fn link_for(&self, id: LaneId, topic: &Name, partition: u32) -> Option<LinkId> {
+    fn link_for(&self, id: LaneId, place: &Place) -> Option<LinkId> {
         let seat = self.lanes.seats.get(&id).copied();
-        seat.or_else(|| match self.router.home(topic, partition) {
+        seat.or_else(|| match self.home_of(place) {
             Home::Broker(broker) => self.links.of_broker(broker),
             Home::Any => self.links.any(),
             Home::Unknown => None,
         })
+    }
+
+    /// Where a lane goes that has no stream.
+    pub(super) fn home_of(&self, place: &Place) -> Home {
+        let Place { topic, partition, anywhere } = place;
+        if *anywhere {
+            let connected = |broker| self.links.of_broker(broker).is_some();
+            return self.router.near(topic, *partition, connected);
+        }
+        self.router.home(topic, *partition)
     }
 
     /// Brings what a visit led to onto its connection.
@@ -207,7 +233,7 @@ impl Driver {
         }
     }
 
-    fn note_homeless(&mut self, id: LaneId, place: Option<(Name, u32)>) {
+    fn note_homeless(&mut self, id: LaneId, place: Option<Place>) {
         match place {
             Some(place) => self.lanes.homeless.insert(id, place),
             None => self.lanes.homeless.remove(&id),
@@ -218,8 +244,11 @@ impl Driver {
     pub(super) fn rehome(&mut self) {
         let lanes = self.lanes_where(|_| true);
         for (id, lane, link) in lanes {
-            let (topic, partition) = place_of(&lane);
-            let Home::Broker(broker) = self.router.home(&topic, partition) else { continue };
+            let place = place_of(&lane);
+            if place.anywhere {
+                continue;
+            }
+            let Home::Broker(broker) = self.home_of(&place) else { continue };
             let Some(session) = self.links.session(link) else { continue };
             if session.broker != broker {
                 session.forget_lane(id);

@@ -32,6 +32,8 @@ struct Topic {
     id: TopicId,
     /// By number of the partition.
     leaders: Vec<Leader>,
+    /// By number of the partition: who holds a replica.
+    replicas: Vec<Vec<BrokerId>>,
 }
 
 /// What brokers have told of their cluster.
@@ -57,6 +59,28 @@ impl Router {
                 Some(only) if self.brokers.len() == 1 => Home::Broker(*only),
                 _ => Home::Unknown,
             },
+        }
+    }
+
+    /// Where a lane goes that any replica may serve: to one on a broker that is `connected`, or else to
+    /// the leader, or where nobody is known to lead to any that can be reached.
+    pub(crate) fn near(
+        &self,
+        topic: &Name,
+        partition: u32,
+        connected: impl Fn(BrokerId) -> bool,
+    ) -> Home {
+        let known = self.topics.get(topic);
+        let replicas = known.and_then(|topic| topic.replicas.get(partition as usize));
+        let replicas = replicas.map_or(&[][..], Vec::as_slice);
+        let home = self.home(topic, partition);
+        match replicas.iter().find(|broker| connected(**broker)) {
+            Some(near) => Home::Broker(*near),
+            None if home != Home::Unknown => home,
+            None => {
+                let reachable = replicas.iter().find(|broker| self.address(**broker).is_some());
+                reachable.map_or(Home::Unknown, |broker| Home::Broker(*broker))
+            }
         }
     }
 
@@ -107,7 +131,7 @@ impl Router {
     fn note_topic(&mut self, view: &TopicView) -> bool {
         let topic = self.topics.entry(view.name.clone()).or_default();
         if topic.id != view.id {
-            *topic = Topic { id: view.id, leaders: Vec::new() };
+            *topic = Topic { id: view.id, ..Topic::default() };
         }
         let mut news = false;
         for partition in &view.partitions {
@@ -117,11 +141,25 @@ impl Router {
             }
             if number >= topic.leaders.len() {
                 topic.leaders.resize(number + 1, Leader::default());
+                topic.replicas.resize(number + 1, Vec::new());
             }
+            topic.replicas[number].clone_from(&partition.replicas);
             let told = Leader { broker: partition.leader, term: partition.term };
             news |= topic.leaders[number].note(told);
         }
         news
+    }
+
+    /// This broker leads in this term. True: that was not known.
+    pub(crate) fn note_leads(
+        &mut self,
+        (topic, partition): (&Name, u32),
+        broker: BrokerId,
+        term: Term,
+    ) -> bool {
+        let known = self.topics.get_mut(topic);
+        let leader = known.and_then(|topic| topic.leaders.get_mut(partition as usize));
+        leader.is_some_and(|leader| leader.note(Leader { broker: Some(broker), term }))
     }
 
     /// This broker says that it does not lead, and perhaps who does. True: it names a leader of a
@@ -222,6 +260,25 @@ mod tests {
         assert_eq!(router.home(&name(), 0), Home::Broker(BrokerId(3)));
         router.note_page(&page(3, 2, &[(1, 1)]), |_| true);
         assert_eq!(router.home(&name(), 0), Home::Broker(BrokerId(1)), "a topic made anew");
+    }
+
+    #[test]
+    fn a_reader_goes_to_a_replica_that_is_near_or_else_to_the_leader() {
+        let mut told_page = page(4, 1, &[(2, 5), (0, 5)]);
+        for partition in &mut told_page.topics[0].partitions {
+            partition.replicas = [1, 2, 3].map(BrokerId).to_vec();
+        }
+        let mut router = told(&told_page);
+        let near = |router: &Router, partition, here: u64| {
+            router.near(&name(), partition, |broker| broker == BrokerId(here))
+        };
+        assert_eq!(near(&router, 0, 3), Home::Broker(BrokerId(3)));
+        assert_eq!(near(&router, 0, 4), Home::Broker(BrokerId(2)), "no replica is there");
+        assert_eq!(near(&router, 1, 4), Home::Broker(BrokerId(1)), "nobody leads, all can serve");
+        assert!(router.note_leads((&name(), 0), BrokerId(1), Term(6)));
+        assert!(!router.note_leads((&name(), 0), BrokerId(3), Term(6)), "one leads in a term");
+        assert_eq!(router.home(&name(), 0), Home::Broker(BrokerId(1)));
+        assert_eq!(near(&Router::default(), 0, 1), Home::Any);
     }
 
     #[test]

@@ -3,14 +3,14 @@
 //! Owns: the numbers of streams and requests, and who they belong to.
 //! Never: touches the socket; frames go into `out`.
 
+use crate::consumer::lane::Ask;
 use crate::shared::{LaneId, LaneRef, ReplyTo, Request, RequestBody};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use tokio::time::Instant;
 use weir_protocol::codec::EncodeBuf;
 use weir_protocol::frame::{
-    CreateTopic, DeleteTopic, Frame, GoAway, Grant, Metadata, OpenPublisher, Start, Subscribe,
-    Welcome,
+    CreateTopic, DeleteTopic, Frame, GoAway, Metadata, OpenPublisher, Subscribe, Welcome,
 };
 use weir_protocol::limits::DEAD_AFTER_MS;
 use weir_protocol::types::{BrokerId, Name, PartitionId, RequestId, StreamId};
@@ -31,7 +31,7 @@ pub(crate) struct Opening {
 /// A stream that is to be asked for.
 pub(crate) enum Wish {
     Publisher(Owner),
-    Consumer(Owner, Start, Grant),
+    Consumer(Owner, Ask),
 }
 
 impl Wish {
@@ -119,8 +119,8 @@ impl Session {
                     let frame = open_publisher(&owner.1, stream, request);
                     (owner, frame)
                 }
-                Wish::Consumer(owner, start, credit) => {
-                    let frame = subscribe(&owner.1, (stream, request), start, credit);
+                Wish::Consumer(owner, ask) => {
+                    let frame = subscribe(&owner.1, (stream, request), ask);
                     (owner, frame)
                 }
             };
@@ -280,12 +280,7 @@ fn open_publisher(lane: &LaneRef, stream: StreamId, request: RequestId) -> Optio
     }))
 }
 
-fn subscribe(
-    lane: &LaneRef,
-    (stream, request): (StreamId, RequestId),
-    start: Start,
-    credit: Grant,
-) -> Option<Frame> {
+fn subscribe(lane: &LaneRef, (stream, request): (StreamId, RequestId), ask: Ask) -> Option<Frame> {
     let LaneRef::Read(consumer, lane) = lane else { return None };
     let partition = consumer.lock().lanes.get(*lane)?.partition;
     Some(Frame::Subscribe(Subscribe {
@@ -294,7 +289,8 @@ fn subscribe(
         topic: consumer.topic.clone(),
         partition: PartitionId(partition),
         subscription: consumer.subscription.clone(),
-        start,
-        credit,
+        start: ask.start,
+        credit: ask.credit,
+        needs: ask.needs,
     }))
 }

@@ -5,17 +5,17 @@
 //! Invariants: SUBSCRIBED leaves before the first delivery of its consumer; a settle is confirmed
 //! only once it is committed.
 
-use super::{Core, Effect, Effects, Ticket};
+use super::arriving::Arrivals;
+use super::{Core, Effect, Effects, Hint, Leader, Ticket};
 use crate::connection::outbox::ConsumerId;
 use crate::partition::command::{Command, SubscriptionId};
-use crate::partition::limits::CONSUMERS_MAX;
 use crate::partition::refusal::{Loss, SubscribeRefusal, read_only, settle_beyond};
 use crate::partition::request::SubscribedState;
 use crate::partition::subscription::consumer::{BeyondDelivered, Consumers, Registers};
 use crate::partition::subscription::{Settles, Subscriptions};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;
-use weir_protocol::frame::{Deliver, Settled, Start};
+use weir_protocol::frame::{Deliver, Settled};
 use weir_protocol::types::{Name, Offset, StreamId};
 use weir_storage::BatchSlice;
 
@@ -42,6 +42,11 @@ pub(in crate::partition) struct Consuming {
     deleting: BTreeMap<SubscriptionId, Deleting>,
     /// Who waits to hear that a settle is committed, and which.
     confirms: BTreeMap<SubscriptionId, (ConsumerId, Offset)>,
+    pub(super) arrivals: Arrivals,
+    /// Deletions that wait for a leader to be known.
+    awaiting: Vec<(Name, Ticket)>,
+    /// Readers that any replica may serve.
+    anywhere: BTreeSet<ConsumerId>,
 }
 
 impl Consuming {
@@ -52,6 +57,19 @@ impl Consuming {
         }
         self.creating.retain(|_, creating| creating.proposed || !creating.waiting.is_empty());
         self.confirms.retain(|_, (waiting, _)| *waiting != id);
+        self.arrivals.close(id);
+        self.anywhere.remove(&id);
+    }
+
+    /// When the first consumer on its way in has waited for long enough.
+    pub(super) fn patience_ends(&self) -> Option<Instant> {
+        self.arrivals.patience_ends()
+    }
+
+    /// Consumers attached or on their way in.
+    pub(super) fn count(&self) -> usize {
+        let creating: usize = self.creating.values().map(|new| new.waiting.len()).sum();
+        self.consumers.len() + creating + self.arrivals.len()
     }
 
     /// Appends the creations and deletions that are not proposed yet, at most `bytes_max` of them.
@@ -93,36 +111,7 @@ impl Consuming {
 }
 
 impl<R> Core<R> {
-    pub(super) fn subscribe(
-        &mut self,
-        id: ConsumerId,
-        subscription: Option<Name>,
-        start: Start,
-        registers: Registers,
-        out: &mut Effects<R>,
-    ) {
-        let waiting: usize = self.consuming.creating.values().map(|new| new.waiting.len()).sum();
-        let room = self.consuming.consumers.len() + waiting < CONSUMERS_MAX;
-        let refusal = if self.draining {
-            Some(SubscribeRefusal::Draining)
-        } else {
-            (!room).then_some(SubscribeRefusal::ConsumerLimit)
-        };
-        let existing = subscription.as_ref().and_then(|name| self.state.subscriptions.find(name));
-        let start = match (refusal, existing) {
-            (Some(refusal), _) => Err(refusal),
-            (None, Some(_)) => Ok((Offset(0), 0)),
-            (None, None) => self.start_offset(start),
-        };
-        match (start, subscription, existing) {
-            (Err(refusal), ..) => out.push(Effect::Subscribed(id, Err(refusal))),
-            (Ok(_), _, Some(existing)) => self.attach(id, existing, registers, out),
-            (Ok(start), None, None) => self.attach_at(id, None, start, registers, out),
-            (Ok((cursor, _)), Some(name), None) => self.create(name, cursor, id, registers, out),
-        }
-    }
-
-    fn create(
+    pub(super) fn create(
         &mut self,
         name: Name,
         cursor: Offset,
@@ -146,30 +135,37 @@ impl<R> Core<R> {
         creating.waiting.push((id, registers));
     }
 
-    /// The first offset of a consumer without a cursor, and what it missed.
-    fn start_offset(&self, start: Start) -> Result<(Offset, u64), SubscribeRefusal> {
-        let (log_start, high_watermark) = (self.state.log_start, self.state.high_watermark);
-        match start {
-            Start::Earliest => Ok((log_start, 0)),
-            Start::Latest => Ok((high_watermark, 0)),
-            Start::Offset(asked) if asked > high_watermark => {
-                Err(SubscribeRefusal::OutOfRange { asked, high_watermark })
-            }
-            Start::Offset(asked) => Ok((asked.max(log_start), log_start.0.saturating_sub(asked.0))),
-            Start::Time(_) => unreachable!("the shell turns a time into an offset"),
-        }
-    }
-
-    fn attach(
+    /// Attaches the consumer of a durable subscription, which stood at `resume` where it came from.
+    pub(super) fn attach(
         &mut self,
         id: ConsumerId,
         subscription: SubscriptionId,
+        resume: Offset,
         registers: Registers,
         out: &mut Effects<R>,
     ) {
         let Some(durable) = self.state.subscriptions.by_id(subscription) else { return };
-        let start = (durable.cursor.max(self.state.log_start), durable.skipped);
+        let cursor = durable.cursor.max(self.state.log_start);
+        let resume = resume.min(self.state.high_watermark);
+        // What was trimmed below the place where it stood it has received.
+        let skipped = if resume > cursor { 0 } else { durable.skipped };
+        let start = (cursor.max(resume), skipped);
         self.attach_at(id, Some(subscription), start, registers, out);
+    }
+
+    /// Attaches a reader that any replica may serve, or the leader alone.
+    pub(super) fn attach_reader(
+        &mut self,
+        id: ConsumerId,
+        any_replica: bool,
+        start: (Offset, u64),
+        registers: Registers,
+        out: &mut Effects<R>,
+    ) {
+        if any_replica {
+            self.consuming.anywhere.insert(id);
+        }
+        self.attach_at(id, None, start, registers, out);
     }
 
     fn attach_at(
@@ -185,7 +181,8 @@ impl<R> Core<R> {
             out.push(Effect::Close(older, SubscribeRefusal::TakenOver));
         }
         let (log_start, high_watermark) = (self.state.log_start, self.state.high_watermark);
-        let state = SubscribedState { start, log_start, high_watermark, skipped };
+        let term = self.term().unwrap_or_default();
+        let state = SubscribedState { start, log_start, high_watermark, skipped, term };
         out.push(Effect::Subscribed(id, Ok(state)));
         self.feed(id, out);
     }
@@ -257,7 +254,7 @@ impl<R> Core<R> {
         let Some(creating) = self.consuming.creating.remove(name) else { return };
         let Some(subscription) = self.state.subscriptions.find(name) else { return };
         for (id, registers) in creating.waiting {
-            self.attach(id, subscription, registers, out);
+            self.attach(id, subscription, Offset(0), registers, out);
         }
     }
 
@@ -272,7 +269,26 @@ impl<R> Core<R> {
         }
     }
 
-    pub(super) fn delete(&mut self, name: &Name, ticket: Ticket, out: &mut Effects<R>) {
+    pub(super) fn delete(&mut self, name: Name, ticket: Ticket, out: &mut Effects<R>) {
+        match self.leader {
+            Leader::Here => self.delete_here(&name, ticket, out),
+            Leader::Awaited(_) => self.consuming.awaiting.push((name, ticket)),
+            Leader::Elsewhere(hint) => {
+                out.push(Effect::Deleted(ticket, Err(SubscribeRefusal::NotLeader(hint))));
+            }
+        }
+    }
+
+    /// Deletes what waited for a leader to be known.
+    pub(super) fn delete_awaiting(&mut self, out: &mut Effects<R>) {
+        if !self.leader.is_awaited() {
+            for (name, ticket) in std::mem::take(&mut self.consuming.awaiting) {
+                self.delete(name, ticket, out);
+            }
+        }
+    }
+
+    fn delete_here(&mut self, name: &Name, ticket: Ticket, out: &mut Effects<R>) {
         if let Some(lost) = &self.lost {
             let refusal = SubscribeRefusal::ReadOnly(lost.clone());
             out.push(Effect::Deleted(ticket, Err(refusal)));
@@ -311,20 +327,38 @@ impl<R> Core<R> {
 
     /// Nothing is changed here any more: whoever waits for a change hears of it.
     pub(super) fn refuse_changes(&mut self, lost: &Loss, out: &mut Effects<R>) {
-        let refusal = || SubscribeRefusal::ReadOnly(lost.clone());
-        for (_, creating) in std::mem::take(&mut self.consuming.creating) {
-            let waiting = creating.waiting.into_iter();
-            out.extend(waiting.map(|(id, _)| Effect::Subscribed(id, Err(refusal()))));
-        }
-        for (_, deleting) in std::mem::take(&mut self.consuming.deleting) {
-            let tickets = deleting.tickets.into_iter();
-            out.extend(tickets.map(|ticket| Effect::Deleted(ticket, Err(refusal()))));
-        }
+        self.refuse_subscription_changes(&SubscribeRefusal::ReadOnly(lost.clone()), out);
         self.consuming.settles = Settles::default();
         for (subscription, (id, _)) in std::mem::take(&mut self.consuming.confirms) {
             let durable = self.state.subscriptions.by_id(subscription);
             let cursor = durable.map_or(Offset(0), |durable| durable.cursor);
             out.push(Effect::Settled(id, settled(cursor, Some(read_only(lost)))));
+        }
+    }
+
+    /// Another replica leads: it serves all consumers but those that any may serve. The end of its
+    /// stream tells a consumer that a settle which was not answered may be committed or not.
+    pub(super) fn leave_consumers(&mut self, hint: Hint, out: &mut Effects<R>) {
+        let refusal = SubscribeRefusal::NotLeader(hint);
+        self.refuse_subscription_changes(&refusal, out);
+        self.consuming.settles = Settles::default();
+        self.consuming.confirms = BTreeMap::new();
+        let anywhere = &self.consuming.anywhere;
+        let consumers = self.consuming.consumers.ids().filter(|id| !anywhere.contains(id));
+        for id in consumers.collect::<Vec<_>>() {
+            self.consuming.close(id);
+            out.push(Effect::Close(id, refusal.clone()));
+        }
+    }
+
+    fn refuse_subscription_changes(&mut self, why: &SubscribeRefusal, out: &mut Effects<R>) {
+        for (_, creating) in std::mem::take(&mut self.consuming.creating) {
+            let waiting = creating.waiting.into_iter();
+            out.extend(waiting.map(|(id, _)| Effect::Subscribed(id, Err(why.clone()))));
+        }
+        for (_, deleting) in std::mem::take(&mut self.consuming.deleting) {
+            let tickets = deleting.tickets.into_iter();
+            out.extend(tickets.map(|ticket| Effect::Deleted(ticket, Err(why.clone()))));
         }
     }
 

@@ -10,7 +10,7 @@
 //!   in front of it counts.
 
 use super::consuming::Consuming;
-use super::{Core, Effect, Effects, Publish, Seen, Ticket};
+use super::{Core, Effect, Effects, Leader, Publish, Seen, Ticket};
 use crate::partition::command::{self, Command};
 use crate::partition::dedup::{Numbered, Verdict};
 use crate::partition::limits::{
@@ -299,8 +299,11 @@ impl<R> Core<R> {
 
     /// A replica that has ended or follows another takes nothing, and says so at once.
     fn refuse_where_nothing_leads(&mut self, out: &mut Effects<R>) {
-        let Some(fence) = &self.proposing.fence else { return };
-        let refusal = PublishRefusal::of_fence(fence, StoredOutcome::NotStored);
+        let refusal = match (self.leader, &self.proposing.fence) {
+            (Leader::Elsewhere(hint), _) => PublishRefusal::NotLeader(hint),
+            (_, Some(fence)) => PublishRefusal::of_fence(fence, StoredOutcome::NotStored),
+            (Leader::Here | Leader::Awaited(_), None) => return,
+        };
         for Waiting { publish, .. } in self.proposing.waiting.drain(..) {
             out.push(Effect::Refused { reply: publish.reply, refusal: refusal.clone() });
         }
@@ -381,18 +384,23 @@ impl<R> Core<R> {
     }
 
     fn why_lost(&self, outcome: StoredOutcome) -> PublishRefusal {
-        match (&self.lost, &self.proposing.fence) {
+        match (&self.lost, &self.proposing.fence, self.leader) {
             // It may be what was lost.
-            (Some(lost), _) => {
+            (Some(lost), ..) => {
                 PublishRefusal::ReadOnly { lost: lost.clone(), outcome: StoredOutcome::Unknown }
             }
-            (None, Some(fence)) => PublishRefusal::of_fence(fence, outcome),
-            (None, None) => PublishRefusal::LeaderLost(outcome),
+            (None, _, Leader::Elsewhere(hint)) if outcome == StoredOutcome::NotStored => {
+                PublishRefusal::NotLeader(hint)
+            }
+            (None, Some(fence), _) => PublishRefusal::of_fence(fence, outcome),
+            (None, None, _) => PublishRefusal::LeaderLost(outcome),
         }
     }
 
     /// The replica has moved, and everything committed is applied.
-    pub(super) fn replica(&mut self, seen: &Seen, out: &mut Effects<R>) {
+    pub(super) fn replica(&mut self, seen: &Seen, now: Instant, out: &mut Effects<R>) {
+        let before = self.leader;
+        self.leader = before.seen(seen, now);
         self.proposing.fence = match &seen.role {
             Role::Fenced(fence) => Some(fence.clone()),
             _ => None,
@@ -410,21 +418,45 @@ impl<R> Core<R> {
             }
             _ => {}
         }
-        if let Phase::Breaking(outcome) = self.proposing.phase
-            && (seen.in_flight == 0 || self.proposing.fence.is_some())
-        {
-            self.drain_run(outcome, out);
+        if let Phase::Breaking(outcome) = self.proposing.phase {
+            if seen.in_flight == 0 || self.proposing.fence.is_some() {
+                self.drain_run(outcome, out);
+            } else if self.leader.is_elsewhere() {
+                // The new leader may have it or not, and can be asked: nobody waits for it here.
+                self.drain_run(StoredOutcome::Unknown, out);
+            }
         }
         if self.proposing.phase == Phase::Silent
             && let Some(term) = seen.leading
         {
             self.proposing.begin(term);
         }
-        self.follow_up(out);
+        self.follow_up(StoredOutcome::NotStored, out);
+        self.answer_opens(out);
+        self.depart(before, out);
         self.feed_hungry(out);
     }
 
-    /// Everything committed is applied and nothing is in flight: what still waits is lost.
+    /// A leader that does not come is not waited for any longer.
+    pub(super) fn lose_patience(&mut self, now: Instant, out: &mut Effects<R>) {
+        let before = self.leader;
+        self.leader = before.after(now);
+        if self.leader != before && matches!(self.proposing.phase, Phase::Breaking(_)) {
+            self.drain_run(StoredOutcome::Unknown, out);
+        }
+        self.depart(before, out);
+    }
+
+    /// What was in flight is answered: whoever needs a leader is sent away, once.
+    fn depart(&mut self, before: Leader, out: &mut Effects<R>) {
+        if let Leader::Elsewhere(hint) = self.leader
+            && !before.is_elsewhere()
+        {
+            self.step_down(hint, out);
+        }
+    }
+
+    /// Everything committed is applied, and what still waits is lost or not known to be stored.
     pub(super) fn drain_run(&mut self, outcome: StoredOutcome, out: &mut Effects<R>) {
         let owed: Vec<_> = self.proposing.pending.drain().collect();
         for owed in owed {
@@ -433,6 +465,7 @@ impl<R> Core<R> {
         self.proposing.flight.clear();
         self.state.dedup.ground();
         self.proposing.phase = Phase::Silent;
+        self.follow_up(outcome, out);
     }
 
     /// The replica refused to take a proposal: nothing of it is stored.
@@ -452,14 +485,18 @@ impl<R> Core<R> {
         self.proposing.phase = Phase::Breaking(StoredOutcome::Unknown);
     }
 
-    /// Answers those who waited for what was in flight.
-    fn follow_up(&mut self, out: &mut Effects<R>) {
+    /// Answers those who waited for what was in flight. `outcome`: of what is lost of that.
+    fn follow_up(&mut self, outcome: StoredOutcome, out: &mut Effects<R>) {
         for Follower { batch, reply } in std::mem::take(&mut self.proposing.followers) {
             match self.state.dedup.check(batch, self.proposing.clock.newest_ms()) {
                 Verdict::InFlight => self.proposing.followers.push(Follower { batch, reply }),
                 Verdict::Duplicate(offset) => {
                     let range = range_of(batch.base, batch.record_count, offset);
                     out.push(Effect::Stored { reply, range });
+                }
+                // What it repeats may be stored behind all that is known here.
+                _ if outcome == StoredOutcome::Unknown => {
+                    out.push(Effect::Refused { reply, refusal: self.why_lost(outcome) });
                 }
                 Verdict::Fresh | Verdict::Unknown | Verdict::Full => {
                     // What it repeated is lost, and this copy's body was let go with it.
@@ -469,7 +506,6 @@ impl<R> Core<R> {
                 other => out.push(Effect::Refused { reply, refusal: refusal_of(other) }),
             }
         }
-        self.answer_opens(out);
     }
 
     pub(super) fn answer_opens(&mut self, out: &mut Effects<R>) {
@@ -479,9 +515,7 @@ impl<R> Core<R> {
             let opens = self.proposing.opens.drain(..);
             out.extend(opens.map(|(_, ticket)| Effect::Opened(ticket, Err(refusal.clone()))));
         }
-        if !self.leads() {
-            return;
-        }
+        let Some(term) = self.term() else { return };
         for (producer, ticket) in std::mem::take(&mut self.proposing.opens) {
             let next = match producer {
                 None => Ok(Sequence(0)),
@@ -490,7 +524,7 @@ impl<R> Core<R> {
             let log_end = self.state.high_watermark;
             match next {
                 Ok(next_sequence) => {
-                    let state = PublisherState { next_sequence, log_end };
+                    let state = PublisherState { next_sequence, log_end, term };
                     out.push(Effect::Opened(ticket, Ok(state)));
                 }
                 Err(Verdict::InFlight) => self.proposing.opens.push((producer, ticket)),

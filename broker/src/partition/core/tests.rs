@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
 use tokio::time::Duration;
 use weir_protocol::batch::BatchType;
-use weir_protocol::frame::Durability;
+use weir_protocol::frame::{Durability, Needs, Start};
 use weir_protocol::types::{Index, Sequence};
 use weir_storage::NewBatch;
 
@@ -87,7 +87,8 @@ impl World {
     }
 
     fn seen(&self, role: Role, leading: Option<Term>) -> Seen {
-        Seen { role, leading, refused: self.refused, in_flight: self.sent.len() }
+        let (refused, in_flight) = (self.refused, self.sent.len());
+        Seen { role, leading, leader: None, sole_voter: true, refused, in_flight }
     }
 
     fn tell(&mut self, event: Event<u64>) {
@@ -257,7 +258,8 @@ impl World {
             Registers { limit_bytes: credit.0, limit_messages: credit.1, lane_free: true };
         self.registers.insert(id, registers);
         let subscription = name.map(|name| Name::new(name).unwrap());
-        self.tell(Event::Subscribe { id, subscription, start, registers });
+        let needs = Needs::default();
+        self.tell(Event::Subscribe(Arriving { id, subscription, start, needs, registers }));
         id
     }
 

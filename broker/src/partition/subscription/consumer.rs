@@ -194,6 +194,11 @@ impl Consumers {
         older
     }
 
+    /// All of them.
+    pub(in crate::partition) fn ids(&self) -> impl Iterator<Item = ConsumerId> + '_ {
+        self.by_id.keys().copied()
+    }
+
     /// The consumer is gone.
     pub(in crate::partition) fn detach(&mut self, id: ConsumerId) {
         self.hungry.remove(&id);

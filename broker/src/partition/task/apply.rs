@@ -44,17 +44,22 @@ impl Task {
             }
             self.pass_over(lost, now);
         }
-        // A replica that ended answers too: it refuses.
-        self.opened |=
-            seen.leading().is_some() || matches!(seen.role, crate::replication::Role::Fenced(_));
+        let leader = self.replica.other_leader();
         let seen = Seen {
             leading: seen.leading(),
+            leader: leader.map(|(broker, term)| Some((broker?, term))),
+            sole_voter: self.replica.is_only_voter(),
             role: seen.role,
             refused: seen.refused,
             in_flight: self.replica.in_flight(),
         };
         self.role_seen(&seen.role, now);
+        let led = self.core.leads();
         self.tell(Event::Replica(seen), now);
+        if self.core.leads() && !led {
+            // Whether the topic is full, only a leader asks.
+            self.hold(now);
+        }
         self.segments_seen(now);
         Ok(())
     }

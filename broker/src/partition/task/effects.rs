@@ -54,6 +54,10 @@ impl Task {
                     reply.done(result.map_err(|refusal| refusal.to_peer()));
                 }
             }
+            Effect::Depart(refusal) => {
+                let options = &self.around.options;
+                options.flow.end(&options.key, &refusal.to_peer());
+            }
             Effect::Block(0) => self.around.options.flow.unblock(&self.around.options.key),
             Effect::Block(bits) => self.around.options.flow.block(&self.around.options.key, bits),
             // The segments go with the next look at the log.

@@ -9,11 +9,13 @@
 use super::Task;
 use crate::partition::core::Event;
 use crate::partition::limits::{
-    FAILED_DEVICE_GRACE, PROPOSAL_BYTES_MAX, REOPEN_AFTER, ROOM_BYTES_MIN,
+    FAILED_DEVICE_GRACE, PROPOSAL_BYTES_MAX, REOPEN_AFTER, ROOM_BYTES_MIN, TRIM_HELD,
 };
 use crate::partition::refusal::SubscribeRefusal;
 use crate::partition::retention::Sealed;
-use crate::replication::{Fence, MaintainError, OpenReplicaError, Replica, Role, WATERMARK_AFTER};
+use crate::replication::{
+    Birth, Fence, MaintainError, OpenReplicaError, Replica, Role, WATERMARK_AFTER,
+};
 use crate::seams::BoxFuture;
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -149,7 +151,12 @@ impl Task {
             return;
         }
         if self.upkeep.reopening {
-            let (replica, options) = (self.replica.clone(), self.around.options.replica.clone());
+            let (replica, mut options) =
+                (self.replica.clone(), self.around.options.replica.clone());
+            if self.log.bounds().last_index > Index(0) {
+                // What it had promised stands in its log: without that it must not take part.
+                options.birth = Birth::Continues;
+            }
             self.upkeep.job = Some(Box::pin(reopen(replica, options)));
             return;
         }
@@ -194,6 +201,10 @@ impl Task {
                 // A segment that came while one went left the sum of bytes as it was.
                 self.upkeep.seen_bytes = 0;
                 self.segments_seen(now);
+            }
+            Maintained::Trim(Err(MaintainError::Held(upto))) => {
+                tracing::debug!(partition = ?key, %upto, "a follower is being sent what may go");
+                self.tick_at = Some(now + TRIM_HELD);
             }
             Maintained::Trim(Err(error)) => {
                 tracing::warn!(partition = ?key, %error, "the log was not trimmed");
@@ -275,7 +286,8 @@ impl Task {
             job.await;
         }
         let state = self.core.state();
-        let is_whole = self.core.leads() && !self.core.is_read_only();
+        let runs = !matches!(self.state.borrow().role, Role::Fenced(_));
+        let is_whole = runs && !self.core.is_read_only();
         if state.applied > self.upkeep.checkpoint && is_whole {
             let (at, bytes) = (state.applied, Bytes::from(state.encode()));
             if let Err(error) = self.replica.checkpoint(at, bytes).await {

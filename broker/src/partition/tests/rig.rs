@@ -22,7 +22,7 @@ use std::task::Poll;
 use tokio::time::Duration;
 use weir_protocol::batch::{BatchHeader, BatchType};
 use weir_protocol::frame::{
-    Frame, Grant, Overflow, Refusal, Settled, Start, StoredRange, TopicConfig,
+    Frame, Grant, Needs, Overflow, Refusal, Settled, Start, StoredRange, TopicConfig,
 };
 use weir_protocol::types::{
     BrokerId, Name, Offset, PartitionId, ProducerId, ReplicaId, Sequence, StreamId,
@@ -272,8 +272,9 @@ impl Peer {
         self.streams += 1;
         let port = self.outbox.open_consumer(StreamId(self.streams), self.credit);
         let (reply, answer) = RequestReply::channel();
+        let needs = Needs::default();
         let subscription = name.map(|name| Name::new(name).unwrap());
-        let ask = SubscribeRequest { subscription, start, port: port.clone(), reply };
+        let ask = SubscribeRequest { subscription, start, needs, port: port.clone(), reply };
         self.partition.try_send(Request::Subscribe(ask)).unwrap();
         let state = answer.await.unwrap()?;
         self.port = Some(port);

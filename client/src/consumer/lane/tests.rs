@@ -6,7 +6,7 @@
 use super::*;
 use bytes::BytesMut;
 use weir_protocol::batch::BatchBuilder;
-use weir_protocol::types::RequestId;
+use weir_protocol::types::{RequestId, Term};
 
 const SALT: u64 = 5;
 const RECORDS_MAX: u32 = 4;
@@ -20,6 +20,7 @@ struct Broker {
     end: u64,
     cursor: u64,
     durable: bool,
+    resumes: bool,
     stream: Option<StreamId>,
     last_stream: u32,
     position: u64,
@@ -58,6 +59,7 @@ impl Broker {
             end,
             cursor: 0,
             durable,
+            resumes: seed.is_multiple_of(2),
             stream: None,
             last_stream: 0,
             position: 0,
@@ -77,11 +79,14 @@ impl Broker {
         self.answers.clear();
     }
 
-    fn open(&mut self, start: frame::Start, credit: Grant) {
+    fn open(&mut self, ask: &Ask) {
+        let Ask { start, needs, credit } = *ask;
         self.last_stream += 1;
         let stream = StreamId(self.last_stream);
         self.stream = Some(stream);
         let start = match start {
+            // An older broker knows of no place but the cursor.
+            _ if self.durable && self.resumes => self.cursor.max(needs.resume.0),
             _ if self.durable => self.cursor,
             frame::Start::Offset(offset) => offset.0,
             _ => 0,
@@ -177,7 +182,7 @@ impl World {
         let messages = random.usize(8..80);
         let window = Limits { messages, bytes: 1 << 20 };
         Self {
-            lane: ReadLane::new(0, Start::Earliest, durable, window),
+            lane: ReadLane::new(0, Reading { durable, ..Reading::default() }, window),
             broker: Broker::new(seed ^ 0xc0, durable),
             random,
             chance: Chance::new(Some(seed)),
@@ -204,8 +209,8 @@ impl World {
             self.broker.arriving.clear();
         }
         self.broker.arriving.extend(frames);
-        if let Some((start, credit)) = visit.open {
-            self.broker.open(start, credit);
+        if let Some(ask) = visit.open {
+            self.broker.open(&ask);
         }
     }
 
@@ -314,11 +319,11 @@ async fn whatever_happens_every_record_is_given_once_in_order_and_every_settle_a
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_was_asked_for_in_vain_is_left() {
     let mut broker = Broker::new(1, false);
-    let mut lane = ReadLane::new(0, Start::Earliest, false, Limits { messages: 99, bytes: 9_999 });
+    let window = Limits { messages: 99, bytes: 9_999 };
+    let mut lane = ReadLane::new(0, Reading::default(), window);
     let visit = |lane: &mut ReadLane| lane.visit(Instant::now(), true, Wish::More, &mut Vec::new());
     let ask = |lane: &mut ReadLane, broker: &mut Broker| {
-        let (start, credit) = visit(lane).open.expect("a stream is asked for");
-        broker.open(start, credit);
+        broker.open(&visit(lane).open.expect("a stream is asked for"));
     };
     let open = |lane: &mut ReadLane, broker: &mut Broker| {
         let Some(Frame::Subscribed(subscribed)) = broker.answers.pop_front() else { panic!() };
@@ -341,5 +346,9 @@ async fn a_stream_that_was_asked_for_in_vain_is_left() {
     assert!(lane.needs_visit());
     let again = visit(&mut lane);
     assert!(again.close.is_some());
-    assert_eq!(again.open.unwrap().0, frame::Start::Offset(Offset(0)), "from the damaged one on");
+    assert_eq!(
+        again.open.unwrap().start,
+        frame::Start::Offset(Offset(0)),
+        "from the damaged one on"
+    );
 }

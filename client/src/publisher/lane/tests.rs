@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use weir_protocol::batch::RecordIter;
 use weir_protocol::frame::{Grant, Published, PublisherOpened, Refusal, Refused, StoredRange};
 use weir_protocol::limits::BATCH_BYTES_TARGET;
-use weir_protocol::types::{BrokerId, Offset, RequestId};
+use weir_protocol::types::{BrokerId, Offset, RequestId, Term};
 
 /// Between a frame's sending and its arrival.
 const HOP: Duration = Duration::from_millis(1);
