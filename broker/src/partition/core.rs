@@ -92,14 +92,16 @@ pub(super) enum Event<R> {
     Applied { header: BatchHeader, commands: Vec<Command> },
     /// The next batches of the log are committed and cannot be read.
     Lost(Loss),
+    /// The log was replaced by a leader's snapshot: this is the state, and the log goes on behind it.
+    Replaced(Box<State>),
     /// The replica has moved.
     Replica(Seen),
     /// A proposal was not handed over; its first batch has this number.
     NotProposed { number: u32 },
     /// The topic's configuration changed.
     Configure(TopicConfig),
-    /// What the log holds now, with the time of day.
-    Holds { sealed: Vec<Sealed>, bytes: u64, wall_ms: u64 },
+    /// What the log holds now, from this offset on, with the time of day.
+    Holds { sealed: Vec<Sealed>, bytes: u64, held_from: Offset, wall_ms: u64 },
     /// Whether the next proposal surely finds room on the disk.
     Space(bool),
     /// Time has passed.
@@ -152,6 +154,9 @@ pub(super) type Effects<R> = Vec<Effect<R>>;
 pub(super) struct Core<R> {
     config: TopicConfig,
     state: State,
+    /// The first record that can be read here: the log of a replica that was given a snapshot may
+    /// begin behind the log start.
+    held_from: Offset,
     leader: Leader,
     proposing: Proposing<R>,
     consuming: Consuming,
@@ -172,6 +177,7 @@ impl<R> Core<R> {
         Self {
             config,
             state,
+            held_from: Offset(0),
             leader: Leader::unknown(),
             proposing: Proposing::new(log_time_ms),
             consuming: Consuming::default(),
@@ -258,10 +264,14 @@ impl<R> Core<R> {
             Event::DeleteSubscription(name, ticket) => self.delete(name, ticket, out),
             Event::Applied { header, commands } => self.applied(&header, &commands, out),
             Event::Lost(lost) => self.pass_over(lost, out),
+            Event::Replaced(state) => self.replaced(*state, out),
             Event::Replica(seen) => self.replica(&seen, now, out),
             Event::NotProposed { number } => self.not_proposed(number, out),
             Event::Configure(config) => self.config = config,
-            Event::Holds { sealed, bytes, wall_ms } => self.retain(&sealed, bytes, wall_ms),
+            Event::Holds { sealed, bytes, held_from, wall_ms } => {
+                self.held_from = held_from;
+                self.retain(&sealed, bytes, wall_ms);
+            }
             Event::Space(has_space) => self.has_space = has_space,
             Event::Tick => self.expire_deadlines(now, out),
             Event::Drain(ticket) => {
@@ -286,6 +296,22 @@ impl<R> Core<R> {
         if !self.drains.is_empty() && !owes {
             out.extend(self.drains.drain(..).map(Effect::Drained));
         }
+    }
+
+    /// The first offset that readers may ask for here.
+    fn first_readable(&self) -> Offset {
+        self.state.log_start.max(self.held_from)
+    }
+
+    /// Goes on from another state, which a leader made of the log that is the group's. Readers below
+    /// go on at its start, as behind a trim; what was lost here is not missing in it.
+    fn replaced(&mut self, state: State, out: &mut Effects<R>) {
+        // Nothing of the log below is here any more.
+        self.held_from = state.high_watermark;
+        self.proposing.clock.seen(state.log_time_ms);
+        self.state = state;
+        self.lost = None;
+        out.push(Effect::Trimmed);
     }
 
     /// Goes on behind batches that are lost. Unless somebody accepted that, nothing is changed any

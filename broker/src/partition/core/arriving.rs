@@ -126,7 +126,7 @@ impl<R> Core<R> {
 
     /// The first offset of a consumer without a cursor, and what it missed.
     fn start_offset(&self, start: Start) -> Result<(Offset, u64), SubscribeRefusal> {
-        let (log_start, high_watermark) = (self.state.log_start, self.state.high_watermark);
+        let (log_start, high_watermark) = (self.first_readable(), self.state.high_watermark);
         match start {
             Start::Earliest => Ok((log_start, 0)),
             Start::Latest => Ok((high_watermark, 0)),

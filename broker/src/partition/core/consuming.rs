@@ -145,7 +145,7 @@ impl<R> Core<R> {
         out: &mut Effects<R>,
     ) {
         let Some(durable) = self.state.subscriptions.by_id(subscription) else { return };
-        let cursor = durable.cursor.max(self.state.log_start);
+        let cursor = durable.cursor.max(self.first_readable());
         let resume = resume.min(self.state.high_watermark);
         // What was trimmed below the place where it stood it has received.
         let skipped = if resume > cursor { 0 } else { durable.skipped };
@@ -180,7 +180,7 @@ impl<R> Core<R> {
         if let Some(older) = older {
             out.push(Effect::Close(older, SubscribeRefusal::TakenOver));
         }
-        let (log_start, high_watermark) = (self.state.log_start, self.state.high_watermark);
+        let (log_start, high_watermark) = (self.first_readable(), self.state.high_watermark);
         let term = self.term().unwrap_or_default();
         let state = SubscribedState { start, log_start, high_watermark, skipped, term };
         out.push(Effect::Subscribed(id, Ok(state)));
@@ -379,7 +379,7 @@ impl<R> Core<R> {
     }
 
     fn feed(&mut self, id: ConsumerId, out: &mut Effects<R>) {
-        let (log_start, high_watermark) = (self.state.log_start, self.state.high_watermark);
+        let (log_start, high_watermark) = (self.first_readable(), self.state.high_watermark);
         out.extend(self.consuming.consumers.want(id, log_start, high_watermark).map(Effect::Read));
     }
 

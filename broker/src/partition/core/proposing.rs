@@ -68,7 +68,7 @@ pub(super) struct Proposing<R> {
     term: Term,
     run: u32,
     number: u32,
-    clock: LogClock,
+    pub(super) clock: LogClock,
     waiting: VecDeque<Waiting<R>>,
     pending: Pending<Owed<R>>,
     /// The last place of each proposal that is not committed.
@@ -463,9 +463,29 @@ impl<R> Core<R> {
             self.lost(owed, outcome, out);
         }
         self.proposing.flight.clear();
+        if outcome == StoredOutcome::Unknown {
+            self.follow_what_flies();
+        }
         self.state.dedup.ground();
         self.proposing.phase = Phase::Silent;
         self.follow_up(outcome, out);
+    }
+
+    /// Repetitions that still wait share the fate of what they repeat: that this copy is not stored
+    /// says nothing of the other.
+    fn follow_what_flies(&mut self) {
+        let newest_ms = self.proposing.clock.newest_ms();
+        for waiting in std::mem::take(&mut self.proposing.waiting) {
+            let batch = Numbered::of(&waiting.publish.header);
+            let repeats = batch.producer != ProducerId(0)
+                && matches!(self.state.dedup.check(batch, newest_ms), Verdict::InFlight);
+            if repeats {
+                let reply = waiting.publish.reply;
+                self.proposing.followers.push(Follower { batch, reply });
+            } else {
+                self.proposing.waiting.push_back(waiting);
+            }
+        }
     }
 
     /// The replica refused to take a proposal: nothing of it is stored.

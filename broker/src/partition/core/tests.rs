@@ -1,6 +1,7 @@
 //! The core against a log that commits, loses and voids what it is handed.
 
 mod loss;
+mod standing;
 
 use super::*;
 use crate::partition::command::{self, SubscriptionId};
@@ -50,10 +51,18 @@ struct World {
     delivered: Vec<(ConsumerId, Deliver)>,
     registers: BTreeMap<ConsumerId, Registers>,
     blocked: u32,
+    sole_voter: bool,
 }
 
 fn world(overflow: Overflow) -> World {
-    let mut world = World {
+    let mut world = world_of(overflow);
+    world.lead();
+    world
+}
+
+/// One that has not seen its replica yet.
+fn world_of(overflow: Overflow) -> World {
+    World {
         core: Core::new(config(overflow), State::new()),
         now: Instant::now(),
         term: Term(1),
@@ -67,9 +76,8 @@ fn world(overflow: Overflow) -> World {
         delivered: Vec::new(),
         registers: BTreeMap::new(),
         blocked: 0,
-    };
-    world.lead();
-    world
+        sole_voter: true,
+    }
 }
 
 impl World {
@@ -88,7 +96,7 @@ impl World {
 
     fn seen(&self, role: Role, leading: Option<Term>) -> Seen {
         let (refused, in_flight) = (self.refused, self.sent.len());
-        Seen { role, leading, leader: None, sole_voter: true, refused, in_flight }
+        Seen { role, leading, leader: None, sole_voter: self.sole_voter, refused, in_flight }
     }
 
     fn tell(&mut self, event: Event<u64>) {
@@ -98,6 +106,13 @@ impl World {
         for effect in effects {
             self.obey(effect);
         }
+    }
+
+    /// What an effect gives rise to, while others are still to be carried out: nothing is proposed.
+    fn tell_within(&mut self, event: Event<u64>) {
+        let mut effects = Vec::new();
+        self.core.handle(event, self.now, &mut effects);
+        effects.into_iter().for_each(|effect| self.obey(effect));
     }
 
     fn obey(&mut self, effect: Effect<u64>) {
@@ -111,12 +126,12 @@ impl World {
             Effect::Refused { reply, refusal } => self.answer(reply, Answer::Refused(refusal)),
             Effect::Read(wanted) => {
                 let slices = self.read(wanted);
-                self.tell(Event::Read { id: wanted.consumer, slices });
+                self.tell_within(Event::Read { id: wanted.consumer, slices });
             }
             Effect::Deliver(id, deliver) => {
                 self.delivered.push((id, deliver));
                 let registers = self.registers[&id];
-                self.tell(Event::Poked { id, registers, settle: None });
+                self.tell_within(Event::Poked { id, registers, settle: None });
             }
             Effect::Block(bits) => self.blocked = bits,
             other => self.other.push(other),
@@ -447,7 +462,7 @@ fn full(world: &mut World) {
         bytes: 1 << 30,
         log_time_ms: WALL_MS,
     }];
-    world.tell(Event::Holds { sealed, bytes: (1 << 30) + 1, wall_ms: WALL_MS });
+    world.tell(Event::Holds { sealed, bytes: (1 << 30) + 1, held_from: Offset(0), wall_ms: WALL_MS });
 }
 
 #[test]

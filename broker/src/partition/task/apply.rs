@@ -8,7 +8,8 @@ use crate::partition::core::{Event, Seen};
 use crate::partition::limits::{HEADERS_PER_READ, PROPOSAL_BYTES_MAX};
 use crate::partition::refusal::Loss;
 use crate::partition::wire::WireError;
-use crate::replication::control_section;
+use crate::partition::state::State;
+use crate::replication::{MaintainError, control_section};
 use tokio::time::Instant;
 use weir_protocol::batch::{BatchHeader, BatchType};
 use weir_protocol::types::Index;
@@ -22,6 +23,10 @@ const HOT_INDEXES: u64 = 8;
 pub(super) enum ApplyError {
     #[error(transparent)]
     Read(#[from] ReadError),
+    #[error("the snapshot of index {at}: {reason}")]
+    Snapshot { at: Index, reason: WireError },
+    #[error(transparent)]
+    Installed(#[from] MaintainError),
     #[error("index {index}: {reason}")]
     Control { index: Index, reason: WireError },
     #[error("index {0} is committed and not in the log")]
@@ -35,8 +40,13 @@ impl Task {
         if self.core.state().applied < seen.committed {
             self.busy(now);
         }
+        self.go_on_from_snapshot(now).await?;
         while self.core.state().applied < seen.committed {
             let Err(error) = self.apply_some(seen.committed, now).await else { continue };
+            if self.go_on_from_snapshot(now).await? {
+                // What could not be read is gone, and what it said is in the state.
+                continue;
+            }
             let lost = self.lost_in(error)?;
             if lost.last_index > seen.committed {
                 // The rest of it is about to be committed: no term ends in the middle of it.
@@ -64,6 +74,23 @@ impl Task {
         Ok(())
     }
 
+    /// Takes over the state of a snapshot that replaced the log; says whether there was one. The
+    /// replica shows it before the log goes.
+    async fn go_on_from_snapshot(&mut self, now: Instant) -> Result<bool, ApplyError> {
+        let installed = self.state.borrow().installed;
+        let Some(at) = installed.filter(|at| *at > self.core.state().applied) else {
+            return Ok(false);
+        };
+        let Some((at, bytes)) = self.replica.installed_state().await? else {
+            return Err(ApplyError::Missing(at));
+        };
+        let state = State::decode(at, &bytes).map_err(|reason| ApplyError::Snapshot { at, reason })?;
+        tracing::info!(partition = ?self.around.options.key, %at, "the log begins at a snapshot");
+        self.tell(Event::Replaced(Box::new(state)), now);
+        self.replaced(at);
+        Ok(true)
+    }
+
     async fn apply_some(&mut self, committed: Index, now: Instant) -> Result<(), ApplyError> {
         for header in self.committed_headers(committed).await? {
             let commands = match header.batch_type {
@@ -85,7 +112,10 @@ impl Task {
                 .damaged_ranges()
                 .into_iter()
                 .find(|range| range.first_index <= *index && *index <= range.last_index),
-            ApplyError::Read(_) | ApplyError::Control { .. } => None,
+            ApplyError::Read(_)
+            | ApplyError::Snapshot { .. }
+            | ApplyError::Installed(_)
+            | ApplyError::Control { .. } => None,
         };
         known.filter(|range| range.last_index > applied).ok_or(error)
     }

@@ -97,6 +97,11 @@ impl Task {
         }
     }
 
+    /// The log begins behind a snapshot that is its newest checkpoint.
+    pub(super) fn replaced(&mut self, at: Index) {
+        (self.upkeep.checkpoint, self.upkeep.due, self.upkeep.seen_bytes) = (at, None, 0);
+    }
+
     fn start_checkpoint(&mut self) {
         if self.upkeep.job.is_some() {
             return;
@@ -137,8 +142,9 @@ impl Task {
             bytes: segment.bytes,
             log_time_ms: segment.last_log_time_ms,
         });
-        let (sealed, bytes) = (sealed.collect(), self.log.bounds().bytes);
-        self.tell(Event::Holds { sealed, bytes, wall_ms }, now);
+        let (sealed, bounds) = (sealed.collect(), self.log.bounds());
+        let (bytes, held_from) = (bounds.bytes, bounds.log_start);
+        self.tell(Event::Holds { sealed, bytes, held_from, wall_ms }, now);
     }
 
     /// Starts what is due: a checkpoint, a trim, or the replica's second life.
