@@ -40,7 +40,7 @@ mod state_machine;
 mod switchboard;
 mod tail;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod window;
 
 pub use codec::CodecError;

@@ -1,5 +1,6 @@
 //! Whole partitions over real files: the task, its replica and its log.
 
+mod group;
 mod rig;
 
 use rig::{Peer, Rig, until};

@@ -2,7 +2,7 @@ mod cluster;
 mod faults;
 mod members;
 mod metadata;
-mod net;
+pub(crate) mod net;
 mod rig;
 mod simulated;
 mod snapshot;

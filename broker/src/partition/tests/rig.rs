@@ -139,6 +139,10 @@ impl Rig {
     }
 
     pub(super) async fn open(&self) -> PartitionHandle {
+        PartitionHandle::open(self.options()).await.unwrap()
+    }
+
+    pub(super) fn options(&self) -> PartitionOptions {
         let replica = ReplicaOptions {
             replica: ReplicaId(1),
             birth: Birth::Forms,
@@ -158,15 +162,14 @@ impl Rig {
             switchboard: Switchboard::default(),
             gate: Gate::default(),
         };
-        let options = PartitionOptions {
+        PartitionOptions {
             key: Self::key(),
             config: self.config,
             replica,
             flow: self.flow.clone(),
             wall: Arc::new(OsWallClock),
             metrics: Metrics::new("test", 10),
-        };
-        PartitionHandle::open(options).await.unwrap()
+        }
     }
 }
 
@@ -269,10 +272,18 @@ impl Peer {
         name: Option<&str>,
         start: Start,
     ) -> Result<SubscribedState, Refusal> {
+        self.subscribe_with(name, start, Needs::default()).await
+    }
+
+    pub(super) async fn subscribe_with(
+        &mut self,
+        name: Option<&str>,
+        start: Start,
+        needs: Needs,
+    ) -> Result<SubscribedState, Refusal> {
         self.streams += 1;
         let port = self.outbox.open_consumer(StreamId(self.streams), self.credit);
         let (reply, answer) = RequestReply::channel();
-        let needs = Needs::default();
         let subscription = name.map(|name| Name::new(name).unwrap());
         let ask = SubscribeRequest { subscription, start, needs, port: port.clone(), reply };
         self.partition.try_send(Request::Subscribe(ask)).unwrap();

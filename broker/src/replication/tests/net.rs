@@ -21,27 +21,27 @@ const UNDER_WAY_MAX: usize = 4;
 const ONE_WAY: Duration = Duration::from_millis(1);
 
 #[derive(Default)]
-pub(super) struct Net {
+pub(crate) struct Net {
     boards: Mutex<BTreeMap<BrokerId, Switchboard>>,
     cut_off: Mutex<BTreeSet<BrokerId>>,
 }
 
 impl Net {
     /// The replicas of a broker.
-    pub(super) fn board(&self, broker: BrokerId) -> Switchboard {
+    pub(crate) fn board(&self, broker: BrokerId) -> Switchboard {
         self.boards.lock().unwrap().entry(broker).or_default().clone()
     }
 
     /// Nothing passes to or from this broker any more.
-    pub(super) fn cut_off(&self, broker: BrokerId) {
+    pub(crate) fn cut_off(&self, broker: BrokerId) {
         self.cut_off.lock().unwrap().insert(broker);
     }
 
-    pub(super) fn heal(&self) {
+    pub(crate) fn heal(&self) {
         self.cut_off.lock().unwrap().clear();
     }
 
-    pub(super) fn peers_of(self: &Arc<Self>, broker: BrokerId) -> Arc<dyn Peers> {
+    pub(crate) fn peers_of(self: &Arc<Self>, broker: BrokerId) -> Arc<dyn Peers> {
         Arc::new(From { net: self.clone(), broker })
     }
 

@@ -1,0 +1,212 @@
+//! Three replicas of one partition, each on a broker and a disk of its own.
+
+use super::rig::{Peer, Rig, until};
+use crate::partition::PartitionHandle;
+use crate::replication::Birth;
+use crate::replication::tests::net::Net;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::time::{Duration, Instant};
+use weir_protocol::error_code::ErrorCode;
+use weir_protocol::frame::{Needs, Refusal, Start};
+use weir_protocol::types::{BrokerId, Offset, ProducerId, ReplicaId, Sequence, Term};
+
+/// Longer than any election here.
+const LONG: Duration = Duration::from_secs(20);
+const ANYWHERE: Needs = Needs { any_replica: true, reach: Offset(0), resume: Offset(0) };
+
+/// A group: replica n lives on broker n.
+struct Group {
+    net: Arc<Net>,
+    rigs: BTreeMap<u64, Rig>,
+    running: BTreeMap<u64, PartitionHandle>,
+}
+
+impl Group {
+    async fn formed(change: impl Fn(&mut Rig)) -> Self {
+        let rigs = (1..=3).map(|n| {
+            let mut rig = Rig::new();
+            change(&mut rig);
+            (n, rig)
+        });
+        let mut group =
+            Self { net: Arc::default(), rigs: rigs.collect(), running: BTreeMap::new() };
+        for n in 1..=3 {
+            group.open(n, Birth::Forms).await;
+        }
+        for partition in group.running.values() {
+            tokio::time::timeout(LONG, partition.opened()).await.expect("a follower opens as well");
+        }
+        group
+    }
+
+    async fn open(&mut self, n: u64, birth: Birth) {
+        let mut options = self.rigs[&n].options();
+        let replica = &mut options.replica;
+        (replica.replica, replica.birth, replica.seed) = (ReplicaId(n), birth, n);
+        replica.voters = (1..=3).map(|n| (ReplicaId(n), BrokerId(n))).collect();
+        (replica.heartbeat_ms, replica.election_ms) = (100, 700);
+        replica.peers = self.net.peers_of(BrokerId(n));
+        replica.switchboard = self.net.board(BrokerId(n));
+        self.running.insert(n, PartitionHandle::open(options).await.unwrap());
+    }
+
+    /// Who leads in a newer term than `than`, and that term.
+    async fn leader(&self, than: Term) -> (u64, Term) {
+        let since = Instant::now();
+        while since.elapsed() < LONG {
+            let views = self.running.iter().map(|(n, partition)| (*n, partition.view()));
+            let leading = views.filter(|(_, view)| view.leading && view.term > than);
+            if let Some((n, view)) = leading.max_by_key(|(_, view)| view.term) {
+                return (n, view.term);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("nobody leads: {:?}", self.running)
+    }
+
+    fn peer(&self, n: u64) -> Peer {
+        Peer::new(&self.rigs[&n], &self.running[&n])
+    }
+
+    fn others(&self, than: u64) -> [u64; 2] {
+        let mut others = (1..=3).filter(|n| *n != than);
+        std::array::from_fn(|_| others.next().unwrap())
+    }
+
+    async fn stop(self) {
+        for partition in self.running.values() {
+            partition.stop().await;
+        }
+    }
+}
+
+fn names(refusal: &Refusal, leader: u64, term: Term) {
+    assert_eq!(refusal.code, ErrorCode::NotLeader.number(), "{refusal:?}");
+    assert_eq!(refusal.leader(), Some((BrokerId(leader), term)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_group_serves_its_readers_everywhere_and_moves_everybody_else_with_its_leader() {
+    let group = Group::formed(|_| {}).await;
+    let (first, term) = group.leader(Term(0)).await;
+    let [second, third] = group.others(first);
+    let mut publisher = group.peer(first);
+    for number in 0..10 {
+        publisher.publish(number * 10, 10, 1_000).await;
+    }
+    publisher.answers(10).await;
+    let mut consumer = group.peer(first);
+    let subscribed = consumer.subscribe(Some("s"), Start::Earliest).await.unwrap();
+    assert_eq!(subscribed.term, term);
+    consumer.delivered(100).await;
+    consumer.settle(40, true);
+    assert_eq!(consumer.settled().await, Offset(40));
+
+    // A follower names the leader, and serves readers that allow it what was published before.
+    let mut stray = group.peer(second);
+    stray.publish(0, 1, 1_000).await;
+    names(&stray.answer().await.unwrap_err(), first, term);
+    names(&stray.next_sequence(ProducerId(1), 0).await.unwrap_err(), first, term);
+    names(&stray.subscribe(Some("s"), Start::Earliest).await.unwrap_err(), first, term);
+    names(&stray.subscribe(None, Start::Earliest).await.unwrap_err(), first, term);
+    let mut reader = group.peer(third);
+    let reaching = Needs { reach: Offset(100), ..ANYWHERE };
+    let read = reader.subscribe_with(None, Start::Earliest, reaching).await.unwrap();
+    assert_eq!((read.start, read.term), (Offset(0), Term(0)));
+    reader.delivered(100).await;
+
+    // A move: everybody is told where to go.
+    let replica = group.running[&first].replica().unwrap();
+    replica.transfer(ReplicaId(second)).await.unwrap();
+    let (leader, later) = group.leader(term).await;
+    assert_eq!(leader, second);
+    names(&consumer.closed().await.unwrap(), second, later);
+    names(&publisher.closed().await.unwrap(), second, later);
+    let mut moved = group.peer(second);
+    let resume = Needs { resume: Offset(100), ..Needs::default() };
+    let resumed = moved.subscribe_with(Some("s"), Start::Earliest, resume).await.unwrap();
+    assert_eq!((resumed.start, resumed.term), (Offset(100), later));
+    moved.settle(90, true);
+    assert_eq!(moved.settled().await, Offset(90), "what it received before the move");
+    assert_eq!(moved.next_sequence(ProducerId(1), 0).await, Ok(Sequence(100)));
+    moved.publish(90, 10, 1_000).await;
+    let repeated = moved.answer().await.unwrap();
+    assert_eq!((repeated.base_offset, repeated.duplicate), (Offset(90), true));
+    moved.publish(100, 5, 1_000).await;
+    assert_eq!(moved.answer().await.unwrap().base_offset, Offset(100));
+    moved.delivered(5).await;
+    reader.delivered(5).await;
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_leader_that_is_cut_off_comes_back_as_a_follower_with_the_same_state() {
+    let mut group = Group::formed(|_| {}).await;
+    let (first, term) = group.leader(Term(0)).await;
+    let mut publisher = group.peer(first);
+    publisher.publish(0, 10, 1_000).await;
+    publisher.answers(1).await;
+    group.net.cut_off(BrokerId(first));
+    // In flight where no majority hears of it: never stored, and answered once it is known.
+    publisher.publish(10, 10, 1_000).await;
+    let alone = group.running.remove(&first).unwrap();
+    let (second, later) = group.leader(term).await;
+    let mut elsewhere = group.peer(second);
+    assert_eq!(elsewhere.next_sequence(ProducerId(1), 0).await, Ok(Sequence(10)));
+    elsewhere.publish(10, 7, 1_000).await;
+    assert_eq!(elsewhere.answers(1).await[0].base_offset, Offset(10));
+    group.net.heal();
+    group.running.insert(first, alone);
+    let refused = publisher.answer().await.unwrap_err();
+    let honest = [ErrorCode::NotLeader, ErrorCode::LeaderLost].map(ErrorCode::number);
+    assert!(honest.contains(&refused.code), "{refused:?}");
+    names(&publisher.closed().await.unwrap(), second, later);
+    let back = until(&group.running[&first], |view| view.high_watermark == Offset(17)).await;
+    assert!(!back.leading);
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_follower_trims_with_its_leader_and_starts_from_its_own_checkpoint() {
+    let mut group = Group::formed(|rig| rig.config.max_bytes = 8 << 20).await;
+    let (first, _) = group.leader(Term(0)).await;
+    let [second, _] = group.others(first);
+    let mut publisher = group.peer(first);
+    for number in 0..200 {
+        publisher.publish(number, 1, 100_000).await;
+        publisher.answers(1).await;
+    }
+    let trimmed = |view: &crate::partition::PartitionView| {
+        view.high_watermark == Offset(200) && view.log_start > Offset(0) && view.bytes < 11 << 20
+    };
+    let leads = until(&group.running[&first], trimmed).await;
+    let follows = until(&group.running[&second], |view| {
+        trimmed(view) && view.log_start >= leads.log_start
+    })
+    .await;
+    assert!(!follows.leading);
+    group.running.remove(&second).unwrap().stop().await;
+    group.open(second, Birth::Continues).await;
+    let again = until(&group.running[&second], |view| view.high_watermark == Offset(200)).await;
+    assert!(again.log_start >= follows.log_start);
+    let mut reader = group.peer(second);
+    let read = reader.subscribe_with(None, Start::Earliest, ANYWHERE).await.unwrap();
+    reader.delivered(200 - read.start.0).await;
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_finds_nobody_opens_and_says_that_nobody_leads() {
+    let mut group =
+        Group { net: Arc::default(), rigs: [(1, Rig::new())].into(), running: BTreeMap::new() };
+    group.open(1, Birth::Forms).await;
+    tokio::time::timeout(LONG, group.running[&1].opened()).await.expect("it waits for nobody");
+    let mut peer = group.peer(1);
+    peer.publish(0, 1, 1_000).await;
+    let refused = peer.answer().await.unwrap_err();
+    assert_eq!((refused.code, refused.leader()), (ErrorCode::NotLeader.number(), None));
+    let read = peer.subscribe_with(None, Start::Latest, ANYWHERE).await.unwrap();
+    assert_eq!(read.high_watermark, Offset(0));
+    group.stop().await;
+}
