@@ -447,3 +447,29 @@ async fn streams_beyond_the_limit_are_refused_and_free_again_when_closed() {
     })
     .await;
 }
+
+/// On one node nothing lags: what was asked for is not there for anybody.
+#[tokio::test]
+async fn a_reader_that_asks_for_what_is_not_there_is_told_to_wait() {
+    let node = Node::start().await;
+    let mut witness = Witness::start(&node).await;
+    let mut peer = Peer::connect(&node).await;
+    let request = peer.request();
+    peer.send(&Frame::Subscribe(Subscribe {
+        stream: StreamId(1),
+        request,
+        topic: name("witness"),
+        partition: PartitionId(0),
+        subscription: None,
+        start: Start::Earliest,
+        credit: Grant::default(),
+        needs: Needs { reach: Offset(1_000), ..Needs::default() },
+    }))
+    .await;
+    let refusal = peer.answer(request).await.unwrap_err();
+    assert_eq!((refusal.code, refusal.observed), (ErrorCode::Behind.number(), 1_000));
+    assert!(refusal.limit < 1_000 && refusal.retry_after_ms > 0, "{refusal:?}");
+    let counted = node.metrics().await.value("weir_errors_total{code=\"0106\",reason=\"behind\"}");
+    assert_eq!(counted, 1.0);
+    witness.check().await;
+}

@@ -12,7 +12,7 @@ use std::time::Duration;
 use weir_client::{
     Client, Consumer, ConsumerBuilder, ErrorCode, ErrorKind, Limits, Outcome, Start, TopicConfig,
 };
-use weir_protocol::frame::{self, Frame, Settled, StreamClosed};
+use weir_protocol::frame::{self, ErrorFrame, Frame, Needs, Settled, StreamClosed};
 use weir_protocol::types::{Offset, StreamId};
 
 const ROOM: Limits = Limits { messages: 1_000, bytes: 1 << 20 };
@@ -238,11 +238,66 @@ async fn a_confirmed_settle_survives_a_reconnect() {
     let (confirmed, ()) = tokio::join!(taken[1].ack_confirmed(), async {
         while !matches!(peer.next().await, Frame::Settle(settle) if settle.confirm) {}
         drop(peer);
-        // It was committed, only the answer was lost: the cursor tells.
+        // It was committed, only the answer was lost: it is settled again where it goes on.
         let mut peer = network.accept().await;
-        peer.open_consumer(2, 100).await;
+        let again = peer.open_consumer(2, 100).await;
+        assert_eq!(again.needs.resume, Offset(2));
+        let (stream, upto) = (again.stream, Offset(2));
+        while !matches!(peer.next().await, Frame::Settle(settle) if settle.confirm) {}
+        peer.send(Frame::Settled(Settled { stream, upto, refusal: None })).await;
     });
     confirmed.unwrap();
+}
+
+/// A broker that knows of no place to go on starts at the cursor, which tells what is committed.
+#[tokio::test(start_paused = true)]
+async fn a_cursor_beyond_the_settle_confirms_it() {
+    let (client, mut network, mut peer) = connect().await;
+    let (mut consumer, stream) = open(durable(&client, ROOM), &mut peer, 0).await;
+    deliver_two(&mut peer, stream, 0).await;
+    deliver_two(&mut peer, stream, 2).await;
+    let taken = take(&mut consumer, 4).await;
+    let (confirmed, ()) = tokio::join!(taken[1].ack_confirmed(), async {
+        while !matches!(peer.next().await, Frame::Settle(settle) if settle.confirm) {}
+        drop(peer);
+        let mut peer = network.accept().await;
+        assert_eq!(peer.open_consumer(2, 100).await.needs.resume, Offset(4));
+    });
+    confirmed.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_says_that_any_replica_may_serve_it_and_what_that_must_hold() {
+    let (client, mut network, mut peer) = connect().await;
+    let building = client.reader("orders").any_replica().reach(0, 2);
+    let (consumer, stream) = tokio::join!(building.subscribe(), async {
+        let frame = peer.next().await;
+        let Frame::Subscribe(asked) = frame else { panic!("SUBSCRIBE, not {frame:?}") };
+        let needs = Needs { any_replica: true, reach: Offset(2), resume: Offset(0) };
+        assert_eq!(asked.needs, needs);
+        let (request, refusal) = (asked.request, refusal(ErrorCode::Behind, Outcome::NotStored));
+        peer.send(Frame::Error(ErrorFrame { request, refusal })).await;
+        let again = peer.open_consumer(0, 2).await;
+        assert_eq!(again.needs, needs);
+        again.stream
+    });
+    let mut consumer = consumer.unwrap();
+    deliver_two(&mut peer, stream, 0).await;
+    take(&mut consumer, 2).await;
+    drop(peer);
+    // It has been reached: a replica that serves what comes next need not be asked for it again.
+    let mut peer = network.accept().await;
+    let again = peer.open_consumer(2, 2).await;
+    assert_eq!(again.needs, Needs { any_replica: true, ..Needs::default() });
+
+    let durable = client.consumer("orders", "billing").any_replica().subscribe();
+    let elsewhere = client.reader("orders").reach(7, 1).subscribe();
+    let (durable, elsewhere, ()) = tokio::join!(durable, elsewhere, async {
+        // It answers what is asked about the topic.
+        assert!(peer.is_quiet(1_000).await);
+    });
+    assert!(durable.unwrap_err().to_string().contains("any_replica"));
+    assert!(elsewhere.unwrap_err().to_string().contains("partition 7"));
 }
 
 fn corrupt(batch: &Bytes) -> Bytes {

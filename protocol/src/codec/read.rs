@@ -82,14 +82,7 @@ pub(super) fn frame(
             after: f.option("after", Fields::name)?,
         }),
         t::METADATA_PAGE => Frame::MetadataPage(metadata_page(f)?),
-        t::CREATE_TOPIC => Frame::CreateTopic(CreateTopic {
-            request: request(f)?,
-            topic: f.name("topic")?,
-            config: {
-                let config = config(f)?;
-                TopicConfig { replicas: replicas(f)?, ..config }
-            },
-        }),
+        t::CREATE_TOPIC => Frame::CreateTopic(create_topic(f)?),
         t::ALTER_TOPIC => Frame::AlterTopic(alter_topic(f)?),
         t::DELETE_TOPIC => {
             Frame::DeleteTopic(DeleteTopic { request: request(f)?, topic: f.name("topic")? })
@@ -366,6 +359,12 @@ fn config(f: &mut Fields) -> Result<TopicConfig, DecodeError> {
 /// Stands where a peer that does not tell has ended its fields.
 fn replicas(f: &mut Fields) -> Result<u8, DecodeError> {
     if f.rest.is_empty() { Ok(0) } else { f.u8("replicas") }
+}
+
+fn create_topic(f: &mut Fields) -> Result<CreateTopic, DecodeError> {
+    let (request, topic, config) = (request(f)?, f.name("topic")?, config(f)?);
+    let config = TopicConfig { replicas: replicas(f)?, ..config };
+    Ok(CreateTopic { request, topic, config })
 }
 
 fn alter_topic(f: &mut Fields) -> Result<AlterTopic, DecodeError> {

@@ -462,7 +462,12 @@ fn full(world: &mut World) {
         bytes: 1 << 30,
         log_time_ms: WALL_MS,
     }];
-    world.tell(Event::Holds { sealed, bytes: (1 << 30) + 1, held_from: Offset(0), wall_ms: WALL_MS });
+    world.tell(Event::Holds {
+        sealed,
+        bytes: (1 << 30) + 1,
+        held_from: Offset(0),
+        wall_ms: WALL_MS,
+    });
 }
 
 #[test]

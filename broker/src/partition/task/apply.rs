@@ -7,8 +7,8 @@ use crate::partition::command::{self, Command};
 use crate::partition::core::{Event, Seen};
 use crate::partition::limits::{HEADERS_PER_READ, PROPOSAL_BYTES_MAX};
 use crate::partition::refusal::Loss;
-use crate::partition::wire::WireError;
 use crate::partition::state::State;
+use crate::partition::wire::WireError;
 use crate::replication::{MaintainError, control_section};
 use tokio::time::Instant;
 use weir_protocol::batch::{BatchHeader, BatchType};
@@ -84,7 +84,8 @@ impl Task {
         let Some((at, bytes)) = self.replica.installed_state().await? else {
             return Err(ApplyError::Missing(at));
         };
-        let state = State::decode(at, &bytes).map_err(|reason| ApplyError::Snapshot { at, reason })?;
+        let state =
+            State::decode(at, &bytes).map_err(|reason| ApplyError::Snapshot { at, reason })?;
         tracing::info!(partition = ?self.around.options.key, %at, "the log begins at a snapshot");
         self.tell(Event::Replaced(Box::new(state)), now);
         self.replaced(at);

@@ -181,10 +181,9 @@ async fn a_follower_trims_with_its_leader_and_starts_from_its_own_checkpoint() {
         view.high_watermark == Offset(200) && view.log_start > Offset(0) && view.bytes < 11 << 20
     };
     let leads = until(&group.running[&first], trimmed).await;
-    let follows = until(&group.running[&second], |view| {
-        trimmed(view) && view.log_start >= leads.log_start
-    })
-    .await;
+    let follows =
+        until(&group.running[&second], |view| trimmed(view) && view.log_start >= leads.log_start)
+            .await;
     assert!(!follows.leading);
     group.running.remove(&second).unwrap().stop().await;
     group.open(second, Birth::Continues).await;

@@ -154,6 +154,11 @@ fn nothing_is_trimmed_behind_a_loss() {
     lose(&mut world, 1, 1, false);
     let sealed =
         Sealed { last_index: Index(1), end_offset: Offset(3), bytes: 3_000, log_time_ms: WALL_MS };
-    world.tell(Event::Holds { sealed: vec![sealed], bytes: 4_000, held_from: Offset(0), wall_ms: WALL_MS });
+    world.tell(Event::Holds {
+        sealed: vec![sealed],
+        bytes: 4_000,
+        held_from: Offset(0),
+        wall_ms: WALL_MS,
+    });
     assert!(world.sent.is_empty());
 }

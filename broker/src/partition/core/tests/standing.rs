@@ -50,9 +50,9 @@ impl World {
             matches!(effect, Effect::Opened(Ticket(1), Err(PublishRefusal::NotLeader(to)))
                 if *to == hint)
         });
-        let deleted = self.other.iter().any(|effect| {
-            matches!(effect, Effect::Deleted(Ticket(2), Err(why)) if *why == not_leader)
-        });
+        let deleted = self.other.iter().any(
+            |effect| matches!(effect, Effect::Deleted(Ticket(2), Err(why)) if *why == not_leader),
+        );
         assert!(opened && deleted, "{:?}", self.other);
         assert!(!self.core.proposing.owes());
     }
@@ -446,7 +446,8 @@ impl Asked {
                     Registers { limit_bytes: u64::MAX, limit_messages: u64::MAX, lane_free: true };
                 world.registers.insert(id, registers);
                 let subscription = durable.then(|| Name::new("s").unwrap());
-                let needs = Needs { any_replica: anywhere, reach: Offset(reach), resume: Offset(0) };
+                let needs =
+                    Needs { any_replica: anywhere, reach: Offset(reach), resume: Offset(0) };
                 let start = Start::Earliest;
                 let arriving = Arriving { id, subscription, start, needs, registers };
                 world.tell(Event::Subscribe(arriving));
