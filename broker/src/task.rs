@@ -1,7 +1,14 @@
-//! Owns: the only place that starts a task. Every task has a name and a kind.
+//! Owns: the only place that starts a task. Every task has a name and a kind, and belongs to the
+//! [`TaskScope`] of whoever starts it, if there is one.
 //! Never: detaches a failure: a panic in a connection ends that connection; a panic in the core
 //! (partitions, replication, metadata) aborts the process, because its state can no longer be
 //! trusted and recovery from the log can.
+
+mod scope;
+
+pub use scope::{Killed, TaskScope};
+
+pub(crate) use scope::start;
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -21,7 +28,7 @@ pub fn spawn<F>(name: &'static str, kind: TaskKind, future: F) -> JoinHandle<()>
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let supervised = async move {
+    start(async move {
         let outcome = futures_util::FutureExt::catch_unwind(AssertUnwindSafe(future)).await;
         if outcome.is_err() {
             tracing::error!(task = name, "the task panicked");
@@ -29,7 +36,5 @@ where
                 std::process::abort();
             }
         }
-    };
-    #[expect(clippy::disallowed_methods, reason = "this is the one place the ban points to")]
-    tokio::spawn(supervised)
+    })
 }

@@ -1,10 +1,11 @@
 //! Owns: the runtime under the engine: tokio, but for waits too short for its timer.
 //! Never: changes what the engine computes; only when a task goes on. Survives a panic of the
-//! engine: it ends the process.
+//! engine: it ends the process. Starts a task but through [`task::start`].
 //! Why: after each flush the engine pauses for one microsecond to gather completions. Tokio's
 //! timer counts whole milliseconds, so two completions close together would hold every answer
 //! back for one to two milliseconds. Such a wait becomes a yield.
 
+use crate::task;
 use futures_util::FutureExt;
 use openraft_rt::{AsyncRuntime, Instant, OptionalSend};
 use openraft_rt_tokio::{TokioInstant, TokioRuntime};
@@ -68,7 +69,7 @@ impl AsyncRuntime for PromptRuntime {
     {
         // The engine's state can no longer be trusted once one of its tasks has panicked, and
         // recovery from the log can.
-        TokioRuntime::spawn(async move {
+        task::start(async move {
             let outcome = AssertUnwindSafe(future).catch_unwind().await;
             outcome.unwrap_or_else(|_| {
                 tracing::error!("a task of the consensus engine panicked");
