@@ -299,6 +299,34 @@ impl Flusher {
     }
 }
 
+/// Rounds that were asked for and have not begun.
+struct Rounds(Option<Arc<FlushCoordinator>>);
+
+impl Rounds {
+    fn run(mut self) {
+        if let Some(coordinator) = self.0.take() {
+            coordinator.rounds();
+        }
+    }
+}
+
+impl Drop for Rounds {
+    /// An executor that is torn down runs no job any more. Who waits is let go of then: the waiter
+    /// may hold the log that holds the waiter.
+    fn drop(&mut self) {
+        let Some(coordinator) = self.0.take() else { return };
+        let asked = {
+            let mut state = coordinator.state();
+            state.running = false;
+            std::mem::take(&mut state.asked)
+        };
+        for log in asked {
+            let waiting = std::mem::take(&mut log.pending().waiting);
+            drop(waiting);
+        }
+    }
+}
+
 /// Runs the rounds of one device.
 pub(crate) struct FlushCoordinator {
     executor: Arc<dyn Executor>,
@@ -359,8 +387,8 @@ impl FlushCoordinator {
         }
         state.running = true;
         drop(state);
-        let coordinator = self.clone();
-        self.executor.submit(Lane::Flush, Box::new(move || coordinator.rounds()));
+        let rounds = Rounds(Some(self.clone()));
+        self.executor.submit(Lane::Flush, Box::new(move || rounds.run()));
     }
 
     fn rounds(&self) {
