@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use weir_storage::Device;
 
 /// What the routes read.
@@ -38,7 +38,8 @@ pub(crate) struct AdminView {
 /// The running server.
 pub(crate) struct AdminServer {
     address: SocketAddr,
-    closed: CancellationToken,
+    /// The HTTP server has a task of its own that waits for this.
+    closed: DropGuard,
     task: JoinHandle<()>,
 }
 
@@ -49,7 +50,7 @@ impl AdminServer {
 
     /// Ends at once: what is asked now can be asked again elsewhere.
     pub(crate) async fn stop(self) {
-        self.closed.cancel();
+        drop(self.closed);
         self.task.abort();
         // An aborted task ends with an error that says no more than that.
         let _ = self.task.await;
@@ -87,5 +88,5 @@ pub(crate) async fn start(
         }
     };
     let task = task::spawn("admin", TaskKind::Connection, serving);
-    Ok(AdminServer { address, closed, task })
+    Ok(AdminServer { address, closed: closed.drop_guard(), task })
 }
