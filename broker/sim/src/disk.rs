@@ -155,6 +155,11 @@ impl SimDisk {
         self.faults().stop_behind(changes);
     }
 
+    /// Ends [`SimDisk::stop_behind`]: other faults that are planned stay.
+    pub fn go_on(&self) {
+        self.faults().go_on();
+    }
+
     /// Whether the machine stopped.
     pub fn is_stopped(&self) -> bool {
         self.faults().is_stopped()

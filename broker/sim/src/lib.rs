@@ -9,6 +9,8 @@
 
 #[cfg(feature = "broker")]
 pub mod clock;
+#[cfg(feature = "broker")]
+pub mod cluster;
 pub mod disk;
 #[cfg(feature = "broker")]
 pub mod entropy;
@@ -18,4 +20,13 @@ pub mod history;
 #[cfg(feature = "broker")]
 pub mod network;
 #[cfg(feature = "broker")]
+mod runtime;
+#[cfg(feature = "broker")]
+mod trace;
+#[cfg(feature = "broker")]
 pub mod world;
+
+#[cfg(feature = "broker")]
+pub use runtime::paused;
+#[cfg(feature = "broker")]
+pub use trace::Trace;

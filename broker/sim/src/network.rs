@@ -1,172 +1,107 @@
-//! A network within the process: byte streams between a client and the simulated broker.
+//! A network within the process: byte streams between simulated hosts.
 //!
-//! Owns: which addresses are listened on, and every stream, so that a crash cuts them all.
-//! Never: loses or reorders bytes of a stream that stands (TCP does not either).
+//! Owns: the hosts' listeners, the links between them, every stream, and a hash over every byte
+//! that was ever sent, with the virtual time: who compares it compares two runs to the byte.
+//! Never: loses or reorders bytes of a stream that stands (TCP does not either); lets one end know
+//! what happened at the other before the link between them has brought it.
+//! Invariant: what a stream holds in one direction is bounded, in flight and arrived together.
 
+mod faults;
+mod host;
+mod link;
+mod pipe;
+mod stream;
+
+pub use host::{SimHost, address_of};
+pub use link::Conditions;
+pub use stream::SimStream;
+
+use link::Link;
 use std::collections::BTreeMap;
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::pin::Pin;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use stream::Connection;
 use tokio::sync::{mpsc, watch};
-use weir_broker::seams::{BoxFuture, Listener, Network, Stream};
-
-/// Bytes that a stream holds in each direction, like a socket's buffers.
-const STREAM_BUFFER_BYTES: usize = 256 << 10;
-/// Connections that wait to be accepted.
-const BACKLOG_MAX: usize = 128;
+use tokio::time::Instant;
 
 /// The network of one simulation. Cheap to clone.
-#[derive(Clone, Default)]
-pub struct SimNetwork(Arc<Mutex<State>>);
+#[derive(Clone)]
+pub struct SimNetwork(Arc<Shared>);
 
-#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Raised whenever a link is healed or a stream's end is given up.
+    changed: watch::Sender<()>,
+}
+
 struct State {
+    began: Instant,
+    random: fastrand::Rng,
+    /// From one host to another.
+    links: BTreeMap<(u8, u8), Link>,
     listeners: BTreeMap<SocketAddr, mpsc::Sender<(SimStream, SocketAddr)>>,
-    /// Raised by a crash: every stream of an older era is broken.
-    era: Option<watch::Sender<u64>>,
+    connections: BTreeMap<u64, Connection>,
+    next_connection: u64,
     next_port: u16,
+    sent: DefaultHasher,
 }
 
 impl SimNetwork {
-    /// Connects to a listener.
-    pub async fn connect(&self, address: SocketAddr) -> io::Result<SimStream> {
-        let (ours, theirs) = tokio::io::duplex(STREAM_BUFFER_BYTES);
-        let (listener, cut, from) = {
-            let mut state = self.state();
-            let cut = state.era().subscribe();
-            let from = state.pick_address();
-            (state.listeners.get(&address).cloned(), cut, from)
+    /// A network whose delays follow from `seed`. Call it within the runtime.
+    pub fn new(seed: u64) -> Self {
+        let state = State {
+            began: Instant::now(),
+            random: fastrand::Rng::with_seed(seed ^ 0x6e65_7477_6f72_6b00),
+            links: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            next_connection: 0,
+            next_port: 0,
+            sent: DefaultHasher::new(),
         };
-        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
-        let listener = listener.ok_or_else(refused)?;
-        let theirs = SimStream::new(theirs, cut.clone());
-        listener.send((theirs, from)).await.map_err(|_| refused())?;
-        Ok(SimStream::new(ours, cut))
+        let changed = watch::Sender::new(());
+        Self(Arc::new(Shared { state: Mutex::new(state), changed }))
     }
 
-    /// Breaks every stream and closes every listener, as the end of a process does.
-    pub fn cut_all(&self) {
-        let mut state = self.state();
-        state.listeners.clear();
-        state.era().send_modify(|era| *era += 1);
-        state.era = None;
+    /// Host `number`, at [`address_of`] it: what a broker or a client on it sees of the network.
+    pub fn host(&self, number: u8) -> Arc<SimHost> {
+        assert!((1..=254).contains(&number), "hosts are numbered 1 to 254: {number}");
+        Arc::new(SimHost { network: self.clone(), number })
+    }
+
+    /// Hash over all that was sent so far: when, on which stream, which bytes.
+    pub fn trace(&self) -> u64 {
+        self.state().sent.finish()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    fn era(&mut self) -> &watch::Sender<u64> {
-        self.era.get_or_insert_with(|| watch::Sender::new(0))
+    fn link(&mut self, from: u8, to: u8) -> &mut Link {
+        self.links.entry((from, to)).or_insert_with(|| Link::between(from, to))
     }
 
-    fn pick_address(&mut self) -> SocketAddr {
-        self.next_port += 1;
-        SocketAddr::from((Ipv4Addr::LOCALHOST, 20_000 + self.next_port))
-    }
-}
-
-impl Network for SimNetwork {
-    fn listen(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn Listener>>> {
-        Box::pin(async move {
-            let (sender, receiver) = mpsc::channel(BACKLOG_MAX);
-            let mut state = self.state();
-            let address = if address.port() == 0 { state.pick_address() } else { address };
-            if state.listeners.get(&address).is_some_and(|old| !old.is_closed()) {
-                return Err(io::ErrorKind::AddrInUse.into());
-            }
-            state.listeners.insert(address, sender);
-            Ok(Box::new(SimListener { address, receiver }) as Box<dyn Listener>)
-        })
+    /// When `bytes` that leave now arrive.
+    fn arrival(&mut self, from: u8, to: u8, bytes: usize, now: Instant) -> Instant {
+        let jitter = self.random.f64();
+        self.link(from, to).arrival(now, bytes, jitter)
     }
 
-    fn connect<'a>(
-        &'a self,
-        address: &'a str,
-    ) -> BoxFuture<'a, io::Result<(Box<dyn Stream>, SocketAddr)>> {
-        Box::pin(async move {
-            let address: SocketAddr = address.parse().map_err(io::Error::other)?;
-            let stream = Self::connect(self, address).await?;
-            Ok((Box::new(stream) as Box<dyn Stream>, address))
-        })
+    fn note(&mut self, now: Instant, connection: u64, side: usize, bytes: &[u8]) {
+        let at = now.duration_since(self.began).as_nanos();
+        (at, connection, side, bytes).hash(&mut self.sent);
+    }
+
+    fn pick_port(&mut self) -> u16 {
+        self.next_port = (self.next_port + 1) % 40_000;
+        20_000 + self.next_port
     }
 }
 
-struct SimListener {
-    address: SocketAddr,
-    receiver: mpsc::Receiver<(SimStream, SocketAddr)>,
-}
-
-impl Listener for SimListener {
-    fn local_address(&self) -> io::Result<SocketAddr> {
-        Ok(self.address)
-    }
-
-    fn accept(&mut self) -> BoxFuture<'_, io::Result<(Box<dyn Stream>, SocketAddr)>> {
-        Box::pin(async move {
-            match self.receiver.recv().await {
-                Some((stream, from)) => Ok((Box::new(stream) as Box<dyn Stream>, from)),
-                None => std::future::pending().await,
-            }
-        })
-    }
-}
-
-/// One end of a stream; broken when the network is cut.
-pub struct SimStream {
-    stream: DuplexStream,
-    cut: Pin<Box<dyn Future<Output = ()> + Send>>,
-    is_cut: bool,
-}
-
-impl SimStream {
-    fn new(stream: DuplexStream, mut era: watch::Receiver<u64>) -> Self {
-        let cut = Box::pin(async move {
-            // An error means that the era's owner is gone: the network was cut.
-            let _ = era.changed().await;
-        });
-        Self { stream, cut, is_cut: false }
-    }
-
-    fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        if !self.is_cut && self.cut.as_mut().poll(context).is_ready() {
-            self.is_cut = true;
-        }
-        if self.is_cut { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
-    }
-}
-
-impl AsyncRead for SimStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.check(context)?;
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for SimStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.check(context)?;
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-}
+#[cfg(test)]
+mod tests;

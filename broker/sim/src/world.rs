@@ -12,16 +12,12 @@ use crate::disk::{Cut, SimDisk};
 use crate::entropy::SimEntropy;
 use crate::executor::SimExecutor;
 use crate::network::SimNetwork;
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
-use std::io;
-use std::net::SocketAddr;
+use crate::runtime::paused;
+use crate::trace::Trace;
 use std::path::Path;
 use std::sync::Arc;
-use tokio::runtime::{Builder, RngSeed};
 use tokio::time::{Duration, Instant};
 use weir_broker::{Broker, Config, Seams};
-use weir_client::seams::{BoxFuture, Connector, Duplex};
 use weir_client::{Client, Message, Start, TopicConfig};
 
 const TOPIC: &str = "sim";
@@ -40,29 +36,6 @@ pub struct Outcome {
     pub stored: u64,
     /// Flushes of the simulated disk.
     pub flushes: u64,
-}
-
-/// Hashes events with the virtual time at which they happen.
-struct Trace {
-    hasher: DefaultHasher,
-    began: Instant,
-}
-
-impl Trace {
-    fn note(&mut self, event: &str, number: u64) {
-        (self.began.elapsed().as_nanos(), event, number).hash(&mut self.hasher);
-    }
-}
-
-struct SimConnector(SimNetwork);
-
-impl Connector for SimConnector {
-    fn connect<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<Duplex>> {
-        Box::pin(async move {
-            let address: SocketAddr = format!("{host}:{port}").parse().map_err(io::Error::other)?;
-            Ok(Duplex::from_stream(self.0.connect(address).await?))
-        })
-    }
 }
 
 /// One simulated world.
@@ -105,16 +78,11 @@ impl World {
     /// A runtime of its own for each era: dropping it is the end of every task, as SIGKILL is.
     fn in_runtime<T>(&mut self, era: u64, work: impl AsyncFnOnce(&mut Self, &mut Trace) -> T) -> T {
         let seed = self.seed.wrapping_mul(31).wrapping_add(era);
-        let runtime = Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .rng_seed(RngSeed::from_bytes(&seed.to_le_bytes()))
-            .build()
-            .expect("a runtime without I/O asks the operating system for nothing that can fail");
+        let runtime = paused(seed);
         let outcome = runtime.block_on(async {
-            let mut trace = Trace { hasher: DefaultHasher::new(), began: Instant::now() };
+            let mut trace = Trace::start();
             let outcome = work(self, &mut trace).await;
-            self.hash ^= trace.hasher.finish().rotate_left(era as u32);
+            self.hash ^= trace.hash().rotate_left(era as u32);
             outcome
         });
         drop(runtime);
@@ -122,11 +90,12 @@ impl World {
     }
 
     async fn start(&self, era: u64) -> (Broker, Client) {
-        let network = SimNetwork::default();
+        // The broker and its client share one host.
+        let host = SimNetwork::new(self.seed ^ era).host(1);
         let seams = Seams {
             disk: Arc::new(self.disk.clone()),
             executor: SimExecutor::new(self.seed ^ era),
-            network: Arc::new(network.clone()),
+            network: host.clone(),
             wall: SimWallClock::start(),
             entropy: SimEntropy::new(self.seed ^ (era << 32)),
             seed: self.seed ^ (era << 32),
@@ -137,7 +106,7 @@ impl World {
         let client = Client::builder()
             .endpoints([format!("weir://{}", broker.addresses().native)])
             .seed(self.seed ^ era)
-            .connector(Arc::new(SimConnector(network)))
+            .connector(host)
             .connect()
             .await;
         (broker, client.unwrap_or_else(|error| panic!("seed {}: {error}", self.seed)))

@@ -84,6 +84,10 @@ impl Faults {
         self.changes_left = Some(changes);
     }
 
+    pub(super) fn go_on(&mut self) {
+        self.changes_left = None;
+    }
+
     pub(super) fn is_stopped(&self) -> bool {
         self.changes_left == Some(0)
     }

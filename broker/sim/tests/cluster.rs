@@ -1,0 +1,248 @@
+//! Several real brokers in one runtime: each lives and dies by itself.
+
+#[path = "cluster/load.rs"]
+mod load;
+
+use load::{Load, content};
+use std::process::Command;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::runtime::Handle;
+use tokio::time::{Duration, sleep};
+use weir_client::Start;
+use weir_sim::cluster::{Cluster, NotStarted};
+use weir_sim::disk::Cut;
+use weir_sim::network::Conditions;
+use weir_sim::paused;
+use weir_storage::Lane;
+
+const BROKERS: u8 = 3;
+/// Seeds that every run of the tests covers; `WEIR_SIM_SEEDS` in the environment covers more.
+const SEEDS: u64 = 2;
+/// How long an undisturbed broker may take between two acknowledgements: its slowest flushes.
+const PAUSE_MAX: Duration = Duration::from_millis(400);
+const WHILE: Duration = Duration::from_secs(1);
+
+fn seeds() -> std::ops::Range<u64> {
+    let asked = std::env::var("WEIR_SIM_SEEDS").ok();
+    0..asked.map_or(SEEDS, |seeds| seeds.parse().expect("WEIR_SIM_SEEDS is a number"))
+}
+
+async fn start(cluster: &Cluster) {
+    for (number, machine) in cluster.machines() {
+        let started = machine.start().await;
+        assert!(started.is_ok(), "broker {number}: {started:?}");
+    }
+}
+
+/// Hosts from here on are clients: publisher N of broker N.
+const CLIENTS: u8 = 100;
+
+async fn load(cluster: &Cluster) -> Vec<Load> {
+    let mut loads = Vec::new();
+    for (number, _) in cluster.machines() {
+        loads.push(Load::start(cluster, CLIENTS + number, number).await);
+    }
+    loads
+}
+
+/// Every message that was acknowledged is there once, in its order, with its content.
+async fn check(cluster: &Cluster, number: u8, acknowledged: u64) {
+    let client = cluster.client(CLIENTS + 50 + number, &[number]).await.expect("the broker is up");
+    let reader = client.reader(load::TOPIC).from(Start::Earliest).subscribe().await;
+    let mut reader = reader.expect("the topic is there");
+    let end = reader.end_offsets()[&0];
+    assert!(end >= acknowledged, "broker {number} has {end}, {acknowledged} were acknowledged");
+    for offset in 0..end {
+        let message = reader.next().await.expect("there is more").expect("it can be read");
+        assert_eq!(message.offset(), offset);
+        assert_eq!(message.payload()[..], content(number, offset)[..], "{number}: {offset}");
+    }
+}
+
+/// One of three dies under load, by `cut` with the power, and comes back.
+fn one_dies(seed: u64, cut: Option<Cut>) -> u64 {
+    paused(seed).block_on(async {
+        let cluster = Cluster::new(seed, BROKERS);
+        start(&cluster).await;
+        let loads = load(&cluster).await;
+        sleep(WHILE).await;
+        let victim = cluster.machine(2);
+        match cut {
+            None => victim.kill().await,
+            Some(cut) => victim.cut_power(cut).await,
+        }
+        let before: Vec<u64> = loads.iter().map(Load::acknowledged).collect();
+        assert!(before.iter().all(|count| *count > 100), "seed {seed}: {before:?}");
+        loads.iter().for_each(Load::forget_pauses);
+        sleep(WHILE).await;
+        for (load, before) in loads.iter().zip(&before) {
+            if load.broker() == 2 {
+                assert_eq!(load.acknowledged(), *before, "seed {seed}: a dead broker answered");
+            } else {
+                assert!(load.acknowledged() > before + 100, "seed {seed}: {}", load.broker());
+                let pause = load.longest_pause();
+                assert!(pause < PAUSE_MAX, "seed {seed}: {} stood {pause:?}", load.broker());
+            }
+        }
+        let restarted = victim.start().await;
+        assert!(restarted.is_ok(), "seed {seed}: {restarted:?}");
+        for (load, before) in loads.into_iter().zip(before) {
+            let number = load.broker();
+            assert!(load.reaches(before + 500).await, "seed {seed}: broker {number} goes on");
+            let acknowledged = load.stop().await;
+            check(&cluster, number, acknowledged).await;
+        }
+        cluster.trace()
+    })
+}
+
+#[test]
+fn one_of_three_dies_and_loses_nothing_and_disturbs_nobody() {
+    for seed in seeds() {
+        one_dies(seed, None);
+        one_dies(seed, Some(Cut::LosesAll));
+        one_dies(seed, Some(Cut::KeepsSome(seed)));
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes() {
+    let trace = one_dies(1, None);
+    assert_eq!(one_dies(1, None), trace);
+    assert_ne!(one_dies(2, None), trace);
+}
+
+/// What the other process is told to come to.
+const EXPECTED: &str = "WEIR_SIM_EXPECTED_TRACE";
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_in_another_process() {
+    let trace = one_dies(7, Some(Cut::KeepsSome(7)));
+    if let Ok(expected) = std::env::var(EXPECTED) {
+        assert_eq!(trace.to_string(), expected);
+        return;
+    }
+    let this = std::env::current_exe().expect("a test knows its own file");
+    let name = "the_same_seed_gives_the_same_bytes_in_another_process";
+    let other =
+        Command::new(this).args([name, "--exact"]).env(EXPECTED, trace.to_string()).output();
+    let output = other.expect("the test runs itself");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+/// Tasks of a client that publishes: its driver, and the publisher's own.
+const CLIENT_TASKS: usize = 2;
+
+#[test]
+fn nothing_of_a_killed_broker_is_left() {
+    paused(5).block_on(async {
+        let cluster = Cluster::new(5, 1);
+        let machine = cluster.machine(1);
+        let alive = || Handle::current().metrics().num_alive_tasks();
+        machine.start().await.expect("it starts");
+        let load = Load::start(&cluster, CLIENTS, 1).await;
+        for _ in 0..3 {
+            // A connection of the HTTP server, which starts tasks of its own, kept open.
+            let host = cluster.network().host(CLIENTS + 1);
+            let mut admin = host.connect(machine.admin()).await.expect("it listens");
+            admin.write_all(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("it is taken");
+            let mut answer = [0; 15];
+            admin.read_exact(&mut answer).await.expect("it answers");
+            assert_eq!(&answer, b"HTTP/1.1 200 OK");
+            sleep(WHILE).await;
+            assert!(alive() > CLIENT_TASKS + 10);
+            machine.kill().await;
+            let mut rest = Vec::new();
+            assert!(admin.read_to_end(&mut rest).await.is_err(), "the connection was broken");
+            // Jobs that nobody waits for any more come to their time.
+            sleep(WHILE).await;
+            assert_eq!(alive(), CLIENT_TASKS);
+            machine.start().await.expect("it starts again");
+        }
+        let acknowledged = load.stop().await;
+        check(&cluster, 1, acknowledged).await;
+    });
+}
+
+#[test]
+fn a_broker_can_be_killed_at_any_moment_of_its_start() {
+    let mut killed = 0;
+    for seed in 0..20 {
+        paused(seed).block_on(async {
+            let cluster = Cluster::new(seed, 1);
+            let machine = cluster.machine(1);
+            let early = async {
+                sleep(Duration::from_millis(seed)).await;
+                machine.kill().await;
+            };
+            match tokio::join!(biased; machine.start(), early).0 {
+                Err(NotStarted::Killed) => killed += 1,
+                Err(NotStarted::Failed(error)) => panic!("seed {seed}: {error}"),
+                Ok(()) => {}
+            }
+            machine.start().await.expect("what is left can be started on");
+            let load = Load::start(&cluster, CLIENTS, 1).await;
+            sleep(Duration::from_millis(200)).await;
+            let acknowledged = load.stop().await;
+            assert!(acknowledged > 10, "seed {seed}");
+            check(&cluster, 1, acknowledged).await;
+        });
+    }
+    assert!(killed > 5, "{killed} were killed while they started");
+}
+
+#[test]
+fn links_of_clients_are_cut_slowed_and_healed_one_way_or_both() {
+    paused(11).block_on(async {
+        let cluster = Cluster::new(11, BROKERS);
+        start(&cluster).await;
+        let loads = load(&cluster).await;
+        sleep(WHILE).await;
+        let network = cluster.network();
+        // The requests of one client, the answers of another.
+        network.cut(CLIENTS + 1, 1);
+        network.cut(2, CLIENTS + 2);
+        // What the first broker has already is still answered.
+        sleep(PAUSE_MAX).await;
+        let before: Vec<u64> = loads.iter().map(Load::acknowledged).collect();
+        loads.iter().for_each(Load::forget_pauses);
+        sleep(WHILE).await;
+        assert_eq!([loads[0].acknowledged(), loads[1].acknowledged()], before[..2]);
+        assert!(loads[2].longest_pause() < PAUSE_MAX);
+        network.heal_all();
+        // Half a second each way: a round trip is a second.
+        let far = Conditions { delay: Duration::from_millis(500), ..Conditions::LOCAL };
+        network.set(CLIENTS + 3, 3, far);
+        network.set(3, CLIENTS + 3, far);
+        loads.iter().for_each(Load::forget_pauses);
+        sleep(3 * WHILE).await;
+        assert!(loads[2].longest_pause() >= Duration::from_millis(900));
+        for (load, before) in loads.into_iter().zip(before) {
+            let number = load.broker();
+            assert!(load.reaches(before + 100).await, "broker {number} goes on");
+            let acknowledged = load.stop().await;
+            check(&cluster, number, acknowledged).await;
+        }
+    });
+}
+
+#[test]
+fn a_stalled_disk_holds_its_own_broker_only() {
+    paused(13).block_on(async {
+        let cluster = Cluster::new(13, BROKERS);
+        start(&cluster).await;
+        let loads = load(&cluster).await;
+        sleep(WHILE).await;
+        loads.iter().for_each(Load::forget_pauses);
+        let executor = cluster.machine(1).executor().expect("it runs");
+        executor.stall(Lane::Flush, WHILE);
+        sleep(2 * WHILE).await;
+        assert!(loads[0].longest_pause() >= WHILE - PAUSE_MAX, "{:?}", loads[0].longest_pause());
+        assert!(loads[1..].iter().all(|load| load.longest_pause() < PAUSE_MAX));
+        for load in loads {
+            let (number, acknowledged) = (load.broker(), load.stop().await);
+            check(&cluster, number, acknowledged).await;
+        }
+    });
+}
