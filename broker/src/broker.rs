@@ -127,6 +127,7 @@ impl Broker {
                 },
                 peers,
                 switchboard,
+                gate: Gate::default(),
                 leaders: Arc::default(),
                 announce: Arc::new(|_| {}),
                 draining: draining.clone(),

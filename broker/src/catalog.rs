@@ -26,7 +26,7 @@ use crate::cluster::leaders::LeaderBoard;
 use crate::flow::Flow;
 use crate::metrics::Metrics;
 use crate::replication::metadata::{Catalog as Topics, Metadata};
-use crate::replication::{Peers, Switchboard};
+use crate::replication::{Gate, Peers, Switchboard};
 use crate::seams::WallClock;
 use crate::task::{self, TaskKind};
 use news::Newsroom;
@@ -56,6 +56,7 @@ pub(crate) struct Rooms {
     pub(crate) scrub: ScrubPace,
     pub(crate) peers: Arc<dyn Peers>,
     pub(crate) switchboard: Switchboard,
+    pub(crate) gate: Gate,
     pub(crate) leaders: Arc<LeaderBoard>,
     /// Where news of this broker go.
     pub(crate) announce: Arc<dyn Fn(News) + Send + Sync>,

@@ -82,6 +82,7 @@ impl Opening {
                 election_ms: self.manner.pace.election_ms,
                 peers: rooms.peers.clone(),
                 switchboard: rooms.switchboard.clone(),
+                gate: rooms.gate.clone(),
             },
             flow: rooms.flow.clone(),
             metrics: rooms.metrics.clone(),
