@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, sleep, timeout};
 use weir_client::{Message, Publisher, TopicConfig};
@@ -32,6 +32,12 @@ struct Acknowledged {
     longest_pause: Duration,
 }
 
+impl Progress {
+    fn now(&self) -> MutexGuard<'_, Acknowledged> {
+        self.acknowledged.lock().expect("nobody panics while counting")
+    }
+}
+
 impl Load {
     /// Creates the topic, unless it is there, and publishes on where an earlier one ended.
     pub(crate) async fn start(cluster: &Cluster, host: u8, broker: u8) -> Self {
@@ -52,7 +58,7 @@ impl Load {
 
     /// Messages that were acknowledged, in their order from 0.
     pub(crate) fn acknowledged(&self) -> u64 {
-        self.progress.acknowledged.lock().unwrap().count
+        self.progress.now().count
     }
 
     /// Whether so many are acknowledged before the client would give a message up.
@@ -67,12 +73,12 @@ impl Load {
 
     /// The longest time between two acknowledgements, up to now.
     pub(crate) fn longest_pause(&self) -> Duration {
-        let now = self.progress.acknowledged.lock().unwrap();
+        let now = self.progress.now();
         now.longest_pause.max(now.last.map_or(Duration::ZERO, |last| last.elapsed()))
     }
 
     pub(crate) fn forget_pauses(&self) {
-        let mut now = self.progress.acknowledged.lock().unwrap();
+        let mut now = self.progress.now();
         (now.last, now.longest_pause) = (Some(Instant::now()), Duration::ZERO);
     }
 
@@ -108,7 +114,7 @@ async fn acknowledge(receipts: &mut VecDeque<(u64, weir_client::Receipt)>, progr
     let Some((number, receipt)) = receipts.pop_front() else { return };
     let stored = receipt.await.expect("the broker comes back in time");
     assert_eq!(stored.offset, number, "one record a sequence");
-    let mut now = progress.acknowledged.lock().unwrap();
+    let mut now = progress.now();
     now.count = number + 1;
     let pause = now.last.map_or(Duration::ZERO, |last| last.elapsed());
     now.longest_pause = now.longest_pause.max(pause);
