@@ -77,7 +77,7 @@ fn check(world: &World) {
     if silent {
         // The dead keep their cards; what they held is elsewhere.
         let held = world.held();
-        assert!(world.dead.iter().all(|dead| held.get(dead).is_none()), "{held:?}");
+        assert!(world.dead.iter().all(|dead| !held.contains_key(dead)), "{held:?}");
     }
     assert!(unevenness(&world.preferred()) <= 1, "{:?}", world.preferred());
     for (_, partition) in world.catalog().partitions() {

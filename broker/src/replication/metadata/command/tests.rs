@@ -72,7 +72,7 @@ fn all_of_cluster() -> Vec<(Command, &'static str)> {
         rack: Name::new("r").unwrap(),
     };
     let recovery = Recovery { epoch: 1, lost_after: Index(6), created_ms: 7 };
-    vec![
+    let mut all = vec![
         (
             Command::BrokerUp { broker: None, facts: facts.clone() },
             concat!(
@@ -116,6 +116,18 @@ fn all_of_cluster() -> Vec<(Command, &'static str)> {
             Command::NoteRecovery { uuid: 0xAB, recovery },
             "010eab0000000000000000000000000000000100000006000000000000000700000000000000",
         ),
+        (
+            Command::SetReplicas { topic, revision: TopicRevision(2), replicas: 5 },
+            "01100300000000000000020000000000000005",
+        ),
+    ];
+    all.extend(all_of_metadata());
+    all
+}
+
+fn all_of_metadata() -> Vec<(Command, &'static str)> {
+    let (replica, broker) = (ReplicaId(9), BrokerId(2));
+    vec![
         (Command::JoinMetadata { broker }, "010f0000000000000000020000000000000001"),
         (
             Command::StepMetadata { replica, step: MetadataStep::Learner },
@@ -128,10 +140,6 @@ fn all_of_cluster() -> Vec<(Command, &'static str)> {
         (
             Command::StepMetadata { replica, step: MetadataStep::Gone },
             "010f0900000000000000000000000000000004",
-        ),
-        (
-            Command::SetReplicas { topic, revision: TopicRevision(2), replicas: 5 },
-            "01100300000000000000020000000000000005",
         ),
     ]
 }
