@@ -5,10 +5,12 @@
 //! Never: a key that nothing uses; a size or duration without a unit.
 //! Invariant: a [`Config`] is whole: every setting was parsed and checked.
 
+mod cluster;
 mod reference;
 mod settings;
 mod values;
 
+pub use cluster::ClusterSettings;
 pub use reference::reference;
 pub use values::{ValueError, parse_bytes, parse_duration};
 
@@ -18,7 +20,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use values::{parse_bool, parse_count, parse_memory, parse_socket};
+use values::{parse_bool, parse_count, parse_listen, parse_memory};
 
 /// What the command line says.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +33,10 @@ pub struct Overrides {
     pub admin: Option<SocketAddr>,
     /// `--insecure`.
     pub insecure: bool,
+    /// `--peers`.
+    pub peers: Option<SocketAddr>,
+    /// `--seeds`: apart by commas.
+    pub seeds: Option<String>,
 }
 
 /// Where a value comes from.
@@ -161,6 +167,7 @@ pub struct Config {
     /// 0 = never.
     pub(crate) scrub_bytes_per_second: u64,
     pub(crate) scrub_interval: Duration,
+    cluster: Option<ClusterSettings>,
     log_level: String,
     log_format: LogFormat,
     effective: Vec<EffectiveSetting>,
@@ -194,7 +201,7 @@ impl Config {
             data_dir: Some(data_dir.to_owned()),
             native: Some(any),
             admin: Some(any),
-            insecure: false,
+            ..Overrides::default()
         };
         Self::load(None, [], &overrides).expect("the defaults are a configuration")
     }
@@ -209,8 +216,8 @@ impl Config {
                 name.map(|name| name.to_string()).map_err(|e| ValueError::new(e.to_string()))
             })?,
             data_dir: PathBuf::from(read.text("node.data_dir")),
-            native: read.parsed("listen.native", parse_socket)?,
-            admin: read.parsed("listen.admin", parse_socket)?,
+            native: read.parsed("listen.native", parse_listen)?,
+            admin: read.parsed("listen.admin", parse_listen)?,
             memory_bytes: read.parsed("limits.memory", |text| parse_memory(text, memory_total))?,
             connections: read.parsed("limits.connections", |t| parse_count(t, 1, 1_000_000))?,
             message_bytes_max,
@@ -228,6 +235,7 @@ impl Config {
             scrub_bytes_per_second: read
                 .parsed("storage.scrub_bytes_per_second", settings::parse_rate)?,
             scrub_interval: read.parsed("storage.scrub_interval", parse_duration)?,
+            cluster: cluster::read(&read)?,
             log_level: read.text("log.level").to_owned(),
             log_format: read.parsed("log.format", |text| match text {
                 "auto" => Ok(LogFormat::Auto),
@@ -249,6 +257,11 @@ impl Config {
     /// Where the data lies.
     pub fn data_dir(&self) -> &Path {
         &self.data_dir
+    }
+
+    /// What this broker was told about others; none of one that is alone.
+    pub fn cluster(&self) -> Option<&ClusterSettings> {
+        self.cluster.as_ref()
     }
 
     /// A filter of `tracing`: `info`, `debug`, `weir_broker=debug,info`.
@@ -309,6 +322,12 @@ impl Reader<'_> {
             reason,
         })
     }
+
+    /// The error that the value of `key`, well formed as it is, cannot stand beside the others.
+    fn wrong(&self, key: &'static str, reason: impl Into<String>) -> ConfigError {
+        let (value, origin) = self.raw[key].clone();
+        ConfigError::Value { origin, key, value, reason: ValueError::new(reason) }
+    }
 }
 
 fn setting_of(key: &str, origin: &Origin) -> Result<&'static Setting, ConfigError> {
@@ -336,6 +355,11 @@ fn read_file(file: &Path, raw: &mut Raw) -> Result<(), ConfigError> {
                 toml::Value::String(text) => text,
                 toml::Value::Integer(number) => number.to_string(),
                 toml::Value::Boolean(flag) => flag.to_string(),
+                toml::Value::Array(parts) if setting.is_list => {
+                    let texts: Option<Vec<_>> = parts.iter().map(toml::Value::as_str).collect();
+                    let not_text = || syntax(format!("{} is a list of texts", setting.key));
+                    texts.ok_or_else(not_text)?.join(",")
+                }
                 other => {
                     let kind = other.type_str();
                     return Err(syntax(format!("{} is a {kind}, not a value", setting.key)));
@@ -371,6 +395,8 @@ fn read_overrides(overrides: &Overrides, raw: &mut Raw) {
     set("node.data_dir", "--data-dir", data_dir);
     set("listen.native", "--listen", overrides.native.map(|address| address.to_string()));
     set("listen.admin", "--admin", overrides.admin.map(|address| address.to_string()));
+    set("listen.peers", "--peers", overrides.peers.map(|address| address.to_string()));
+    set("cluster.seeds", "--seeds", overrides.seeds.clone());
     set("listen.insecure", "--insecure", overrides.insecure.then(|| "true".to_owned()));
 }
 

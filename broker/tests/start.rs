@@ -103,7 +103,7 @@ async fn a_broker_that_has_ended_or_not_begun_leaves_the_data_directory_free() {
             data_dir: Some(folder.path().to_owned()),
             native: Some(native),
             admin: Some(admin),
-            insecure: false,
+            ..Overrides::default()
         };
         let config = Config::load(None, [], &overrides).unwrap();
         let start = async || Broker::start(config.clone(), Seams::os(&free).unwrap()).await;

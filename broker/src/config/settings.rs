@@ -12,6 +12,8 @@ pub(super) struct Setting {
     /// What may be written, for the reference.
     pub(super) form: &'static str,
     pub(super) about: &'static str,
+    /// The file may have a list of texts; elsewhere they stand apart by commas.
+    pub(super) is_list: bool,
 }
 
 const fn setting(
@@ -20,12 +22,24 @@ const fn setting(
     form: &'static str,
     about: &'static str,
 ) -> Setting {
-    Setting { key, default, form, about }
+    Setting { key, default, form, about, is_list: false }
 }
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting("node.name", "weir-0", "a name", "Shown to clients, in logs and metrics."),
     setting("node.data_dir", "./weir-data", "a folder", "Where segments and metadata lie."),
+    setting(
+        "node.advertise",
+        "",
+        "a host and a port, empty = listen.native",
+        "Where other brokers tell clients to find this one.",
+    ),
+    setting(
+        "node.advertise_peers",
+        "",
+        "a host and a port, empty = listen.peers",
+        "Where other brokers find this one. A seed is the broker that advertises it.",
+    ),
     setting("listen.native", "127.0.0.1:7420", "an address", "For clients. Port 0 picks one."),
     setting(
         "listen.admin",
@@ -34,10 +48,52 @@ pub(super) const SETTINGS: &[Setting] = &[
         "For metrics, health and the admin API. Port 0 picks one.",
     ),
     setting(
+        "listen.peers",
+        "127.0.0.1:7422",
+        "an address",
+        "For other brokers. Nothing listens there unless cluster.seeds names any.",
+    ),
+    setting(
         "listen.insecure",
         "false",
         "true or false",
         "Accept addresses that are not loopback although there is neither TLS nor authentication.",
+    ),
+    Setting {
+        is_list: true,
+        ..setting(
+            "cluster.seeds",
+            "",
+            "a list of hosts and ports, empty = this broker is alone",
+            "Where the brokers that form the cluster advertise themselves to peers, the same list \
+             on each. They form it when all are there and empty; who finds a cluster joins it.",
+        )
+    },
+    setting(
+        "cluster.expect",
+        "0",
+        "a count from 1 to 64, 0 = as many as there are seeds",
+        "Brokers that form the cluster: a check that no seed was forgotten.",
+    ),
+    setting(
+        "cluster.secret_file",
+        "",
+        "a file of 32 to 4096 bytes, empty = no secret",
+        "What brokers prove to one another that they know. Needed as soon as anything of the \
+         cluster is not loopback. Make it with `openssl rand -hex 32`.",
+    ),
+    setting(
+        "cluster.rack",
+        "",
+        "a name, empty = node.name",
+        "What fails together with this broker. Replicas are spread over racks.",
+    ),
+    setting(
+        "cluster.metadata_voters",
+        "0",
+        "1, 3 or 5, 0 = as many as fit the brokers",
+        "Brokers that vote on metadata; all others keep a copy. 0 is 1 below 3 brokers, 3 below 7, \
+         and 5 from there on.",
     ),
     setting(
         "limits.memory",

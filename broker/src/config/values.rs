@@ -72,7 +72,7 @@ pub(super) fn parse_memory(text: &str, total: u64) -> Result<u64, ValueError> {
     Ok(bytes)
 }
 
-pub(super) fn parse_socket(text: &str) -> Result<SocketAddr, ValueError> {
+pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, ValueError> {
     text.parse().map_err(|_| ValueError::new("write an address and a port: 127.0.0.1:7420"))
 }
 

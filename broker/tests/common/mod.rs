@@ -151,7 +151,7 @@ pub fn config(folder: &Path, native: SocketAddr) -> Config {
         data_dir: Some(folder.to_owned()),
         native: Some(native),
         admin: Some(any_port()),
-        insecure: false,
+        ..Overrides::default()
     };
     let limit =
         ("WEIR__LIMITS__MESSAGE_MAX".to_owned(), format!("{}KiB", MESSAGE_LIMIT_BYTES >> 10));

@@ -139,6 +139,12 @@ pub(crate) struct ServeArguments {
     /// Address for metrics, health and the admin API; port 0 picks one [default: 127.0.0.1:7421]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) admin: Option<SocketAddr>,
+    /// Address for other brokers, if --seeds names any [default: 127.0.0.1:7422]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) peers: Option<SocketAddr>,
+    /// Brokers that form the cluster, apart by commas, the same on each; none: this one is alone
+    #[arg(long, value_name = "HOST:PORT,...")]
+    pub(crate) seeds: Option<String>,
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,

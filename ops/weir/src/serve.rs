@@ -26,6 +26,8 @@ pub(crate) fn load_config(arguments: &ServeArguments) -> Result<Config, Failure>
         native: arguments.listen,
         admin: arguments.admin,
         insecure: arguments.insecure,
+        peers: arguments.peers,
+        seeds: arguments.seeds.clone(),
     };
     Config::load(arguments.config.as_deref(), std::env::vars(), &overrides)
         .map_err(|e| Failure::Usage(e.to_string()))
