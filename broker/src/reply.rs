@@ -4,10 +4,12 @@
 //! Never: a catch-all: each match names every case, so that a new one must be decided here.
 
 use crate::flow::{Overspend, PartitionKey};
+use crate::replication::metadata::ChangeError;
 use weir_protocol::batch::{BodyError, HeaderError};
 use weir_protocol::codec::DecodeError;
-use weir_protocol::error_code::{ErrorCode, Scope};
+use weir_protocol::error_code::{ErrorCode, Outcome, Scope};
 use weir_protocol::frame::Refusal;
+use weir_protocol::types::{BrokerId, Term};
 
 /// A refusal of the whole connection.
 pub(crate) fn connection(code: ErrorCode, text: impl Into<String>) -> Refusal {
@@ -90,6 +92,26 @@ pub(crate) fn too_many_requests(limit: usize) -> Refusal {
         format!("{limit} requests wait for an answer already; ask again when one is answered");
     let refusal = Refusal::new(ErrorCode::OverloadedRequest, text);
     Refusal { retry_after_ms: 100, observed: limit as u64 + 1, limit: limit as u64, ..refusal }
+}
+
+/// A question to the metadata that was not answered; `leader` is who else may lead it.
+pub(crate) fn metadata(error: &ChangeError, leader: Option<BrokerId>) -> Refusal {
+    let text = error.to_string();
+    let refusal = match error {
+        // What was judged travels as the metadata encodes it, so this is nobody's answer.
+        ChangeError::Refused(_) | ChangeError::Unreadable(_) => {
+            Refusal::new(ErrorCode::BadRequest, text)
+        }
+        ChangeError::Busy => Refusal::new(ErrorCode::OverloadedRequest, text),
+        ChangeError::NotLeader => Refusal::not_leader(leader.map(|broker| (broker, Term(0))), text),
+        ChangeError::Unknown => Refusal::new(ErrorCode::LeaderLost, text),
+        ChangeError::Fenced(_) => Refusal::new(ErrorCode::StorageFenced, text),
+    };
+    let outcome = match error {
+        ChangeError::Unknown => Outcome::Unknown,
+        _ => Outcome::NotStored,
+    };
+    Refusal { outcome, scope: Scope::Message, ..refusal }
 }
 
 /// No memory is left for incomplete frames.

@@ -191,6 +191,7 @@ pub(super) fn refusal_of(topic: &Name, error: &ChangeError) -> Refusal {
             // All others are about a cluster: whoever asked reads which one.
             _ => ErrorCode::BadRequest,
         },
+        ChangeError::Unreadable(_) => ErrorCode::BadRequest,
         ChangeError::Busy => ErrorCode::OverloadedRequest,
         ChangeError::NotLeader => ErrorCode::NotLeader,
         ChangeError::Unknown => ErrorCode::LeaderLost,

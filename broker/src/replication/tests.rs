@@ -1,4 +1,5 @@
 mod cluster;
+mod council;
 mod faults;
 mod members;
 mod metadata;

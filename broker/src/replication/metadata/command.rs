@@ -22,6 +22,17 @@ pub enum Command {
         /// The broker that forms it.
         broker: BrokerId,
     },
+    /// Names a cluster that several brokers form at once: the first command of its metadata log. They
+    /// have the ids from 1 on, and the first of them the first voters of the metadata, whose
+    /// replicas have the same numbers. The gate of a cluster is passed with it.
+    Found {
+        /// Identity of the cluster, random, for ever.
+        cluster: u128,
+        /// How many brokers form it.
+        brokers: u16,
+        /// How many of them vote on metadata: 1, 3 or 5.
+        voters: u8,
+    },
     /// Creates a topic.
     CreateTopic {
         /// Its name.
@@ -186,6 +197,7 @@ impl Command {
     pub fn gate(&self) -> u32 {
         match self {
             Self::Form { .. }
+            | Self::Found { .. }
             | Self::CreateTopic { .. }
             | Self::AlterTopic { .. }
             | Self::DeleteTopic { .. }

@@ -32,7 +32,7 @@ use weir_protocol::types::{BrokerId, PartitionId, ProducerId, ReplicaId, TopicId
 
 /// Of one broker: all else follows from the topics.
 const VERSION_ALONE: u8 = 1;
-const VERSION: u8 = 2;
+pub(super) const VERSION: u8 = 2;
 const FLAG_FORMED: u8 = 1;
 const STAGE_LOST: u8 = 16;
 
@@ -166,7 +166,7 @@ fn broker(input: &mut Input<'_>) -> Result<BrokerCard, CodecError> {
     Ok(BrokerCard { id, standing, facts })
 }
 
-fn put_placement(bytes: &mut Vec<u8>, placement: &Placement) {
+pub(super) fn put_placement(bytes: &mut Vec<u8>, placement: &Placement) {
     bytes.extend_from_slice(&placement.replica.to_le_bytes());
     bytes.extend_from_slice(&placement.broker.to_le_bytes());
     bytes.push(match placement.stage {
@@ -178,7 +178,7 @@ fn put_placement(bytes: &mut Vec<u8>, placement: &Placement) {
     });
 }
 
-fn placement(input: &mut Input<'_>) -> Result<Placement, CodecError> {
+pub(super) fn placement(input: &mut Input<'_>) -> Result<Placement, CodecError> {
     let (replica, broker) = (input.replica()?, BrokerId(input.u64()?));
     let stage = match input.u8()? {
         1 => Stage::Joining,
@@ -190,7 +190,7 @@ fn placement(input: &mut Input<'_>) -> Result<Placement, CodecError> {
     Ok(Placement { replica, broker, stage })
 }
 
-fn put_topic(bytes: &mut Vec<u8>, topic: &Topic, version: u8) {
+pub(super) fn put_topic(bytes: &mut Vec<u8>, topic: &Topic, version: u8) {
     put_name(bytes, &topic.name);
     bytes.extend_from_slice(&topic.id.to_le_bytes());
     bytes.extend_from_slice(&topic.revision.0.to_le_bytes());
@@ -217,7 +217,7 @@ fn put_topic(bytes: &mut Vec<u8>, topic: &Topic, version: u8) {
     }
 }
 
-fn topic(input: &mut Input<'_>, version: u8) -> Result<Topic, CodecError> {
+pub(super) fn topic(input: &mut Input<'_>, version: u8) -> Result<Topic, CodecError> {
     let name = name(input)?;
     let id = TopicId(input.u64()?);
     let revision = TopicRevision(input.u64()?);

@@ -24,12 +24,15 @@ use super::command::Command;
 use super::refusal::Refusal;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use weir_protocol::limits::BROKERS_MAX;
 use weir_protocol::types::{BrokerId, Name, ReplicaId};
 
 /// Topics of one cluster.
 pub const TOPICS_MAX: usize = 10_000;
 /// Partitions of one cluster, over all topics.
 pub const CLUSTER_PARTITIONS_MAX: usize = 20_000;
+/// Numbers of voters that a metadata group is formed with.
+pub const METADATA_VOTER_COUNTS: [u8; 3] = [1, 3, 5];
 /// The replica of the metadata log on the broker that forms the cluster; others follow it.
 pub const METADATA_REPLICA: ReplicaId = ReplicaId(1);
 
@@ -99,6 +102,9 @@ impl State {
         }
         match command {
             Command::Form { cluster, broker } => self.form(*cluster, *broker),
+            Command::Found { cluster, brokers, voters } => {
+                self.form_of_several(*cluster, *brokers, *voters)
+            }
             Command::CreateTopic { name, settings, created_ms, partitions } => {
                 self.create(name, *settings, *created_ms, partitions)
             }
@@ -139,10 +145,41 @@ impl State {
         Ok(Change::Formed { cluster: self.catalog.cluster })
     }
 
+    /// Names the cluster that brokers with the ids from 1 on form. None of them has told anything of
+    /// itself yet, but that it obeyed: they all read what is behind the gate.
+    fn form_of_several(
+        &mut self,
+        cluster: u128,
+        brokers: u16,
+        voters: u8,
+    ) -> Result<Change, Refusal> {
+        if self.catalog.cluster == 0 && cluster != 0 {
+            if !(1..=BROKERS_MAX).contains(&usize::from(brokers)) {
+                return Err(Refusal::BrokerLimit);
+            }
+            if !METADATA_VOTER_COUNTS.contains(&voters) || u16::from(voters) > brokers {
+                return Err(Refusal::BadReplicas);
+            }
+            self.next_broker = FOUNDER.0 + u64::from(brokers);
+            self.next_replica = METADATA_REPLICA.0 + u64::from(voters);
+            (FOUNDER.0..self.next_broker).for_each(|id| self.register_founder(BrokerId(id)));
+            let places = METADATA_REPLICA.0..self.next_replica;
+            let placed = places.zip(FOUNDER.0..).map(|(replica, broker)| Placement {
+                replica: ReplicaId(replica),
+                broker: BrokerId(broker),
+                stage: Stage::Voter,
+            });
+            let catalog = Arc::make_mut(&mut self.catalog);
+            (catalog.cluster, catalog.gate) = (cluster, GATE_CLUSTER);
+            catalog.metadata = placed.collect();
+        }
+        Ok(Change::Formed { cluster: self.catalog.cluster })
+    }
+
     /// Names the cluster and makes its founder its first broker, with the first replica of the
     /// metadata. All that a state of gate 0 has of brokers follows from its name.
     pub(super) fn found(&mut self, cluster: u128) {
-        self.register_founder();
+        self.register_founder(FOUNDER);
         let placement =
             Placement { replica: METADATA_REPLICA, broker: FOUNDER, stage: Stage::Voter };
         let catalog = Arc::make_mut(&mut self.catalog);

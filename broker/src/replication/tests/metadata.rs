@@ -22,8 +22,7 @@ impl WallClock for FallingClock {
 async fn open(rig: &Rig) -> Metadata {
     let options = MetadataOptions {
         replica: rig.options(Durability::Fsync),
-        cluster: 77,
-        broker: BrokerId(1),
+        founding: Some(Command::Form { cluster: 77, broker: FOUNDER }),
         wall: Arc::new(FallingClock::default()),
     };
     Metadata::open(options).await.unwrap()
@@ -69,6 +68,18 @@ fn what_was_answered_survives_a_restart() {
     });
 }
 
+async fn register(
+    metadata: &Metadata,
+    broker: Option<BrokerId>,
+    facts: BrokerFacts,
+) -> Result<BrokerId, ChangeError> {
+    metadata.propose(Command::RaiseGate { gate: GATE_CLUSTER }).await?;
+    match metadata.propose(Command::BrokerUp { broker, facts }).await? {
+        Change::BrokerUp(broker) => Ok(broker),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn a_broker_that_registers_keeps_its_id_over_restarts_and_checkpoints() {
     run(async {
@@ -89,14 +100,14 @@ fn a_broker_that_registers_keeps_its_id_over_restarts_and_checkpoints() {
         let join = Command::JoinMetadata { broker: FOUNDER };
         assert_eq!(metadata.propose(join).await, Err(Refusal::GateClosed.into()));
         assert_eq!(metadata.replica().log().bounds().last_index, last, "and nothing is logged");
-        assert_eq!(metadata.register(Some(FOUNDER), facts(1)).await, Ok(FOUNDER));
-        assert_eq!(metadata.register(None, facts(2)).await, Ok(BrokerId(2)));
+        assert_eq!(register(&metadata, Some(FOUNDER), facts(1)).await, Ok(FOUNDER));
+        assert_eq!(register(&metadata, None, facts(2)).await, Ok(BrokerId(2)));
         metadata.stop().await;
 
         let metadata = open(&rig).await;
-        assert_eq!(metadata.register(None, facts(2)).await, Ok(BrokerId(2)), "by its token");
+        assert_eq!(register(&metadata, None, facts(2)).await, Ok(BrokerId(2)), "by its token");
         let mismatch = Err(Refusal::TokenMismatch.into());
-        assert_eq!(metadata.register(Some(FOUNDER), facts(2)).await, mismatch);
+        assert_eq!(register(&metadata, Some(FOUNDER), facts(2)).await, mismatch);
         let catalog = metadata.catalog();
         assert_eq!(catalog.brokers[&FOUNDER].facts, Some(facts(1)));
         assert_eq!((catalog.gate, catalog.brokers.len()), (GATE_CLUSTER, 2));

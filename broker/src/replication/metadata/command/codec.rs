@@ -20,6 +20,7 @@
 //!  14 recovery   uuid16 (0 = the metadata) recovery
 //!  15 metadata   replica8 (0 = a new one) broker8 (0 unless new) step1 (1 joins, 2 voter, 4 gone)
 //!  16 replicas   topic8 revision8 replicas1
+//!  17 found      cluster16 brokers2 voters1
 //! name, config, facts, recovery: as in `fields`
 //! ```
 //! A control batch of the metadata log holds one command; the batch's CRC closes it.
@@ -37,7 +38,7 @@ const VERSION: u8 = 1;
 
 impl Command {
     /// The bytes of a control section, its CRC not included.
-    pub(in crate::replication) fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![VERSION, self.kind()];
         match self {
             Self::Form { cluster, broker } => {
@@ -86,11 +87,17 @@ impl Command {
             Self::NoteRecovery { .. } => 14,
             Self::JoinMetadata { .. } | Self::StepMetadata { .. } => 15,
             Self::SetReplicas { .. } => 16,
+            Self::Found { .. } => 17,
         }
     }
 
     fn put_cluster(&self, bytes: &mut Vec<u8>) {
         match self {
+            Self::Found { cluster, brokers, voters } => {
+                bytes.extend_from_slice(&cluster.to_le_bytes());
+                bytes.extend_from_slice(&brokers.to_le_bytes());
+                bytes.push(*voters);
+            }
             Self::BrokerUp { broker, facts } => {
                 bytes.extend_from_slice(&broker.unwrap_or_default().to_le_bytes());
                 put_facts(bytes, facts);
@@ -219,6 +226,9 @@ impl Command {
                 }
                 _ => return Err(CodecError::Malformed),
             },
+            17 => {
+                Self::Found { cluster: input.u128()?, brokers: input.u16()?, voters: input.u8()? }
+            }
             _ => return Err(CodecError::Malformed),
         })
     }

@@ -54,6 +54,10 @@ fn all() -> Vec<(Command, &'static str)> {
             ),
         ),
         (Command::DeleteTopic { topic: TopicId(3) }, "01040300000000000000"),
+        (
+            Command::Found { cluster: 0xC1, brokers: 7, voters: 5 },
+            "0111c1000000000000000000000000000000070005",
+        ),
         (Command::OpenProducer { name: orders }, "0105066f7264657273"),
     ]
 }

@@ -106,9 +106,9 @@ impl Catalog {
 }
 
 impl State {
-    /// The card of the broker that forms the cluster.
-    pub(super) fn register_founder(&mut self) {
-        let card = BrokerCard { id: FOUNDER, standing: Standing::Active, facts: None };
+    /// The card of a broker that forms the cluster.
+    pub(super) fn register_founder(&mut self, id: BrokerId) {
+        let card = BrokerCard { id, standing: Standing::Active, facts: None };
         self.put_broker(card);
     }
 

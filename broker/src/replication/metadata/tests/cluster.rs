@@ -330,3 +330,31 @@ fn no_cut_of_a_cluster_is_a_state() {
         assert!(State::decode(&bytes[..cut]).is_err(), "{cut} bytes");
     }
 }
+
+#[test]
+fn several_brokers_found_a_cluster_at_once_and_it_goes_on_behind_them() {
+    let found = |cluster, brokers, voters| Command::Found { cluster, brokers, voters };
+    let mut state = State::default();
+    let refused = [
+        (found(7, 0, 1), Refusal::BrokerLimit),
+        (found(7, 65, 1), Refusal::BrokerLimit),
+        (found(7, 2, 3), Refusal::BadReplicas),
+        (found(7, 4, 2), Refusal::BadReplicas),
+    ];
+    for (command, refusal) in refused {
+        assert_eq!(state.apply(&command), Err(refusal), "{command:?}");
+        assert_eq!(state, State::default());
+    }
+    assert_eq!(state.apply(&found(7, 4, 3)), Ok(Change::Formed { cluster: 7 }));
+    assert_eq!(state.apply(&found(8, 9, 5)), Ok(Change::Formed { cluster: 7 }), "once");
+    let catalog = state.catalog();
+    assert_eq!((catalog.gate, catalog.brokers.len()), (GATE_CLUSTER, 4));
+    let placed = catalog.metadata.iter().map(|here| (here.replica.0, here.broker.0, here.stage));
+    assert!(placed.eq((1..=3).map(|n| (n, n, Stage::Voter))));
+    assert_eq!(State::decode(&state.encode()).as_ref(), Ok(&state));
+    assert_eq!(state.apply(&up(4, 4)), Ok(Change::BrokerUp(BrokerId(4))), "each takes its place");
+    assert_eq!(state.apply(&up(0, 5)), Ok(Change::BrokerUp(BrokerId(5))));
+    let joined = state.apply(&Command::JoinMetadata { broker: BrokerId(4) });
+    let placed = Placement { replica: ReplicaId(4), broker: BrokerId(4), stage: Stage::Joining };
+    assert_eq!(joined, Ok(Change::Placed(placed)));
+}
