@@ -272,8 +272,7 @@ async fn open_metadata(
             switchboard,
             gate: Gate::default(),
         },
-        cluster: identity.cluster,
-        broker: identity.broker,
+        founding: identity.founding(),
         wall: seams.wall.clone(),
     })
     .await

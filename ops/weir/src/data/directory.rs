@@ -105,10 +105,10 @@ impl Place {
 impl Directory {
     pub(super) fn open(disk: Arc<dyn Disk>, root: &Path) -> Result<Self, Failure> {
         let folders = names_in(&*disk, root)?;
-        let identity = match folders.contains(IDENTITY_FILE) {
-            // Only a file that is missing would be made anew.
-            true => Identity::open(&*disk, root, 0).map_err(NoIdentity::Refused),
-            false => Err(NoIdentity::Missing(root.join(IDENTITY_FILE))),
+        let identity = match Identity::read(&*disk, root) {
+            Ok(Some(known)) => Ok(known),
+            Ok(None) => Err(NoIdentity::Missing(root.join(IDENTITY_FILE))),
+            Err(error) => Err(NoIdentity::Refused(error)),
         };
         Ok(Self { root: root.to_owned(), disk, identity, folders })
     }

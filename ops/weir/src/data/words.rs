@@ -16,7 +16,7 @@ use weir_storage::{Corruption, DamagedRange};
 /// The line of `node.meta`.
 pub(super) fn identity_line(directory: &Directory) -> String {
     match &directory.identity {
-        Ok(Identity { broker, cluster }) => {
+        Ok(Identity { broker, cluster, .. }) => {
             format!("whole    node.meta: broker {broker} of cluster {cluster:032x}")
         }
         Err(error) => format!("{:<8} node.meta: {error}", error.verdict().word()),

@@ -31,10 +31,11 @@ pub(super) fn dump(disk: &dyn Disk, path: &Path, printer: &mut Printer) -> Resul
             Ok(ranges.iter().try_for_each(|range| printer.range(range))?)
         }
         IDENTITY_FILE => {
-            let found = Identity::open(disk, dir, 0).map_err(|error| match error {
+            let found = Identity::read(disk, dir).map_err(|error| match error {
                 IdentityError::Damaged(_) => Failure::Damaged(error.to_string()),
                 error => Failure::NotDone(error.to_string()),
             })?;
+            let found = found.ok_or_else(unwhole)?;
             let cluster = format!("{:032x}", found.cluster);
             let (kind, broker) = (IDENTITY_FILE, found.broker.0);
             let fields = json!({ "kind": kind, "broker": broker, "cluster": cluster });
