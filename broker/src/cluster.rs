@@ -1,11 +1,20 @@
 //! What a broker is among others.
 //!
-//! The rooms: `controller` (where replicas are and who leads, decided on the broker that leads the
-//! metadata).
+//! The rooms: `formation` (how brokers become a cluster, pure), `member` (the shell around it),
+//! `forward` (the metadata from any broker), `leaders` (who leads, as brokers tell it), `controller`
+//! (where replicas shall be and who shall lead, decided on the broker that leads the metadata),
+//! `members` (what the leader of a log does so that its group becomes that), `pace` (how often
+//! leaderships change without need).
 //!
 //! Never: opens a socket or a log; names the consensus engine.
 
 pub mod controller;
+pub mod formation;
+pub mod forward;
 pub mod leaders;
+pub mod member;
 pub mod members;
 pub mod pace;
+
+pub use forward::MetadataClient;
+pub use member::{Cluster, Directory, METADATA_ELECTION_MS, METADATA_HEARTBEAT_MS};

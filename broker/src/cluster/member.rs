@@ -1,0 +1,509 @@
+//! The shell around [`Formation`]: who this broker is, told to others and written down.
+//!
+//! Owns: the identity while the broker runs, the addresses of the others as far as they are known,
+//! and the answers to those who ask who is there.
+//! Never: decides when a cluster is formed.
+//! Invariants: nobody is told what is not durable; what waits is bounded: one question of each kind
+//! for each seed, and [`FORMS_MAX`] brokers that want this one in their cluster.
+
+use super::formation::{Concern, Effect, Event, Formation, Terms};
+use super::forward::MetadataClient;
+use crate::config::ClusterSettings;
+use crate::identity::{Identity, IdentityError};
+use crate::peer::ask::{Answer, Ask, Asks};
+use crate::replication::metadata::{BrokerFacts, Catalog, Change, Command, GATE_HERE, Verdict};
+use crate::seams::{BoxFuture, Entropy, Seams};
+use crate::task::{self, TaskKind};
+use futures_util::FutureExt;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Duration, Instant, MissedTickBehavior};
+use weir_protocol::error_code::ErrorCode;
+use weir_protocol::frame::Refusal;
+use weir_protocol::peer::{
+    Form, ForwardedAnswer, MemberState, Node, PeerRefusal, Probed, Question,
+};
+use weir_protocol::types::{BrokerId, RequestId};
+use weir_storage::{Disk, Executor, Lane};
+use xxhash_rust::xxh64::xxh64;
+
+/// Brokers that want this one in the cluster that they form, at a time.
+const FORMS_MAX: usize = 8;
+/// How often the seeds are asked who they are.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+/// How long any of them may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// What keeps the broker from going on for so long is logged.
+const CONCERN_AFTER: Duration = Duration::from_secs(5);
+/// Milliseconds between the heartbeats of whoever leads the metadata: there is one such group, and
+/// all others wait for it.
+pub const METADATA_HEARTBEAT_MS: u64 = 100;
+/// The shortest silence after which another broker wants to lead the metadata.
+pub const METADATA_ELECTION_MS: u64 = 500;
+
+/// Where the brokers of the cluster are, as `HOST:PORT`.
+pub type Directory = Arc<BTreeMap<BrokerId, String>>;
+
+/// Where the identity is written.
+struct Place {
+    disk: Arc<dyn Disk>,
+    executor: Arc<dyn Executor>,
+    data_dir: PathBuf,
+}
+
+type Offer = (Form, oneshot::Sender<Result<(), PeerRefusal>>);
+
+/// This broker among others.
+pub struct Cluster {
+    settings: ClusterSettings,
+    place: Place,
+    terms: Terms,
+    /// Of this process, random.
+    instance: u64,
+    /// As it is durable.
+    identity: watch::Sender<Identity>,
+    node: watch::Sender<Node>,
+    directory: watch::Sender<Directory>,
+    offers: mpsc::Sender<Offer>,
+    /// Until somebody looks at them.
+    offered: Mutex<Option<mpsc::Receiver<Offer>>>,
+    metadata: OnceLock<MetadataClient>,
+}
+
+/// A question under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Errand {
+    Probe(usize),
+    Form(usize),
+    Join,
+}
+
+impl Cluster {
+    /// Reads who this broker is; in an empty directory it gets a token to be known by.
+    pub fn open(
+        settings: ClusterSettings,
+        seams: &Seams,
+        data_dir: &Path,
+    ) -> Result<Arc<Self>, IdentityError> {
+        let [token, cluster, instance] = [(); 3].map(|()| random(&*seams.entropy));
+        if settings.is_secret_exposed {
+            tracing::warn!(
+                "others than its owner may read the file of cluster.secret_file; chmod 600 it"
+            );
+        }
+        let identity = Identity::open_among(&*seams.disk, data_dir, token)?;
+        let place = Place {
+            disk: seams.disk.clone(),
+            executor: seams.executor.clone(),
+            data_dir: data_dir.to_owned(),
+        };
+        let (offers, offered) = mpsc::channel(FORMS_MAX);
+        let node = node_of(&settings, &identity, instance as u64);
+        let cluster = Self {
+            terms: terms_of(&settings, cluster),
+            settings,
+            place,
+            instance: instance as u64,
+            identity: watch::Sender::new(identity),
+            node: watch::Sender::new(node),
+            directory: watch::Sender::default(),
+            offers,
+            offered: Mutex::new(Some(offered)),
+            metadata: OnceLock::new(),
+        };
+        Ok(Arc::new(cluster))
+    }
+
+    /// Who this broker is, as far as it is durable.
+    pub fn identity(&self) -> Identity {
+        *self.identity.borrow()
+    }
+
+    /// Who this broker says it is to those it meets; changes when it gets its place.
+    pub fn node(&self) -> watch::Receiver<Node> {
+        self.node.subscribe()
+    }
+
+    /// Where the others are, as far as they said so or the metadata knows.
+    pub fn directory(&self) -> watch::Receiver<Directory> {
+        self.directory.subscribe()
+    }
+
+    /// Forms a cluster with the other seeds, or joins the one that is there, and returns who this
+    /// broker is in it once it has a replica of the metadata to open. Waits for others as long as it
+    /// takes; called once.
+    pub async fn belong(&self, asks: Arc<dyn Asks>) -> Result<Identity, IdentityError> {
+        let offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut offered = offered.expect("a broker looks for its cluster once");
+        let mut formation = Formation::new(self.terms.clone(), self.identity());
+        let (mut answers, mut under_way) = (FuturesUnordered::new(), BTreeSet::new());
+        let mut tick = tokio::time::interval(ASK_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut worry = Worry::default();
+        while !formation.is_done() {
+            let mut reply = None;
+            let event = tokio::select! {
+                biased;
+                Some((form, to)) = offered.recv() => {
+                    reply = Some(to);
+                    Event::Form(form)
+                }
+                Some((errand, event)) = answers.next(), if !answers.is_empty() => {
+                    under_way.remove(&errand);
+                    let Some(event) = event else { continue };
+                    event
+                }
+                _ = tick.tick() => {
+                    worry.about(formation.concern());
+                    Event::Tick
+                }
+            };
+            let mut effects = VecDeque::from(formation.handle(event, Instant::now()));
+            while let Some(effect) = effects.pop_front() {
+                let errand = match effect {
+                    Effect::Store(identity) => {
+                        self.store(identity).await?;
+                        effects.extend(formation.handle(Event::Stored, Instant::now()));
+                        continue;
+                    }
+                    Effect::Answer(answer) => {
+                        // Whoever asked may have gone.
+                        let _ = reply.take().map(|to| to.send(answer));
+                        continue;
+                    }
+                    Effect::Probe(seed) => Errand::Probe(seed),
+                    Effect::Form(seed, _) => Errand::Form(seed),
+                    Effect::Join { .. } => Errand::Join,
+                };
+                if under_way.insert(errand) {
+                    let event = self.run(effect, &asks);
+                    answers.push(event.map(move |event| (errand, event)));
+                }
+            }
+        }
+        self.take_metadata_replica(&asks).await?;
+        Ok(self.identity())
+    }
+
+    /// From now on questions to the metadata are answered, this broker is made known with what it
+    /// tells of itself, and the directory follows the metadata.
+    pub fn attend(self: &Arc<Self>, metadata: MetadataClient, asks: Arc<dyn Asks>) {
+        // A broker opens its metadata once.
+        let _ = self.metadata.set(metadata.clone());
+        let here = self.clone();
+        drop(task::spawn("cluster", TaskKind::Core, async move {
+            here.follow(&metadata, &asks).await;
+        }));
+    }
+
+    /// Who this broker is, to whoever asks.
+    pub fn probed(&self) -> Probed {
+        let identity = self.identity();
+        Probed {
+            request: RequestId(0),
+            cluster: identity.cluster,
+            broker: identity.broker,
+            state: identity.state,
+            expect: self.terms.seeds.len() as u16,
+            seeds_hash: self.terms.seeds_hash,
+            gate: GATE_HERE,
+            client_address: self.settings.client.as_str().to_owned(),
+            peer_address: self.settings.peer.as_str().to_owned(),
+            rack: Some(self.settings.rack.clone()),
+            name: self.settings.name.clone(),
+        }
+    }
+
+    /// Takes a place in the cluster that another broker forms; answers once that is durable.
+    pub fn form(&self, form: Form) -> BoxFuture<'static, Result<(), PeerRefusal>> {
+        let offered = (form.cluster, form.broker);
+        let (reply, answer) = oneshot::channel();
+        let is_full =
+            matches!(self.offers.try_send((form, reply)), Err(mpsc::error::TrySendError::Full(_)));
+        let identity = self.identity.subscribe();
+        async move {
+            if is_full {
+                return Err(PeerRefusal::Overloaded);
+            }
+            if let Ok(answer) = answer.await {
+                return answer;
+            }
+            // Nobody looks at offers any more.
+            let identity = *identity.borrow();
+            match identity.state {
+                MemberState::Member if (identity.cluster, identity.broker) == offered => Ok(()),
+                MemberState::Member => Err(PeerRefusal::WrongCluster),
+                MemberState::Empty | MemberState::Forming => Err(PeerRefusal::Draining),
+            }
+        }
+        .boxed()
+    }
+
+    /// Answers a question to the metadata, or passes it on.
+    pub fn forward(
+        &self,
+        question: Question,
+        within: Duration,
+    ) -> BoxFuture<'static, Result<ForwardedAnswer, Refusal>> {
+        let metadata = self.metadata.get().cloned();
+        async move {
+            let opening = || {
+                let text = "the metadata is being opened on this broker; ask another, or again";
+                Refusal { retry_after_ms: 100, ..Refusal::new(ErrorCode::Recovering, text) }
+            };
+            metadata.ok_or_else(opening)?.answer(question, within).await
+        }
+        .boxed()
+    }
+
+    /// What this broker tells the metadata of itself.
+    pub fn facts(&self) -> BrokerFacts {
+        BrokerFacts {
+            token: self.identity().token,
+            instance: self.instance,
+            gate: GATE_HERE,
+            name: self.settings.name.clone(),
+            peer: self.settings.peer.clone(),
+            client: self.settings.client.clone(),
+            rack: self.settings.rack.clone(),
+        }
+    }
+
+    async fn store(&self, identity: Identity) -> Result<(), IdentityError> {
+        let (done, wait) = oneshot::channel();
+        let (disk, data_dir) = (self.place.disk.clone(), self.place.data_dir.clone());
+        let job = move || drop(done.send(identity.store(&*disk, &data_dir)));
+        self.place.executor.submit(Lane::Checkpoint, Box::new(job));
+        wait.await.expect("the executor runs every job it takes")?;
+        self.identity.send_replace(identity);
+        self.node.send_replace(node_of(&self.settings, &identity, self.instance));
+        Ok(())
+    }
+
+    fn address(&self, seed: usize) -> &str {
+        self.terms.seeds[seed].as_str()
+    }
+
+    /// Asks, and says what came of it; none where nobody answered.
+    fn run(&self, effect: Effect, asks: &Arc<dyn Asks>) -> BoxFuture<'_, Option<Event>> {
+        let asks = asks.clone();
+        async move {
+            match effect {
+                Effect::Probe(seed) => Some(Event::Probed(seed, self.probe(seed, &asks).await?)),
+                Effect::Form(seed, form) => {
+                    let asked = asks.ask_at(self.address(seed), Ask::Form(form), ANSWER_WITHIN);
+                    match asked.await.ok()? {
+                        Answer::Formed(answer) => Some(Event::Formed(seed, answer)),
+                        _ => None,
+                    }
+                }
+                Effect::Join { seed, cluster } => {
+                    let command = Command::BrokerUp { broker: None, facts: self.facts() };
+                    match self.propose_at(seed, command, &asks).await? {
+                        Change::BrokerUp(broker) => Some(Event::Joined { cluster, broker }),
+                        _ => None,
+                    }
+                }
+                Effect::Store(_) | Effect::Answer(_) => None,
+            }
+        }
+        .boxed()
+    }
+
+    async fn probe(&self, seed: usize, asks: &Arc<dyn Asks>) -> Option<Probed> {
+        let asked = asks.ask_at(self.address(seed), Ask::Probe, ANSWER_WITHIN).await;
+        let probed = match asked {
+            Ok(Answer::Probed(probed)) => probed,
+            Ok(_) => return None,
+            Err(error) => {
+                tracing::debug!(seed = self.address(seed), %error, "a seed was not reached");
+                return None;
+            }
+        };
+        if probed.cluster == self.identity().cluster && probed.broker != BrokerId(0) {
+            self.note(probed.broker, &probed.peer_address);
+        }
+        Some(probed)
+    }
+
+    /// Notes where a broker said that it is, unless the metadata knows better.
+    fn note(&self, broker: BrokerId, address: &str) {
+        let catalog = self.metadata.get().map(MetadataClient::catalog).unwrap_or_default();
+        if catalog.brokers.get(&broker).is_some_and(|card| card.facts.is_some()) {
+            return;
+        }
+        self.directory.send_if_modified(|directory| {
+            let is_new = directory.get(&broker).is_none_or(|known| known != address);
+            if is_new {
+                Arc::make_mut(directory).insert(broker, address.to_owned());
+            }
+            is_new
+        });
+    }
+
+    /// Lets the metadata commit a command before this broker has a copy of it.
+    async fn propose_at(
+        &self,
+        seed: usize,
+        command: Command,
+        asks: &Arc<dyn Asks>,
+    ) -> Option<Change> {
+        let question = Question::Command(command.encode().into());
+        let ask = Ask::Forward(question, ANSWER_WITHIN);
+        let answer = match asks.ask_at(self.address(seed), ask, ANSWER_WITHIN).await.ok()? {
+            Answer::Forwarded(Ok(ForwardedAnswer::Applied(bytes))) => Verdict::decode(&bytes),
+            _ => return None,
+        };
+        match answer.ok()?.outcome {
+            Ok(change) => Some(change),
+            Err(refusal) => {
+                tracing::warn!(seed = self.address(seed), %refusal, "the cluster refused");
+                None
+            }
+        }
+    }
+
+    /// A broker that is not among the first voters asks for its replica of the metadata.
+    async fn take_metadata_replica(&self, asks: &Arc<dyn Asks>) -> Result<(), IdentityError> {
+        let mut seed = 0;
+        loop {
+            let identity = self.identity();
+            if identity.metadata_replica.0 != 0 {
+                return Ok(());
+            }
+            if Some(seed) != self.terms.place {
+                self.probe(seed, asks).await;
+                let command = Command::JoinMetadata { broker: identity.broker };
+                if let Some(Change::Placed(here)) = self.propose_at(seed, command, asks).await {
+                    self.store(Identity { metadata_replica: here.replica, ..identity }).await?;
+                    continue;
+                }
+            }
+            seed = (seed + 1) % self.terms.seeds.len();
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+    }
+
+    /// Keeps the directory, and what the metadata knows of this broker, as they are to be.
+    async fn follow(&self, metadata: &MetadataClient, asks: &Arc<dyn Asks>) {
+        let mut catalogs = metadata.watch();
+        let (mut is_known, mut told) = (false, None);
+        loop {
+            let catalog = catalogs.borrow_and_update().clone();
+            self.note_catalog(&catalog);
+            if catalog.cluster != 0 && !self.identity().is_opened {
+                let opened = Identity { is_opened: true, ..self.identity() };
+                if let Err(error) = self.store(opened).await {
+                    tracing::warn!(%error, "it was not noted that the metadata is open");
+                }
+            }
+            let finds_all =
+                catalog.cluster != 0 && catalog.brokers.values().all(|c| c.facts.is_some());
+            if is_known && finds_all {
+                if catalogs.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            // Before the metadata can be read, its voters have to find each other.
+            let others = (0..self.terms.seeds.len()).filter(|seed| Some(*seed) != self.terms.place);
+            let probes = others.map(|seed| self.probe(seed, asks));
+            let probes = futures_util::future::join_all(probes);
+            let registers = async {
+                let here = Some(self.identity().broker);
+                if is_known {
+                    Ok(())
+                } else {
+                    metadata.register(here, self.facts()).await.map(drop)
+                }
+            };
+            let (_, registered) = tokio::join!(probes, registers);
+            if let Err(error) = &registered
+                && told.as_ref() != Some(error)
+            {
+                tracing::warn!(%error, "the metadata does not know of this start yet");
+            }
+            told = registered.err();
+            is_known = told.is_none();
+            let pause = tokio::time::sleep(ASK_EVERY);
+            tokio::select! {
+                biased;
+                changed = catalogs.changed() => if changed.is_err() { return },
+                () = pause => {}
+            }
+        }
+    }
+
+    /// What the metadata says of a broker's address is newer than what it said itself before.
+    fn note_catalog(&self, catalog: &Catalog) {
+        self.directory.send_if_modified(|directory| {
+            let told = catalog.brokers.values().filter_map(|card| {
+                let facts = card.facts.as_ref()?;
+                Some((card.id, facts.peer.as_str().to_owned()))
+            });
+            let mut next = BTreeMap::clone(directory);
+            // Who was removed is found no more.
+            if catalog.cluster != 0 {
+                next.retain(|broker, _| catalog.brokers.contains_key(broker));
+            }
+            next.extend(told);
+            let is_new = next != **directory;
+            if is_new {
+                *directory = Arc::new(next);
+            }
+            is_new
+        });
+    }
+}
+
+fn random(entropy: &dyn Entropy) -> u128 {
+    let mut bytes = [0; 16];
+    entropy.fill(&mut bytes);
+    u128::from_le_bytes(bytes).max(1)
+}
+
+fn node_of(settings: &ClusterSettings, identity: &Identity, instance: u64) -> Node {
+    let Identity { cluster, broker, .. } = *identity;
+    Node { cluster, broker, instance, name: settings.name.clone() }
+}
+
+fn terms_of(settings: &ClusterSettings, cluster: u128) -> Terms {
+    let seeds: Vec<_> = settings.seeds.iter().map(|seed| seed.as_str()).collect();
+    Terms {
+        place: settings.seeds.iter().position(|seed| *seed == settings.peer),
+        voters: settings.metadata_voters,
+        cluster,
+        seeds_hash: xxh64(seeds.join("\n").as_bytes(), 0),
+        seeds: settings.seeds.clone(),
+    }
+}
+
+/// What keeps a broker waiting, told once it has done so for a while.
+#[derive(Default)]
+struct Worry {
+    concern: Option<(Concern, Instant)>,
+    is_told: bool,
+}
+
+impl Worry {
+    fn about(&mut self, concern: Option<Concern>) {
+        let known = self.concern.as_ref().map(|(known, _)| known);
+        if concern.as_ref() != known {
+            self.concern = concern.map(|concern| (concern, Instant::now()));
+            self.is_told = false;
+        }
+        if let Some((concern, since)) = &self.concern
+            && !self.is_told
+            && since.elapsed() >= CONCERN_AFTER
+        {
+            self.is_told = true;
+            tracing::warn!(%concern, "this broker does not belong to a cluster yet");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
