@@ -143,7 +143,7 @@ async fn an_identity_of_a_newer_version_is_left_alone() {
     node.drain().await;
     let path = node.folder.path().join("node.meta");
     let before = std::fs::read(&path).unwrap();
-    rewrite(&path, (12, &2u16.to_le_bytes()), 8, (12, before.len()));
+    rewrite(&path, (12, &3u16.to_le_bytes()), 8, (12, before.len()));
     let newer = std::fs::read(&path).unwrap();
     let error = refused(node.folder.path()).await;
     says(&error, &path, "use a newer build");
