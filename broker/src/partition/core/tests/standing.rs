@@ -256,6 +256,8 @@ fn a_follower_never_decides_what_the_log_may_hold() {
     world.tell(Event::Tick);
     assert_eq!(world.blocked, 0);
     assert!(world.sent.is_empty(), "and trims nothing");
+    world.lead_again();
+    assert_eq!(world.blocked, 0, "who leads looks for itself");
 }
 
 #[test]
