@@ -75,7 +75,8 @@ impl PartitionHandle {
         Ok(())
     }
 
-    /// Waits until requests are answered, or the partition has ended.
+    /// Waits until requests are answered, or the partition has ended: what is known to be committed is
+    /// applied, and who leads is known, or that nobody does.
     pub async fn opened(&self) {
         tokio::select! {
             _ = self.board.opened.wait() => {}

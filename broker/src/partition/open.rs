@@ -48,7 +48,7 @@ pub enum OpenPartitionError {
 
 impl PartitionHandle {
     /// Opens the partition and starts its task. Requests may be sent at once: they are answered
-    /// when the log is applied and the replica leads.
+    /// when the log is applied and it is known who leads; see [`PartitionHandle::opened`].
     pub async fn open(options: PartitionOptions) -> Result<Self, OpenPartitionError> {
         let (replica, report) = Replica::open(options.replica.clone()).await?;
         let (state, checkpoint) = match report.checkpoint {
