@@ -68,9 +68,9 @@ impl Log {
             chain: start.chain,
         };
         let begun = Start { sequence: self.sequence, log_time_ms: start.log_time_ms, cursor };
-        let dead: Vec<Arc<Segment>> = self.shared.ends().segments.iter().cloned().collect();
+        let mut dead: Vec<Arc<Segment>> = self.shared.ends().segments.iter().cloned().collect();
         if is_planted(Bug::RestartedTooEarly) {
-            self.remove(&dead)?;
+            self.remove(&std::mem::take(&mut dead))?;
         }
         let stored = self.lock_meta().store(|state| state.begin_anew(begun, meta));
         self.fence_unless(stored)?;
