@@ -22,7 +22,7 @@ mod requests;
 mod streams;
 #[cfg(test)]
 pub(crate) mod tests;
-mod write;
+pub(crate) mod write;
 
 pub use card::{Card, ConnectionView};
 pub use life::End;

@@ -63,6 +63,12 @@ pub enum ListenError {
          authentication; listen on a loopback address, or say --insecure"
     )]
     Insecure(SocketAddr),
+    /// The address can be reached from elsewhere, and brokers that know no secret believe anybody.
+    #[error(
+        "{0} can be reached from other machines, and without a secret anybody could be a broker of \
+         the cluster; give all its brokers one secret, or listen on a loopback address"
+    )]
+    NoSecret(SocketAddr),
     /// The operating system refused.
     #[error("cannot listen on {address}: {error}")]
     Io {
@@ -200,37 +206,9 @@ impl Server {
         cut
     }
 
-    async fn accept(self, mut listener: Box<dyn Listener>) {
-        let mut retry = ACCEPT_RETRY_MIN;
-        let mut burst = 0u32;
-        loop {
-            let accepted = self.0.closed.run_until_cancelled(listener.accept()).await;
-            let pause = match accepted {
-                None => return,
-                Some(Ok((socket, peer))) => {
-                    self.admit(socket, peer);
-                    retry = ACCEPT_RETRY_MIN;
-                    burst = burst.wrapping_add(1);
-                    if burst.is_multiple_of(ACCEPT_BURST) {
-                        tokio::task::yield_now().await;
-                    }
-                    continue;
-                }
-                Some(Err(error)) => {
-                    // Too many open files, say: trying again at once would only spin.
-                    if let Some(suppressed) = self.0.accept_failed.pass(Instant::now()) {
-                        tracing::error!(%error, suppressed, "cannot accept connections");
-                    }
-                    let pause = retry;
-                    retry = (retry * 2).min(ACCEPT_RETRY_MAX);
-                    pause
-                }
-            };
-            let slept = tokio::time::sleep(pause);
-            if self.0.closed.run_until_cancelled(slept).await.is_none() {
-                return;
-            }
-        }
+    async fn accept(self, listener: Box<dyn Listener>) {
+        let admit = |socket, peer| self.admit(socket, peer);
+        accept_each(listener, &self.0.closed, &self.0.accept_failed, admit).await;
     }
 
     fn admit(&self, socket: Box<dyn Stream>, peer: SocketAddr) {
@@ -300,6 +278,44 @@ impl Server {
 
     fn lock(&self) -> MutexGuard<'_, Connections> {
         self.0.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Hands every connection that comes to `admit`, until `closed` is cancelled.
+pub(crate) async fn accept_each(
+    mut listener: Box<dyn Listener>,
+    closed: &CancellationToken,
+    failed: &LogLimit,
+    mut admit: impl FnMut(Box<dyn Stream>, SocketAddr),
+) {
+    let mut retry = ACCEPT_RETRY_MIN;
+    let mut burst = 0u32;
+    loop {
+        let pause = match closed.run_until_cancelled(listener.accept()).await {
+            None => return,
+            Some(Ok((socket, peer))) => {
+                admit(socket, peer);
+                retry = ACCEPT_RETRY_MIN;
+                burst = burst.wrapping_add(1);
+                if burst.is_multiple_of(ACCEPT_BURST) {
+                    tokio::task::yield_now().await;
+                }
+                continue;
+            }
+            Some(Err(error)) => {
+                // Too many open files, say: trying again at once would only spin.
+                if let Some(suppressed) = failed.pass(Instant::now()) {
+                    tracing::error!(%error, suppressed, "cannot accept connections");
+                }
+                let pause = retry;
+                retry = (retry * 2).min(ACCEPT_RETRY_MAX);
+                pause
+            }
+        };
+        let slept = tokio::time::sleep(pause);
+        if closed.run_until_cancelled(slept).await.is_none() {
+            return;
+        }
     }
 }
 

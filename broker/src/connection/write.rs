@@ -1,4 +1,4 @@
-//! The writing half: frames to bytes of the socket.
+//! The writing half of a connection, to clients or to other brokers: frames to bytes of the socket.
 //!
 //! Owns: what is encoded and not written yet.
 //! Never: copies a body, waits, or takes more than one delivery at a time.
@@ -10,15 +10,16 @@ use std::task::{Context, Poll};
 use tokio::time::{Duration, Instant};
 use weir_protocol::codec::EncodeBuf;
 use weir_protocol::frame::Frame;
+use weir_protocol::peer::PeerFrame;
 
 /// A peer that takes not a byte for this long is given up.
-pub(super) const WRITE_STALLED_MAX: Duration = Duration::from_secs(30);
+pub(crate) const WRITE_STALLED_MAX: Duration = Duration::from_secs(30);
 /// Pieces of one vectored write.
 const SLICES_MAX: usize = 32;
 
 /// The writing half of a connection.
 #[derive(Debug, Default)]
-pub(super) struct Writer {
+pub(crate) struct Writer {
     out: EncodeBuf,
     /// Since when the peer has not taken a byte of what waits.
     stalled: Option<Instant>,
@@ -28,27 +29,37 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Adds one frame.
-    pub(super) fn push(&mut self, frame: &Frame) {
+    pub(crate) fn push(&mut self, frame: &Frame) {
         self.out.push(frame);
     }
 
+    /// Adds one frame for another broker.
+    pub(crate) fn push_peer(&mut self, frame: &PeerFrame) {
+        self.out.push_peer(frame);
+    }
+
+    /// Bytes that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.out.len()
+    }
+
     /// Whether everything was written.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.out.is_empty()
     }
 
     /// Bytes written since the connection began.
-    pub(super) fn written(&self) -> u64 {
+    pub(crate) fn written(&self) -> u64 {
         self.written
     }
 
     /// When the peer, if it takes nothing, has taken nothing for too long.
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         self.stalled.map(|since| since + WRITE_STALLED_MAX)
     }
 
     /// Writes until all is written or the socket takes no more.
-    pub(super) fn poll_flush(
+    pub(crate) fn poll_flush(
         &mut self,
         cx: &mut Context<'_>,
         stream: &mut dyn Stream,
