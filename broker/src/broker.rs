@@ -4,6 +4,8 @@
 //! Never: a decision of any room.
 //! Invariant: what was started is stopped in the opposite order, and a drain ends by its deadline.
 
+mod standing;
+
 use crate::admin::{self, AdminServer, AdminView};
 use crate::budget::{Account, Budget, DoesNotFit, Part};
 use crate::catalog::{Catalog, CatalogBackend, Rooms, ScrubPace};
@@ -13,18 +15,14 @@ use crate::flow::Flow;
 use crate::identity::{Identity, IdentityError};
 use crate::log_limit::LogLimit;
 use crate::metrics::{Metrics, UPKEEP_EVERY};
-use crate::replication::metadata::{
-    METADATA_REPLICA, Metadata, MetadataOptions, OpenMetadataError,
-};
-use crate::replication::{
-    Birth, Durability, ELECTION_MS, Gate, HEARTBEAT_MS, NoPeers, Peers, ReplicaOptions, Switchboard,
-};
+use crate::peer::{PEER_MEMORY_BYTES_MIN, PeerRoom};
+use crate::replication::metadata::OpenMetadataError;
 use crate::seams::Seams;
 use crate::server::{ListenError, Server, ServerOptions};
 use crate::task::{self, TaskKind};
 use futures_util::FutureExt;
+use standing::Standing;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::time::{Duration, Instant};
@@ -34,10 +32,13 @@ use weir_protocol::limits::{
     BATCH_OVERHEAD_BYTES, FIELDS_BYTES_MAX, FRAME_HEADER_BYTES, HEARTBEAT_MS as PEER_HEARTBEAT_MS,
     REQUESTS_PER_CONNECTION_MAX, STREAMS_PER_CONNECTION_MAX,
 };
-use weir_storage::{Device, DeviceError, LogOptions};
+use weir_storage::{Device, DeviceError};
 
 /// Memory that connections draw from, as a share of the budget.
 const CONNECTION_SHARE: u64 = 4;
+/// Frames of other brokers are held on account of this part, a share of the budget.
+const PEER_MEMORY: &str = "peer frames";
+const PEER_SHARE: u64 = 8;
 /// Of a drain's time, this share may go by until others lead what this broker led.
 const HANDOVER_SHARE_PERCENT: u32 = 40;
 /// Of what is left then, this share is the connections'; the rest closes the logs.
@@ -78,6 +79,7 @@ pub struct Broker {
     server: Server,
     admin: AdminServer,
     catalog: Arc<Catalog>,
+    room: Option<Arc<PeerRoom>>,
     draining: Arc<AtomicBool>,
     stopped: CancellationToken,
     drain_timeout: Duration,
@@ -100,41 +102,18 @@ impl Broker {
             config.data_dir(),
             seams.seed,
         )?;
-        let random = fastrand::Rng::with_seed(seams.seed).u128(..);
-        let identity = Identity::open(&*seams.disk, config.data_dir(), random)?;
         let metrics = Metrics::new(&config.name, config.metrics_topics_max);
         let flushed = metrics.clone();
         device.observe_flushes(Arc::new(move |took, bytes| flushed.flushed(took, bytes)));
-        let (peers, switchboard): (Arc<dyn Peers>, _) = (Arc::new(NoPeers), Switchboard::default());
-        let others = (peers.clone(), switchboard.clone());
-        let metadata = open_metadata(&config, &seams, &device, identity, others).await?;
+        let standing = Standing::find(&config, &seams, &accounts, &device).await?;
         let flow = Flow::new(config.pool_cost);
         let draining = Arc::new(AtomicBool::new(false));
-        let catalog = Catalog::open(
-            metadata,
-            Rooms {
-                device: device.clone(),
-                flow: flow.clone(),
-                metrics: metrics.clone(),
-                wall: seams.wall.clone(),
-                data_dir: config.data_dir.clone(),
-                broker: identity.broker,
-                name: config.name.clone(),
-                seed: seams.seed,
-                scrub: ScrubPace {
-                    bytes_per_second: config.scrub_bytes_per_second,
-                    interval: config.scrub_interval,
-                },
-                peers,
-                switchboard,
-                gate: Gate::default(),
-                leaders: Arc::default(),
-                announce: Arc::new(|_| {}),
-                draining: draining.clone(),
-            },
-        )
-        .await;
-        let services = accounts.services(&config, identity, flow.clone(), catalog.clone());
+        let metadata = standing.metadata.clone();
+        let around = (flow.clone(), metrics.clone(), draining.clone());
+        let rooms = rooms(&config, &seams, &device, &standing, around);
+        let catalog = Catalog::open(metadata, rooms).await;
+        standing.serve(&catalog);
+        let services = accounts.services(&config, standing.identity, flow.clone(), catalog.clone());
         let view = |server| AdminView {
             catalog: catalog.clone(),
             flow,
@@ -162,7 +141,8 @@ impl Broker {
             "ready"
         );
         let drain_timeout = config.drain_timeout;
-        Ok(Self { addresses, server, admin, catalog, draining, stopped, drain_timeout })
+        let room = standing.among.map(|among| among.room);
+        Ok(Self { addresses, server, admin, catalog, room, draining, stopped, drain_timeout })
     }
 
     /// Where it listens, with real ports.
@@ -176,9 +156,8 @@ impl Broker {
     pub async fn drain(self) {
         let deadline = Instant::now() + self.drain_timeout;
         self.draining.store(true, Ordering::Release);
-        self.catalog
-            .hand_over(Instant::now() + self.drain_timeout * HANDOVER_SHARE_PERCENT / 100)
-            .await;
+        let given = Instant::now() + self.drain_timeout * HANDOVER_SHARE_PERCENT / 100;
+        self.catalog.give_up_leaderships(given).await;
         let left = deadline - Instant::now();
         let cut = self.server.drain(left * DRAIN_SHARE_PERCENT / 100).await;
         if cut > 0 {
@@ -186,6 +165,9 @@ impl Broker {
         }
         if tokio::time::timeout_at(deadline, self.catalog.stop()).await.is_err() {
             tracing::warn!("partitions did not stop in time; recovery will find what was flushed");
+        }
+        if let Some(room) = self.room {
+            room.drain(deadline).await;
         }
         self.stopped.cancel();
         self.admin.stop().await;
@@ -201,6 +183,10 @@ struct Accounts {
 impl Accounts {
     fn plan(config: &Config) -> Result<Self, DoesNotFit> {
         let mut parts = vec![Part { name: "publish credit", bytes: config.pool_cost }];
+        if config.cluster().is_some() {
+            let bytes = (config.memory_bytes / PEER_SHARE).max(PEER_MEMORY_BYTES_MIN);
+            parts.push(Part { name: PEER_MEMORY, bytes });
+        }
         parts.extend(Services::parts(config.memory_bytes / CONNECTION_SHARE));
         let budget = Budget::plan(config.memory_bytes, parts)?;
         budget.log();
@@ -248,34 +234,34 @@ fn limits_of(config: &Config) -> PeerLimits {
     }
 }
 
-async fn open_metadata(
+fn rooms(
     config: &Config,
     seams: &Seams,
     device: &Arc<Device>,
-    identity: Identity,
-    (peers, switchboard): (Arc<dyn Peers>, Switchboard),
-) -> Result<Metadata, OpenMetadataError> {
-    let folder = config.data_dir().join(Path::new("metadata"));
-    Metadata::open(MetadataOptions {
-        replica: ReplicaOptions {
-            replica: METADATA_REPLICA,
-            birth: Birth::Forms,
-            voters: vec![(METADATA_REPLICA, identity.broker)],
-            dir: folder,
-            device: device.clone(),
-            log: LogOptions { uuid: identity.metadata_uuid(), ..LogOptions::default() },
-            durability: Durability::Fsync,
-            seed: seams.seed,
-            heartbeat_ms: HEARTBEAT_MS,
-            election_ms: ELECTION_MS,
-            peers,
-            switchboard,
-            gate: Gate::default(),
-        },
-        founding: identity.founding(),
+    standing: &Standing,
+    (flow, metrics, draining): (Arc<Flow>, Arc<Metrics>, Arc<AtomicBool>),
+) -> Rooms {
+    Rooms {
+        device: device.clone(),
+        flow,
+        metrics,
         wall: seams.wall.clone(),
-    })
-    .await
+        data_dir: config.data_dir.clone(),
+        broker: standing.identity.broker,
+        name: config.name.clone(),
+        seed: seams.seed,
+        scrub: ScrubPace {
+            bytes_per_second: config.scrub_bytes_per_second,
+            interval: config.scrub_interval,
+        },
+        peers: standing.peers.clone(),
+        switchboard: standing.switchboard.clone(),
+        gate: standing.gate.clone(),
+        leaders: standing.leaders.clone(),
+        announce: standing.announce(),
+        draining,
+        metadata_voters: standing.among.as_ref().map(|among| among.metadata_voters),
+    }
 }
 
 /// Binds both addresses, or neither.

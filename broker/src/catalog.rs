@@ -10,6 +10,7 @@ mod backend;
 mod changes;
 mod follower;
 mod handover;
+mod keepers;
 mod news;
 mod opening;
 mod pages;
@@ -22,10 +23,11 @@ pub use table::{PartitionHere, PartitionState, TopicPartitions};
 pub(crate) use backend::CatalogBackend;
 pub(crate) use changes::config_of;
 
+use crate::cluster::MetadataClient;
 use crate::cluster::leaders::LeaderBoard;
 use crate::flow::Flow;
 use crate::metrics::Metrics;
-use crate::replication::metadata::{Catalog as Topics, Metadata};
+use crate::replication::metadata::Catalog as Topics;
 use crate::replication::{Gate, Peers, Switchboard};
 use crate::seams::WallClock;
 use crate::task::{self, TaskKind};
@@ -62,11 +64,14 @@ pub(crate) struct Rooms {
     pub(crate) announce: Arc<dyn Fn(News) + Send + Sync>,
     /// Whether this broker is shutting down.
     pub(crate) draining: Arc<AtomicBool>,
+    /// How many voters the metadata shall have (0 = as many as fit the brokers); none where this
+    /// broker is alone.
+    pub(crate) metadata_voters: Option<u8>,
 }
 
 /// The topics of this broker.
 pub struct Catalog {
-    metadata: Metadata,
+    metadata: MetadataClient,
     rooms: Arc<Rooms>,
     table: Arc<Table>,
     random: Mutex<fastrand::Rng>,
@@ -80,7 +85,7 @@ pub struct Catalog {
 impl Catalog {
     /// Opens every partition that the metadata places here, and follows the metadata from now
     /// on. Returns when each is open or has failed.
-    pub(crate) async fn open(metadata: Metadata, rooms: Rooms) -> Arc<Self> {
+    pub(crate) async fn open(metadata: MetadataClient, rooms: Rooms) -> Arc<Self> {
         let rooms = Arc::new(rooms);
         let table = Arc::new(Table::default());
         let (shown_sender, shown) = watch::channel(0);
@@ -92,6 +97,7 @@ impl Catalog {
         let _ = caught_up.wait_for(|times| *times > 0 && !table.is_opening()).await;
         let stopped = CancellationToken::new();
         start_upkeep(&rooms, &table, &stopped);
+        keepers::start(&rooms, &metadata, &stopped);
         let random = Mutex::new(fastrand::Rng::with_seed(rooms.seed ^ 0x7063_6f64_7563_6572));
         let address = OnceLock::new();
         Arc::new(Self { metadata, rooms, table, random, address, shown, stopped })

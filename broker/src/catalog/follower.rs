@@ -7,14 +7,15 @@
 //! Invariants: at most [`OPENING_MAX`] are being opened; what was opened for a metadata that is no
 //! more is stopped at once.
 
+use super::keepers::Keepers;
 use super::opening::{Manner, Opening, folders_of, placed_on};
 use super::table::{PartitionHere, PartitionState, Table, TopicPartitions};
 use super::{Rooms, config_of};
+use crate::cluster::MetadataClient;
 use crate::flow::PartitionKey;
 use crate::partition::{OpenPartitionError, PartitionHandle, Request, WireError};
 use crate::replication::metadata::{
-    Catalog as Topics, ChangeError, Command, LossReason, Metadata, Partition, Placement, Stage,
-    Topic,
+    Catalog as Topics, ChangeError, Command, LossReason, Partition, Placement, Stage, Topic,
 };
 use crate::replication::{CodecError, OpenReplicaError};
 use crate::seams::BoxFuture;
@@ -35,7 +36,7 @@ const LOSS_TOLD_EVERY: Duration = Duration::from_secs(5);
 
 pub(super) struct Follower {
     rooms: Arc<Rooms>,
-    metadata: Metadata,
+    metadata: MetadataClient,
     table: Arc<Table>,
     shown: watch::Sender<u64>,
     /// The metadata that the table follows.
@@ -47,6 +48,8 @@ pub(super) struct Follower {
     at_work: BTreeSet<ReplicaId>,
     /// How each replica that is open, or is being opened, was.
     manners: BTreeMap<ReplicaId, Manner>,
+    /// What keeps the groups of those that are open.
+    keepers: Keepers,
     /// What the metadata has to learn yet; at most the replicas that are placed here.
     lost: BTreeMap<ReplicaId, LossReason>,
 }
@@ -60,9 +63,10 @@ struct Opened {
 impl Follower {
     pub(super) fn new(
         (rooms, table): (Arc<Rooms>, Arc<Table>),
-        metadata: Metadata,
+        metadata: MetadataClient,
         shown: watch::Sender<u64>,
     ) -> Self {
+        let keepers = Keepers::new(&rooms, &metadata);
         Self {
             rooms,
             metadata,
@@ -74,6 +78,7 @@ impl Follower {
             at_work: BTreeSet::new(),
             manners: BTreeMap::new(),
             lost: BTreeMap::new(),
+            keepers,
         }
     }
 
@@ -110,6 +115,7 @@ impl Follower {
 
     async fn catch_up(&mut self, topics: Arc<Topics>) {
         self.topics = topics.clone();
+        self.rooms.gate.raise(topics.gate);
         self.remove_deleted().await;
         for topic in topics.topics.values() {
             self.follow_topic(topic).await;
@@ -156,7 +162,10 @@ impl Follower {
             return;
         }
         let state = match outcome {
-            Ok(handle) => PartitionState::Open(handle),
+            Ok(handle) => {
+                self.keepers.keep(&handle, &of.partition, of.topic.id, of.placed.replica);
+                PartitionState::Open(handle)
+            }
             Err(error) => {
                 let (code, reason) = (code_of(&error), error.to_string());
                 tracing::error!(

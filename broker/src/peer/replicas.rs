@@ -60,7 +60,7 @@ impl Replicas for Switchboard {
             let (input, answers) = inbox.stream().await;
             let pushed = async move {
                 while let Some(append) = appends.next().await {
-                    if let Err(refusal) = input.push(&append).await {
+                    if let Err(refusal) = input.push(&append, ()).await {
                         return Some(AppendResult::Refused(refusal));
                     }
                 }

@@ -6,11 +6,12 @@
 
 use super::view::{View, Watch};
 use super::{decide, wanted_metadata};
+use crate::cluster::MetadataClient;
 use crate::cluster::leaders::LeaderBoard;
 use crate::cluster::members::Wanted;
 use crate::cluster::pace::TransferPace;
 use crate::replication::Role;
-use crate::replication::metadata::{ChangeError, Command, Metadata};
+use crate::replication::metadata::{ChangeError, Command};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::time::{Duration, Instant};
@@ -21,7 +22,7 @@ const ROUND: Duration = Duration::from_secs(1);
 
 /// Decides on the broker that leads the metadata.
 pub struct Controller {
-    metadata: Metadata,
+    metadata: MetadataClient,
     board: Arc<LeaderBoard>,
     me: BrokerId,
     pace: TransferPace,
@@ -31,7 +32,7 @@ pub struct Controller {
 
 impl Controller {
     /// The controller of the broker `me`.
-    pub fn new(metadata: Metadata, board: Arc<LeaderBoard>, me: BrokerId) -> Self {
+    pub fn new(metadata: MetadataClient, board: Arc<LeaderBoard>, me: BrokerId) -> Self {
         Self { metadata, board, me, pace: TransferPace::default(), leads: None }
     }
 
@@ -42,7 +43,7 @@ impl Controller {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let state = self.metadata.replica().state();
+            let state = self.metadata.metadata().replica().state();
             let (role, leading) = {
                 let state = state.borrow();
                 (state.role.clone(), state.leading())
@@ -91,7 +92,7 @@ impl Controller {
 /// What the metadata's own group shall be, seen with the eyes of its leader. `setting`: how many
 /// vote; 0 = by the number of brokers.
 pub(in crate::cluster) fn wanted_copies(
-    metadata: &Metadata,
+    metadata: &MetadataClient,
     board: &LeaderBoard,
     (watch, setting): (Watch, u8),
     now: Instant,

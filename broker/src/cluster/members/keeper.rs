@@ -4,10 +4,11 @@
 //! Never: acts where its replica does not lead; insists: what failed is looked at anew.
 
 use super::{ANSWERS_WITHIN, CLOSE_BYTES, Group, MemberStep, Progress, Wanted, next_step};
+use crate::cluster::MetadataClient;
 use crate::cluster::controller::{self, Watch};
 use crate::cluster::leaders::LeaderBoard;
 use crate::cluster::pace::TransferPace;
-use crate::replication::metadata::{ChangeError, Metadata};
+use crate::replication::metadata::ChangeError;
 use crate::replication::{Members, MembershipError, Replica, Role};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,7 +40,7 @@ pub struct MemberKeeper {
     /// Whose group it is.
     pub log: KeptLog,
     /// What is wished, and what it is told.
-    pub metadata: Metadata,
+    pub metadata: MetadataClient,
     /// Who can be given the lead.
     pub board: Arc<LeaderBoard>,
     /// Of all hand-overs of this broker that have time.

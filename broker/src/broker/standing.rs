@@ -1,0 +1,218 @@
+//! What this broker is to others before it opens what it holds.
+//!
+//! Owns: the order: the peers' listener, who this broker is, the metadata.
+//! Never: decides any of it.
+
+use super::{Accounts, StartError};
+use crate::catalog::Catalog;
+use crate::cluster::leaders::LeaderBoard;
+use crate::cluster::{Cluster, METADATA_ELECTION_MS, METADATA_HEARTBEAT_MS, MetadataClient};
+use crate::config::{ClusterSettings, Config};
+use crate::identity::Identity;
+use crate::peer::ask::Answers;
+use crate::peer::{PeerOptions, PeerRoom};
+use crate::replication::metadata::{Metadata, MetadataOptions, OpenMetadataError};
+use crate::replication::{Durability, Gate, NoPeers, Peers, ReplicaOptions, Switchboard};
+use crate::seams::{BoxFuture, Seams};
+use std::sync::{Arc, OnceLock};
+use tokio::time::{Duration, Instant};
+use weir_protocol::frame::Refusal;
+use weir_protocol::peer::{
+    Fetch, FetchedBatches, Form, ForwardedAnswer, News, PeerRefusal, Probed, Question,
+};
+use weir_protocol::types::BrokerId;
+use weir_storage::{Device, LogOptions};
+
+/// How long a start waits for the newest metadata before it goes on with what it has.
+const CATCH_UP_WITHIN: Duration = Duration::from_secs(30);
+
+/// This broker, alone or among others.
+pub(super) struct Standing {
+    pub(super) identity: Identity,
+    pub(super) metadata: MetadataClient,
+    pub(super) switchboard: Switchboard,
+    pub(super) peers: Arc<dyn Peers>,
+    pub(super) gate: Gate,
+    pub(super) leaders: Arc<LeaderBoard>,
+    pub(super) among: Option<Among>,
+}
+
+/// How replicas of this broker reach others, and what they may write for them.
+struct Ways {
+    peers: Arc<dyn Peers>,
+    switchboard: Switchboard,
+    gate: Gate,
+}
+
+impl Ways {
+    fn to(peers: Arc<dyn Peers>, switchboard: Switchboard) -> Self {
+        Self { peers, switchboard, gate: Gate::default() }
+    }
+}
+
+/// What a broker has that is one of several.
+pub(super) struct Among {
+    pub(super) room: Arc<PeerRoom>,
+    /// How many voters the metadata shall have; 0 = as many as fit the brokers.
+    pub(super) metadata_voters: u8,
+    catalog: Arc<OnceLock<Arc<Catalog>>>,
+}
+
+impl Standing {
+    /// Finds out who this broker is. With others it takes as long as they need to be there.
+    pub(super) async fn find(
+        config: &Config,
+        seams: &Seams,
+        accounts: &Accounts,
+        device: &Arc<Device>,
+    ) -> Result<Self, StartError> {
+        match config.cluster() {
+            None => Self::alone(config, seams, device).await,
+            Some(settings) => Self::among((config, settings), seams, accounts, device).await,
+        }
+    }
+
+    async fn alone(
+        config: &Config,
+        seams: &Seams,
+        device: &Arc<Device>,
+    ) -> Result<Self, StartError> {
+        let random = fastrand::Rng::with_seed(seams.seed).u128(..);
+        let identity = Identity::open(&*seams.disk, config.data_dir(), random)?;
+        let ways = Ways::to(Arc::new(NoPeers), Switchboard::default());
+        let metadata = open_metadata(config, seams, device, (identity, &ways)).await?;
+        let metadata = MetadataClient::alone(metadata, identity.broker);
+        Ok(Self::new((identity, metadata), ways, Arc::default(), None))
+    }
+
+    async fn among(
+        (config, settings): (&Config, &ClusterSettings),
+        seams: &Seams,
+        accounts: &Accounts,
+        device: &Arc<Device>,
+    ) -> Result<Self, StartError> {
+        let cluster = Cluster::open(settings.clone(), seams, config.data_dir())?;
+        let switchboard = Switchboard::default();
+        let leaders: Arc<LeaderBoard> = Arc::default();
+        let catalog = Arc::<OnceLock<Arc<Catalog>>>::default();
+        let answers = PeerAnswers {
+            cluster: cluster.clone(),
+            leaders: leaders.clone(),
+            catalog: catalog.clone(),
+        };
+        let options = PeerOptions {
+            listen: settings.listen,
+            secret: settings.secret.clone(),
+            me: cluster.node(),
+            directory: cluster.directory(),
+            memory: accounts.account(super::PEER_MEMORY),
+            switchboard: switchboard.clone(),
+            answers: Arc::new(answers),
+            seed: seams.seed,
+        };
+        let room = PeerRoom::start(seams, options).await?;
+        let identity = cluster.belong(room.asks()).await?;
+        let ways = Ways::to(room.peers(), switchboard);
+        let metadata = open_metadata(config, seams, device, (identity, &ways)).await?;
+        let metadata = MetadataClient::new(metadata, identity.broker, room.asks());
+        cluster.attend(metadata.clone(), room.asks());
+        // What is placed here may have changed while this broker was away.
+        if let Err(error) = metadata.catch_up(CATCH_UP_WITHIN).await {
+            tracing::warn!(%error, "the metadata may be old: nobody who leads it was found");
+        }
+        let metadata_voters = settings.metadata_voters;
+        let among = Among { room, metadata_voters, catalog };
+        Ok(Self::new((identity, metadata), ways, leaders, Some(among)))
+    }
+
+    fn new(
+        (identity, metadata): (Identity, MetadataClient),
+        ways: Ways,
+        leaders: Arc<LeaderBoard>,
+        among: Option<Among>,
+    ) -> Self {
+        let Ways { peers, switchboard, gate } = ways;
+        Self { identity, metadata, switchboard, peers, gate, leaders, among }
+    }
+
+    /// From now on others may fetch what is stored here.
+    pub(super) fn serve(&self, catalog: &Arc<Catalog>) {
+        if let Some(among) = &self.among {
+            // A broker opens its catalog once.
+            let _ = among.catalog.set(catalog.clone());
+        }
+    }
+
+    /// Where news of this broker go.
+    pub(super) fn announce(&self) -> Arc<dyn Fn(News) + Send + Sync> {
+        match &self.among {
+            None => Arc::new(|_| {}),
+            Some(among) => {
+                let room = among.room.clone();
+                Arc::new(move |news| room.announce(news))
+            }
+        }
+    }
+}
+
+async fn open_metadata(
+    config: &Config,
+    seams: &Seams,
+    device: &Arc<Device>,
+    (identity, ways): (Identity, &Ways),
+) -> Result<Metadata, OpenMetadataError> {
+    Metadata::open(MetadataOptions {
+        replica: ReplicaOptions {
+            replica: identity.metadata_replica,
+            birth: identity.metadata_birth(),
+            voters: identity.metadata_voters(),
+            dir: config.data_dir().join("metadata"),
+            device: device.clone(),
+            log: LogOptions { uuid: identity.metadata_uuid(), ..LogOptions::default() },
+            durability: Durability::Fsync,
+            seed: seams.seed,
+            heartbeat_ms: METADATA_HEARTBEAT_MS,
+            election_ms: METADATA_ELECTION_MS,
+            peers: ways.peers.clone(),
+            switchboard: ways.switchboard.clone(),
+            gate: ways.gate.clone(),
+        },
+        founding: identity.founding(),
+        wall: seams.wall.clone(),
+    })
+    .await
+}
+
+/// What other brokers are answered here.
+struct PeerAnswers {
+    cluster: Arc<Cluster>,
+    leaders: Arc<LeaderBoard>,
+    catalog: Arc<OnceLock<Arc<Catalog>>>,
+}
+
+impl Answers for PeerAnswers {
+    fn probed(&self) -> Probed {
+        self.cluster.probed()
+    }
+
+    fn form(&self, form: Form) -> BoxFuture<'static, Result<(), PeerRefusal>> {
+        self.cluster.form(form)
+    }
+
+    fn forward(
+        &self,
+        question: Question,
+        within: Duration,
+    ) -> BoxFuture<'static, Result<ForwardedAnswer, Refusal>> {
+        self.cluster.forward(question, within)
+    }
+
+    fn fetch(&self, fetch: Fetch) -> BoxFuture<'static, Result<FetchedBatches, PeerRefusal>> {
+        let catalog = self.catalog.get().cloned();
+        Box::pin(async move { catalog.ok_or(PeerRefusal::Opening)?.fetch(fetch).await })
+    }
+
+    fn news(&self, from: BrokerId, news: News) {
+        self.leaders.note(from, &news, Instant::now());
+    }
+}
