@@ -16,6 +16,7 @@ mod index;
 pub mod inspect;
 pub mod limits;
 mod log;
+mod mend;
 mod meta;
 mod os_disk;
 mod planted;
@@ -39,6 +40,7 @@ pub use flush::{FlushDone, FlushObserver, Flusher};
 pub use log::{
     Appended, Log, LogOptions, LogStart, NewBatch, Recovered, Trimmed, Watermark, is_out_of_space,
 };
+pub use mend::{Hole, MendError, Mending, Unmendable, holes};
 pub use os_disk::{Backend, OsDisk};
 pub use reader::{BatchSlice, ColdRead, LogBounds, LogReader, Read, SegmentView};
 pub use scrub::{ScrubPiece, ScrubPlace, Scrubbed};

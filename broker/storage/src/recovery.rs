@@ -26,7 +26,7 @@ mod files;
 mod lost;
 
 pub(crate) use examine::{Examined, ExaminedSegment, examine};
-pub(crate) use files::segment_name;
+pub(crate) use files::{parse_name, segment_name};
 pub(crate) use lost::{Behind, lost_range, next_that_follows};
 
 use crate::checkpoint;

@@ -45,7 +45,7 @@ impl Cursor {
     }
 
     /// Whether a batch may stand here, its chain included.
-    fn is_followed_by(&self, header: &BatchHeader, control_crc: Option<u32>) -> bool {
+    pub(crate) fn is_followed_by(&self, header: &BatchHeader, control_crc: Option<u32>) -> bool {
         let chain = match header.batch_type.is_local() {
             true => self.chain,
             false => header.expected_chain(self.chain, control_crc),
@@ -131,7 +131,7 @@ impl<'a> Source<'a> {
         Self { file, unreadable: Some(unreadable) }
     }
 
-    fn read_at(&self, position: u64, into: &mut [u8]) -> io::Result<()> {
+    pub(crate) fn read_at(&self, position: u64, into: &mut [u8]) -> io::Result<()> {
         match self.file.read_at(position, into) {
             Err(error) if is_unreadable(&error) => {}
             read => return read,
@@ -163,7 +163,8 @@ pub(crate) struct Whole {
     pub(crate) body: Vec<u8>,
     /// Nothing but zeros stands behind its body.
     pub(crate) zero_padded: bool,
-    control_crc: Option<u32>,
+    /// What the chain takes in of its control section.
+    pub(crate) control_crc: Option<u32>,
 }
 
 impl Batches<'_> {

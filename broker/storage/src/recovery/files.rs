@@ -153,7 +153,7 @@ impl Files {
 }
 
 /// Base index and sequence in a segment's name.
-fn parse_name(name: &str) -> Option<(Index, u64)> {
+pub(crate) fn parse_name(name: &str) -> Option<(Index, u64)> {
     let (base_index, sequence) = name.strip_suffix(".seg")?.split_once('-')?;
     let sequence = u64::from_str_radix(sequence, 16).ok()?;
     // No log gets so far: a name like that is nobody's.
