@@ -32,6 +32,7 @@ mod payload;
 mod peers;
 mod receive;
 mod refusal;
+pub mod repair;
 mod runs;
 mod runtime;
 mod shared;

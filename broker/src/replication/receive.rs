@@ -10,7 +10,7 @@ use bytes::Bytes;
 use weir_protocol::batch::{BatchHeader, BatchType, HeaderError};
 use weir_protocol::limits::BATCH_HEADER_BYTES;
 use weir_protocol::peer::{Append, SegmentPart};
-use weir_storage::NewBatch;
+use weir_storage::{BatchSlice, NewBatch};
 
 /// Why what a peer sent is not a piece of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -29,18 +29,22 @@ pub(super) enum ReceiveError {
 
 /// The batches of records that were read back, as they are stored.
 pub(super) fn parts_of(records: &[EngineEntry]) -> Vec<SegmentPart> {
+    let slices = records.iter().flat_map(|record| match &record.payload.batches {
+        Batches::Stored(slices) => slices,
+        _ => unreachable!("what is sent was read back"),
+    });
+    parts_from(slices)
+}
+
+/// Batches as they are stored, those of one segment together.
+pub(super) fn parts_from<'a>(slices: impl Iterator<Item = &'a BatchSlice>) -> Vec<SegmentPart> {
     let mut parts: Vec<SegmentPart> = Vec::new();
-    for record in records {
-        let Batches::Stored(slices) = &record.payload.batches else {
-            unreachable!("what is sent was read back")
-        };
-        for slice in slices {
-            match parts.last_mut().filter(|part| part.salt == slice.salt) {
-                Some(part) => part.batches.push(slice.bytes.clone()),
-                None => {
-                    let batches = vec![slice.bytes.clone()];
-                    parts.push(SegmentPart { salt: slice.salt, batches });
-                }
+    for slice in slices {
+        match parts.last_mut().filter(|part| part.salt == slice.salt) {
+            Some(part) => part.batches.push(slice.bytes.clone()),
+            None => {
+                let batches = vec![slice.bytes.clone()];
+                parts.push(SegmentPart { salt: slice.salt, batches });
             }
         }
     }
@@ -57,7 +61,8 @@ pub(super) fn records_of(append: &Append) -> Result<Vec<EngineEntry>, ReceiveErr
     }
 }
 
-fn records_in(parts: &[SegmentPart]) -> Result<Vec<EngineEntry>, ReceiveError> {
+/// The records in stored batches of whole indexes, one behind the other.
+pub(super) fn records_in(parts: &[SegmentPart]) -> Result<Vec<EngineEntry>, ReceiveError> {
     let mut records: Vec<EngineEntry> = Vec::new();
     let mut open: Vec<NewBatch> = Vec::new();
     for part in parts {
