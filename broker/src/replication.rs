@@ -26,6 +26,7 @@ mod maintain;
 mod membership;
 pub mod metadata;
 mod network;
+pub mod offline;
 mod open;
 mod pace;
 mod payload;

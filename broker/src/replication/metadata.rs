@@ -9,6 +9,7 @@ mod change;
 mod command;
 mod fields;
 mod keeper;
+mod lost_majority;
 mod offline;
 mod refusal;
 mod snapshot;
@@ -18,6 +19,7 @@ mod tests;
 
 pub use change::Verdict;
 pub use command::{Command, MetadataStep, NewPartition, Step};
+pub use lost_majority::{Survivor, commands_of};
 pub use offline::{OfflineError, read_catalog};
 pub use refusal::Refusal;
 pub use state::{

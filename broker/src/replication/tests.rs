@@ -4,6 +4,7 @@ mod faults;
 mod members;
 mod metadata;
 pub(crate) mod net;
+mod offline;
 mod rig;
 mod simulated;
 mod snapshot;

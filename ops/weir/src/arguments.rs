@@ -3,8 +3,10 @@
 //! Owns: the shape of the arguments and the text of `--help`.
 //! Never: acts on them.
 
+mod cluster;
 mod data;
 
+pub(crate) use cluster::{ClusterArguments, ClusterCommand, RecoverClusterArguments};
 pub(crate) use data::{
     DataArguments, DataCommand, DataOutput, DirectoryArguments, DumpArguments, RecoverArguments,
 };
@@ -55,6 +57,8 @@ pub(crate) enum Command {
     Config(ConfigArguments),
     /// Verify, show and recover the data of a broker that is stopped
     Data(DataArguments),
+    /// Manage a cluster
+    Cluster(ClusterArguments),
     /// Measure
     Bench(crate::bench::BenchArguments),
     /// Print a completion script for a shell

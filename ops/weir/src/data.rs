@@ -4,10 +4,10 @@
 //! Never: touches a directory that a broker runs on.
 //! Invariant: `verify` and `dump` change no byte but the pid in LOCK.
 
-mod directory;
+pub(crate) mod directory;
 mod dump;
 mod recover;
-mod survey;
+pub(crate) mod survey;
 mod verify;
 mod words;
 
@@ -16,6 +16,8 @@ use crate::failure::Failure;
 use std::path::{Path, PathBuf};
 use weir_broker::config::{Config, Overrides};
 use weir_storage::{Backend, Disk, DiskLock, OsDisk};
+
+pub(crate) use recover::Inline;
 
 const LOCK_FILE: &str = "LOCK";
 
@@ -32,7 +34,7 @@ pub(crate) fn run(arguments: &DataArguments) -> Result<(), Failure> {
 }
 
 /// The directory that `weir serve` would use in this place.
-fn data_dir(arguments: &DirectoryArguments) -> Result<PathBuf, Failure> {
+pub(crate) fn data_dir(arguments: &DirectoryArguments) -> Result<PathBuf, Failure> {
     if let Some(named) = &arguments.data_dir {
         return Ok(named.clone());
     }
@@ -43,19 +45,19 @@ fn data_dir(arguments: &DirectoryArguments) -> Result<PathBuf, Failure> {
 
 /// A disk that reads by system calls: a sector that cannot be read is an error then, and not the
 /// end of the process.
-fn disk() -> OsDisk {
+pub(crate) fn disk() -> OsDisk {
     OsDisk::new(Backend::Pwrite)
 }
 
 /// Keeps brokers away from `root` for as long as the guard lives.
-fn lock(disk: &dyn Disk, root: &Path) -> Result<Box<dyn DiskLock>, Failure> {
+pub(crate) fn lock(disk: &dyn Disk, root: &Path) -> Result<Box<dyn DiskLock>, Failure> {
     let path = root.join(LOCK_FILE);
     let taken = disk.lock(&path);
     let taken = taken.map_err(|error| Failure::NotDone(format!("{}: {error}", path.display())))?;
     taken.ok_or_else(|| in_use(root))
 }
 
-fn in_use(root: &Path) -> Failure {
+pub(crate) fn in_use(root: &Path) -> Failure {
     let pid = std::fs::read_to_string(root.join(LOCK_FILE)).unwrap_or_default();
     let by = match pid.trim() {
         "" => String::new(),

@@ -15,22 +15,22 @@ use weir_broker::{Identity, IdentityError};
 use weir_storage::inspect::{self, LogReport};
 use weir_storage::{Disk, LogOptions};
 
-pub(super) const METADATA_FOLDER: &str = "metadata";
-pub(super) const IDENTITY_FILE: &str = "node.meta";
+pub(crate) const METADATA_FOLDER: &str = "metadata";
+pub(crate) const IDENTITY_FILE: &str = "node.meta";
 const PARTITION_PREFIX: &str = "p-";
 
 /// A broker's data directory.
-pub(super) struct Directory {
-    pub(super) root: PathBuf,
-    pub(super) disk: Arc<dyn Disk>,
+pub(crate) struct Directory {
+    pub(crate) root: PathBuf,
+    pub(crate) disk: Arc<dyn Disk>,
     /// What `node.meta` says, or why it says nothing.
-    pub(super) identity: Result<Identity, NoIdentity>,
+    pub(crate) identity: Result<Identity, NoIdentity>,
     folders: BTreeSet<String>,
 }
 
 /// Why nobody knows which broker it is.
 #[derive(Debug)]
-pub(super) enum NoIdentity {
+pub(crate) enum NoIdentity {
     Missing(PathBuf),
     Refused(IdentityError),
 }
@@ -49,7 +49,7 @@ impl fmt::Display for NoIdentity {
 }
 
 impl NoIdentity {
-    pub(super) fn verdict(&self) -> Verdict {
+    pub(crate) fn verdict(&self) -> Verdict {
         match self {
             Self::Missing(_) | Self::Refused(IdentityError::Damaged(_)) => Verdict::Damaged,
             Self::Refused(_) => Verdict::Unread,
@@ -59,7 +59,7 @@ impl NoIdentity {
 
 /// Whose log it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Owner {
+pub(crate) enum Owner {
     Metadata,
     Partition {
         topic: String,
@@ -74,16 +74,16 @@ pub(super) enum Owner {
 
 /// Where a log lies, or should lie.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
-    pub(super) folder: String,
-    pub(super) uuid: u128,
-    pub(super) owner: Owner,
-    pub(super) is_there: bool,
+pub(crate) struct Place {
+    pub(crate) folder: String,
+    pub(crate) uuid: u128,
+    pub(crate) owner: Owner,
+    pub(crate) is_there: bool,
 }
 
 impl Place {
     /// As people call it.
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         let folder = &self.folder;
         match &self.owner {
             Owner::Metadata | Owner::Unknown => folder.clone(),
@@ -93,7 +93,7 @@ impl Place {
     }
 
     /// What the broker opens the log with.
-    pub(super) fn options(&self) -> LogOptions {
+    pub(crate) fn options(&self) -> LogOptions {
         let retained_bytes = match self.owner {
             Owner::Partition { max_bytes, .. } => max_bytes,
             _ => u64::MAX,
@@ -103,7 +103,7 @@ impl Place {
 }
 
 impl Directory {
-    pub(super) fn open(disk: Arc<dyn Disk>, root: &Path) -> Result<Self, Failure> {
+    pub(crate) fn open(disk: Arc<dyn Disk>, root: &Path) -> Result<Self, Failure> {
         let folders = names_in(&*disk, root)?;
         let identity = match Identity::read(&*disk, root) {
             Ok(Some(known)) => Ok(known),
@@ -113,12 +113,12 @@ impl Directory {
         Ok(Self { root: root.to_owned(), disk, identity, folders })
     }
 
-    pub(super) fn path_of(&self, place: &Place) -> PathBuf {
+    pub(crate) fn path_of(&self, place: &Place) -> PathBuf {
         self.root.join(&place.folder)
     }
 
     /// The metadata log.
-    pub(super) fn metadata(&self) -> io::Result<Place> {
+    pub(crate) fn metadata(&self) -> io::Result<Place> {
         let is_there = self.folders.contains(METADATA_FOLDER);
         let uuid = match &self.identity {
             Ok(identity) => identity.metadata_uuid(),
@@ -133,14 +133,14 @@ impl Directory {
     }
 
     /// The topics, where the metadata log can be read.
-    pub(super) fn catalog(&self, metadata: &LogReport) -> Result<Arc<Catalog>, String> {
+    pub(crate) fn catalog(&self, metadata: &LogReport) -> Result<Arc<Catalog>, String> {
         let dir = self.root.join(METADATA_FOLDER);
         read_catalog(&*self.disk, &dir, metadata).map_err(|error| error.to_string())
     }
 
     /// The partitions' logs, those of topics first, in order. Where the catalog may lack topics,
     /// nothing is known of the other folders.
-    pub(super) fn partitions(&self, catalog: Option<&Catalog>, is_certain: bool) -> Vec<Place> {
+    pub(crate) fn partitions(&self, catalog: Option<&Catalog>, is_certain: bool) -> Vec<Place> {
         let mut left: BTreeSet<&String> =
             self.folders.iter().filter(|name| uuid_in(name).is_some()).collect();
         let mut places = Vec::new();
@@ -168,7 +168,7 @@ impl Directory {
 }
 
 /// The identity of a partition's log, as the name of its folder says it.
-pub(super) fn uuid_in(folder: &str) -> Option<u128> {
+pub(crate) fn uuid_in(folder: &str) -> Option<u128> {
     let digits = folder.strip_prefix(PARTITION_PREFIX)?;
     (digits.len() == 32).then(|| u128::from_str_radix(digits, 16).ok())?
 }

@@ -77,7 +77,7 @@ fn report(
 
 /// Runs every job at once: when a log is open, nothing of it is still to be written.
 #[derive(Debug)]
-struct Inline;
+pub(crate) struct Inline;
 
 impl Executor for Inline {
     fn submit(&self, _lane: Lane, job: Job) {

@@ -10,14 +10,14 @@ use weir_storage::inspect::{self, LogReport};
 use weir_storage::{DamagedRange, OpenError};
 
 /// What was found where a log should be.
-pub(super) struct Surveyed {
-    pub(super) place: Place,
-    pub(super) found: Found,
+pub(crate) struct Surveyed {
+    pub(crate) place: Place,
+    pub(crate) found: Found,
     /// What is not as it should be and harms nobody.
-    pub(super) notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
 }
 
-pub(super) enum Found {
+pub(crate) enum Found {
     Missing,
     Log(LogReport),
     /// It cannot be looked into.
@@ -26,7 +26,7 @@ pub(super) enum Found {
 
 /// What a log is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// Everything can be read, or its loss was accepted.
     Whole,
     /// Nothing is known.
@@ -35,7 +35,7 @@ pub(super) enum Verdict {
 }
 
 impl Verdict {
-    pub(super) fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Whole => "whole",
             Self::Damaged => "damaged",
@@ -45,7 +45,7 @@ impl Verdict {
 }
 
 impl Surveyed {
-    pub(super) fn verdict(&self) -> Verdict {
+    pub(crate) fn verdict(&self) -> Verdict {
         match &self.found {
             Found::Missing | Found::Refused(OpenError::Damaged(_)) => Verdict::Damaged,
             Found::Refused(_) => Verdict::Unread,
@@ -57,7 +57,7 @@ impl Surveyed {
     /// Whether giving up what is damaged makes the log usable: there are ranges nobody has
     /// accepted, or its end is lost. A command that the metadata lacks would change the meaning of
     /// all that follow, so it is never passed over.
-    pub(super) fn can_be_accepted(&self) -> bool {
+    pub(crate) fn can_be_accepted(&self) -> bool {
         let Found::Log(report) = &self.found else { return false };
         let is_metadata = self.place.owner == Owner::Metadata;
         let kept = unaccepted(report).any(|range| is_metadata && stops_a_start(range, report));
@@ -66,7 +66,7 @@ impl Surveyed {
 }
 
 /// Whether a start has to read the range: it lies behind the newest checkpoint.
-pub(super) fn stops_a_start(range: &DamagedRange, report: &LogReport) -> bool {
+pub(crate) fn stops_a_start(range: &DamagedRange, report: &LogReport) -> bool {
     let newest = report.checkpoints.iter().find(|(at, whole)| *whole && *at <= report.last_index);
     let from = newest.map_or(0, |(at, _)| at.0);
     !range.accepted && !range.is_empty() && range.last_index.0 > from
@@ -78,20 +78,20 @@ fn is_damaged(report: &LogReport) -> bool {
 }
 
 /// The damaged ranges that nobody has accepted.
-pub(super) fn unaccepted(report: &LogReport) -> impl Iterator<Item = &DamagedRange> {
+pub(crate) fn unaccepted(report: &LogReport) -> impl Iterator<Item = &DamagedRange> {
     report.damaged.iter().filter(|range| !range.accepted)
 }
 
 /// Whether the state in front of the log is lost: the head was trimmed away, and only a checkpoint
 /// knows what it said.
-pub(super) fn lacks_checkpoint(report: &LogReport) -> bool {
+pub(crate) fn lacks_checkpoint(report: &LogReport) -> bool {
     let before = report.first_index.0 - 1;
     let reaches = |at: u64| before <= at && at <= report.last_index.0;
     before > 0 && !report.checkpoints.iter().any(|(at, whole)| *whole && reaches(at.0))
 }
 
 /// Looks at every log, or at one of them, and calls `each` as soon as it is known.
-pub(super) fn survey(
+pub(crate) fn survey(
     directory: &Directory,
     only: Option<&str>,
     mut each: impl FnMut(&Surveyed) -> io::Result<()>,
