@@ -18,6 +18,8 @@ use weir_storage::{LogReader, MendError, Mending, NewBatch, OpenError, Unmendabl
 
 const SEED: u64 = 11;
 const INDEXES: u64 = 120;
+/// Runs of random damage; `WEIR_MEND_RUNS` in the environment asks for more.
+const RUNS: u64 = 30;
 const WAYS: [Way; 3] = [Way::Small, Way::Growing, Way::Cut];
 
 fn replicas() -> Vec<Replica> {
@@ -432,7 +434,7 @@ fn damage_on_disjoint_minorities_is_always_mended() {
     let healthy = replicas();
     let truth = truth(&healthy);
     let runs = std::env::var("WEIR_MEND_RUNS").ok();
-    let runs: u64 = runs.map_or(60, |runs| runs.parse().expect("WEIR_MEND_RUNS is a number"));
+    let runs: u64 = runs.map_or(RUNS, |runs| runs.parse().expect("WEIR_MEND_RUNS is a number"));
     let (mut mended, mut doubtful) = (0, 0);
     for seed in 0..runs {
         let mut random = fastrand::Rng::with_seed(seed);
