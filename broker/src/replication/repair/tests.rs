@@ -201,7 +201,7 @@ async fn what_nobody_has_is_told_and_the_rest_is_open() {
     assert_eq!(opened.mended, 1);
     let [(range, Left::NobodyHasIt)] = opened.left.as_slice() else { panic!("{:?}", opened.left) };
     assert_eq!((range.first_index, range.last_index), (Index(4), Index(4)));
-    assert_eq!(opened.recovered.damaged, [range.clone()]);
+    assert_eq!(opened.recovered.damaged, std::slice::from_ref(range));
     assert!(indexes(&opened.log.reader(), Index(7), Index(7), 1).unwrap().len() == 1);
 }
 
