@@ -112,7 +112,6 @@ impl Broker {
         let around = (flow.clone(), metrics.clone(), draining.clone());
         let rooms = rooms(&config, &seams, &device, &standing, around);
         let catalog = Catalog::open(metadata, rooms).await;
-        standing.serve(&catalog);
         let services = accounts.services(&config, standing.identity, flow.clone(), catalog.clone());
         let view = |server| AdminView {
             catalog: catalog.clone(),
@@ -256,6 +255,7 @@ fn rooms(
         },
         peers: standing.peers.clone(),
         switchboard: standing.switchboard.clone(),
+        asks: standing.asks.clone(),
         gate: standing.gate.clone(),
         leaders: standing.leaders.clone(),
         announce: standing.announce(),

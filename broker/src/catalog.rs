@@ -27,6 +27,7 @@ use crate::cluster::MetadataClient;
 use crate::cluster::leaders::LeaderBoard;
 use crate::flow::Flow;
 use crate::metrics::Metrics;
+use crate::peer::ask::Asks;
 use crate::replication::metadata::Catalog as Topics;
 use crate::replication::{Gate, Peers, Switchboard};
 use crate::seams::WallClock;
@@ -58,6 +59,7 @@ pub(crate) struct Rooms {
     pub(crate) scrub: ScrubPace,
     pub(crate) peers: Arc<dyn Peers>,
     pub(crate) switchboard: Switchboard,
+    pub(crate) asks: Arc<dyn Asks>,
     pub(crate) gate: Gate,
     pub(crate) leaders: Arc<LeaderBoard>,
     /// Where news of this broker go.

@@ -4,24 +4,24 @@
 //! Never: decides any of it.
 
 use super::{Accounts, StartError};
-use crate::catalog::Catalog;
 use crate::cluster::leaders::LeaderBoard;
 use crate::cluster::{Cluster, METADATA_ELECTION_MS, METADATA_HEARTBEAT_MS, MetadataClient};
 use crate::config::{ClusterSettings, Config};
 use crate::identity::Identity;
-use crate::peer::ask::Answers;
+use crate::peer::ask::{Answers, Asks, NoAsks};
 use crate::peer::{PeerOptions, PeerRoom};
 use crate::replication::metadata::{Metadata, MetadataOptions, OpenMetadataError};
-use crate::replication::{Durability, Gate, NoPeers, Peers, ReplicaOptions, Switchboard};
+use crate::replication::{Durability, Gate, NoPeers, Peers, ReplicaOptions, Switchboard, repair};
 use crate::seams::{BoxFuture, Seams};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant};
 use weir_protocol::frame::Refusal;
 use weir_protocol::peer::{
     Fetch, FetchedBatches, Form, ForwardedAnswer, News, PeerRefusal, Probed, Question,
 };
 use weir_protocol::types::BrokerId;
-use weir_storage::{Device, LogOptions};
+use weir_storage::{Device, Executor, Lane, LogOptions};
 
 /// How long a start waits for the newest metadata before it goes on with what it has.
 const CATCH_UP_WITHIN: Duration = Duration::from_secs(30);
@@ -32,6 +32,7 @@ pub(super) struct Standing {
     pub(super) metadata: MetadataClient,
     pub(super) switchboard: Switchboard,
     pub(super) peers: Arc<dyn Peers>,
+    pub(super) asks: Arc<dyn Asks>,
     pub(super) gate: Gate,
     pub(super) leaders: Arc<LeaderBoard>,
     pub(super) among: Option<Among>,
@@ -41,12 +42,13 @@ pub(super) struct Standing {
 struct Ways {
     peers: Arc<dyn Peers>,
     switchboard: Switchboard,
+    asks: Arc<dyn Asks>,
     gate: Gate,
 }
 
 impl Ways {
-    fn to(peers: Arc<dyn Peers>, switchboard: Switchboard) -> Self {
-        Self { peers, switchboard, gate: Gate::default() }
+    fn to(peers: Arc<dyn Peers>, asks: Arc<dyn Asks>, switchboard: Switchboard) -> Self {
+        Self { peers, switchboard, asks, gate: Gate::default() }
     }
 }
 
@@ -55,7 +57,6 @@ pub(super) struct Among {
     pub(super) room: Arc<PeerRoom>,
     /// How many voters the metadata shall have; 0 = as many as fit the brokers.
     pub(super) metadata_voters: u8,
-    catalog: Arc<OnceLock<Arc<Catalog>>>,
 }
 
 impl Standing {
@@ -79,7 +80,7 @@ impl Standing {
     ) -> Result<Self, StartError> {
         let random = fastrand::Rng::with_seed(seams.seed).u128(..);
         let identity = Identity::open(&*seams.disk, config.data_dir(), random)?;
-        let ways = Ways::to(Arc::new(NoPeers), Switchboard::default());
+        let ways = Ways::to(Arc::new(NoPeers), Arc::new(NoAsks), Switchboard::default());
         let metadata = open_metadata(config, seams, device, (identity, &ways)).await?;
         let metadata = MetadataClient::alone(metadata, identity.broker);
         Ok(Self::new((identity, metadata), ways, Arc::default(), None))
@@ -94,11 +95,11 @@ impl Standing {
         let cluster = Cluster::open(settings.clone(), seams, config.data_dir())?;
         let switchboard = Switchboard::default();
         let leaders: Arc<LeaderBoard> = Arc::default();
-        let catalog = Arc::<OnceLock<Arc<Catalog>>>::default();
         let answers = PeerAnswers {
             cluster: cluster.clone(),
             leaders: leaders.clone(),
-            catalog: catalog.clone(),
+            switchboard: switchboard.clone(),
+            executor: seams.executor.clone(),
         };
         let options = PeerOptions {
             listen: settings.listen,
@@ -112,7 +113,7 @@ impl Standing {
         };
         let room = PeerRoom::start(seams, options).await?;
         let identity = cluster.belong(room.asks()).await?;
-        let ways = Ways::to(room.peers(), switchboard);
+        let ways = Ways::to(room.peers(), room.asks(), switchboard);
         let metadata = open_metadata(config, seams, device, (identity, &ways)).await?;
         let metadata = MetadataClient::new(metadata, identity.broker, room.asks());
         cluster.attend(metadata.clone(), room.asks());
@@ -121,7 +122,7 @@ impl Standing {
             tracing::warn!(%error, "the metadata may be old: nobody who leads it was found");
         }
         let metadata_voters = settings.metadata_voters;
-        let among = Among { room, metadata_voters, catalog };
+        let among = Among { room, metadata_voters };
         Ok(Self::new((identity, metadata), ways, leaders, Some(among)))
     }
 
@@ -131,16 +132,8 @@ impl Standing {
         leaders: Arc<LeaderBoard>,
         among: Option<Among>,
     ) -> Self {
-        let Ways { peers, switchboard, gate } = ways;
-        Self { identity, metadata, switchboard, peers, gate, leaders, among }
-    }
-
-    /// From now on others may fetch what is stored here.
-    pub(super) fn serve(&self, catalog: &Arc<Catalog>) {
-        if let Some(among) = &self.among {
-            // A broker opens its catalog once.
-            let _ = among.catalog.set(catalog.clone());
-        }
+        let Ways { peers, switchboard, asks, gate } = ways;
+        Self { identity, metadata, switchboard, peers, asks, gate, leaders, among }
     }
 
     /// Where news of this broker go.
@@ -176,6 +169,7 @@ async fn open_metadata(
             peers: ways.peers.clone(),
             switchboard: ways.switchboard.clone(),
             gate: ways.gate.clone(),
+            asks: ways.asks.clone(),
         },
         founding: identity.founding(),
         wall: seams.wall.clone(),
@@ -187,7 +181,8 @@ async fn open_metadata(
 struct PeerAnswers {
     cluster: Arc<Cluster>,
     leaders: Arc<LeaderBoard>,
-    catalog: Arc<OnceLock<Arc<Catalog>>>,
+    switchboard: Switchboard,
+    executor: Arc<dyn Executor>,
 }
 
 impl Answers for PeerAnswers {
@@ -208,8 +203,15 @@ impl Answers for PeerAnswers {
     }
 
     fn fetch(&self, fetch: Fetch) -> BoxFuture<'static, Result<FetchedBatches, PeerRefusal>> {
-        let catalog = self.catalog.get().cloned();
-        Box::pin(async move { catalog.ok_or(PeerRefusal::Opening)?.fetch(fetch).await })
+        let log = self.switchboard.log(fetch.address.to);
+        let executor = self.executor.clone();
+        Box::pin(async move {
+            let log = log.ok_or(PeerRefusal::UnknownReplica)?;
+            let (done, wait) = oneshot::channel();
+            let read = move || drop(done.send(repair::fetch(&log, &fetch)));
+            executor.submit(Lane::Read, Box::new(read));
+            wait.await.expect("the executor runs every job it takes")
+        })
     }
 
     fn news(&self, from: BrokerId, news: News) {

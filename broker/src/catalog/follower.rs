@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use tokio::time::Duration;
 use weir_protocol::error_code::ErrorCode;
 use weir_protocol::types::{Name, ReplicaId};
-use weir_storage::{Lane, OpenError};
+use weir_storage::{Lane, MendError, OpenError};
 
 /// Replicas that are opened at a time: recovery is bound by the device.
 const OPENING_MAX: usize = 8;
@@ -386,7 +386,10 @@ fn code_of(error: &OpenPartitionError) -> ErrorCode {
         OpenReplicaError::Codec { reason: CodecError::Version(_), .. } => ErrorCode::StorageFenced,
         OpenReplicaError::Codec { reason: CodecError::Malformed, .. }
         | OpenReplicaError::Read { .. } => ErrorCode::DamagedRange,
+        OpenReplicaError::Unmendable(_) => ErrorCode::DamagedRange,
+        OpenReplicaError::Mend(MendError::NoSpace(_)) => ErrorCode::StorageLow,
         OpenReplicaError::NotAVoter(_)
+        | OpenReplicaError::Mend(_)
         | OpenReplicaError::Lost(_)
         | OpenReplicaError::Engine(_) => ErrorCode::StorageFenced,
     }

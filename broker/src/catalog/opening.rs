@@ -83,6 +83,7 @@ impl Opening {
                 peers: rooms.peers.clone(),
                 switchboard: rooms.switchboard.clone(),
                 gate: rooms.gate.clone(),
+                asks: rooms.asks.clone(),
             },
             flow: rooms.flow.clone(),
             metrics: rooms.metrics.clone(),

@@ -7,13 +7,12 @@
 //! Invariants: every call ends by its deadline. A question of another broker is passed on once, with
 //! half of its time, so that brokers that take each other for the leader soon stop.
 
-use crate::peer::ask::{Answer, Ask, Asks};
+use crate::peer::ask::{Answer, Ask, Asks, NoAsks};
 use crate::replication::metadata::{
     BrokerFacts, Catalog, Change, ChangeError, Command, GATE_CLUSTER, Metadata, Verdict,
 };
 use crate::replication::{PeerLost, Role};
 use crate::reply;
-use crate::seams::BoxFuture;
 use futures_util::FutureExt;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -47,7 +46,7 @@ impl MetadataClient {
 
     /// Of a broker that is alone.
     pub fn alone(metadata: Metadata, broker: BrokerId) -> Self {
-        Self::new(metadata, broker, Arc::new(Nobody))
+        Self::new(metadata, broker, Arc::new(NoAsks))
     }
 
     /// The copy here.
@@ -220,28 +219,5 @@ fn error_of(refusal: &Refusal) -> ChangeError {
         (Outcome::Unknown | Outcome::Stored, _) => ChangeError::Unknown,
         (Outcome::NotStored, Some(ErrorCode::OverloadedRequest)) => ChangeError::Busy,
         (Outcome::NotStored, _) => ChangeError::NotLeader,
-    }
-}
-
-/// The way to others of a broker that is alone.
-struct Nobody;
-
-impl Asks for Nobody {
-    fn ask(
-        &self,
-        _to: BrokerId,
-        _ask: Ask,
-        _within: Duration,
-    ) -> BoxFuture<'static, Result<Answer, PeerLost>> {
-        Box::pin(std::future::ready(Err(PeerLost::Unreachable)))
-    }
-
-    fn ask_at(
-        &self,
-        _address: &str,
-        _ask: Ask,
-        _within: Duration,
-    ) -> BoxFuture<'static, Result<Answer, PeerLost>> {
-        Box::pin(std::future::ready(Err(PeerLost::Unreachable)))
     }
 }

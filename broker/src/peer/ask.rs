@@ -58,6 +58,30 @@ pub trait Asks: Send + Sync {
     ) -> BoxFuture<'static, Result<Answer, PeerLost>>;
 }
 
+/// The way to others of a broker that is alone.
+#[derive(Debug, Clone, Copy)]
+pub struct NoAsks;
+
+impl Asks for NoAsks {
+    fn ask(
+        &self,
+        _to: BrokerId,
+        _ask: Ask,
+        _within: Duration,
+    ) -> BoxFuture<'static, Result<Answer, PeerLost>> {
+        Box::pin(std::future::ready(Err(PeerLost::Unreachable)))
+    }
+
+    fn ask_at(
+        &self,
+        _address: &str,
+        _ask: Ask,
+        _within: Duration,
+    ) -> BoxFuture<'static, Result<Answer, PeerLost>> {
+        Box::pin(std::future::ready(Err(PeerLost::Unreachable)))
+    }
+}
+
 /// Who answers here. Each call is made by a connection that has proved to belong to the cluster.
 pub trait Answers: Send + Sync {
     /// Who this broker is.

@@ -23,6 +23,7 @@ use weir_protocol::peer::{
     Append, AppendResult, Beat, PeerRefusal, SnapshotHead, Transfer, TransferAnswer, Vote,
     VoteAnswer, VoteAsk, VoteKind,
 };
+use weir_storage::LogReader;
 
 /// Appends of one stream between the frame that brought them and the engine.
 const STREAM_APPENDS_MAX: usize = 4;
@@ -38,6 +39,11 @@ pub struct Inbox {
 impl Inbox {
     pub(super) fn new(raft: Raft<Types, Shell>, shared: Arc<Shared>) -> Self {
         Self { raft, shared, window: Window::new() }
+    }
+
+    /// What is stored.
+    pub(super) fn log(&self) -> LogReader {
+        self.shared.reader.clone()
     }
 
     /// Opens a stream of appends of a leader.

@@ -14,12 +14,14 @@ use super::log_store::LogStore;
 use super::network::Ways;
 use super::peers::Peers;
 use super::refusal::Flight;
+use super::repair::{self, Left, Patient, RepairError, Repaired};
 use super::shared::{Parts, Shared};
 use super::state_machine::Shell;
 use super::switchboard::Switchboard;
 use super::{
     Durability, ENGINE_CHANNEL_MESSAGES, Fence, Replica, ReplicaState, Role, control_section,
 };
+use crate::peer::ask::Asks;
 use crate::task::{self, TaskKind};
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
@@ -28,9 +30,12 @@ use openraft::{Config, Raft, ServerState, SnapshotPolicy};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
+use tokio::time::Duration;
 use weir_protocol::types::{BrokerId, Index, ReplicaId, Term};
-use weir_storage::{Device, Lane, Log, LogOptions, LogReader, OpenError, Read, Recovered};
+use weir_storage::{
+    DamagedRange, Device, Log, LogOptions, LogReader, MendError, OpenError, Read, Recovered,
+};
 
 /// What a replica is opened with.
 #[derive(Clone)]
@@ -61,8 +66,18 @@ pub struct ReplicaOptions {
     pub peers: Arc<dyn Peers>,
     /// Where the others find it.
     pub switchboard: Switchboard,
+    /// How the others are asked for what damage took of its log.
+    pub asks: Arc<dyn Asks>,
     /// Which formats may be written.
     pub gate: Gate,
+}
+
+impl ReplicaOptions {
+    /// The others of its group, as far as whoever placed them knows.
+    fn others(&self) -> Vec<(ReplicaId, BrokerId)> {
+        let others = self.voters.iter().filter(|(replica, _)| *replica != self.replica);
+        others.copied().collect()
+    }
 }
 
 /// What a group says about a replica of it whose log is empty.
@@ -80,6 +95,9 @@ pub enum Birth {
 pub const HEARTBEAT_MS: u64 = 200;
 /// The shortest silence after which a follower calls an election.
 pub const ELECTION_MS: u64 = 600;
+
+/// Whoever could not be asked for what is missing is asked again after this.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Records of one request to a follower, and of one append of a follower.
 const SEND_RECORDS_MAX: u64 = 64;
@@ -125,9 +143,25 @@ pub enum OpenReplicaError {
     /// is gone. Another replica takes its place.
     #[error("the log of replica {0} is lost")]
     Lost(ReplicaId),
+    /// What is missing of the log has no place in it any more. Another replica takes its place.
+    #[error("the log of replica {0} cannot be repaired")]
+    Unmendable(ReplicaId),
+    /// What was brought to repair the log could not be stored.
+    #[error("the log could not be repaired: {0}")]
+    Mend(MendError),
     /// The engine did not start.
     #[error("replication did not start: {0}")]
     Engine(String),
+}
+
+impl From<RepairError> for OpenReplicaError {
+    fn from(error: RepairError) -> Self {
+        match error {
+            RepairError::Lost(what) => Self::Log(OpenError::Damaged(what)),
+            RepairError::Log(error) => Self::Log(error),
+            RepairError::Mend(error) => Self::Mend(error),
+        }
+    }
 }
 
 pub(super) async fn open(
@@ -169,18 +203,67 @@ struct Found {
     recovered: Recovered,
 }
 
-/// Opens the log on the executor: recovery reads from the device.
+/// Opens the log, whole as far as anybody has what is missing, on the executor: recovery reads from
+/// the device.
 async fn recover(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
-    let (done, wait) = oneshot::channel();
+    let opened = open_log(options).await;
+    if opened.is_err() {
+        options.switchboard.take_back(options.replica);
+    }
+    let (log, recovered) = opened?;
     let here = options.clone();
-    let job = move || drop(done.send(recover_here(&here)));
-    options.device.executor().submit(Lane::Checkpoint, Box::new(job));
-    wait.await.expect("the executor runs every job it takes")
+    repair::on_executor(&options.device, move || recover_here(&here, log, recovered)).await
 }
 
-fn recover_here(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
+/// A log that lacks what only somebody away may have is not opened before that one was asked.
+async fn open_log(options: &ReplicaOptions) -> Result<(Log, Recovered), OpenReplicaError> {
+    loop {
+        let patient = Patient {
+            device: options.device.clone(),
+            dir: options.dir.clone(),
+            log: options.log.clone(),
+            replica: options.replica,
+            others: options.others(),
+        };
+        let lend = |log| options.switchboard.lend(options.replica, log);
+        let Repaired { log, recovered, mended, left } =
+            repair::open_whole(patient, &*options.asks, lend).await?;
+        if mended > 0 {
+            tracing::warn!(
+                replica = %options.replica, mended, "damage was repaired from other replicas"
+            );
+        }
+        let open = |(range, _): &&(DamagedRange, Left)| !range.accepted;
+        let mut waits = false;
+        for (range, why) in left.iter().filter(open) {
+            match why {
+                Left::Unmendable(_) if !options.others().is_empty() => {
+                    return Err(OpenReplicaError::Unmendable(options.replica));
+                }
+                Left::NotReachable => waits = true,
+                Left::Unmendable(_) | Left::NobodyHasIt => tracing::error!(
+                    replica = %options.replica, ?range, "nobody has what is missing"
+                ),
+            }
+        }
+        if !waits {
+            return Ok((log, recovered));
+        }
+        tracing::warn!(
+            replica = %options.replica,
+            "what is missing may be on a broker that cannot be reached; it is asked again"
+        );
+        drop(log);
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+}
+
+fn recover_here(
+    options: &ReplicaOptions,
+    log: Log,
+    recovered: Recovered,
+) -> Result<Found, OpenReplicaError> {
     let unreadable = |what| move |reason| OpenReplicaError::Codec { what, reason };
-    let (log, recovered) = Log::open(options.device.clone(), &options.dir, options.log.clone())?;
     let mut hard = HardState::decode(&log.meta()).map_err(unreadable("hard state"))?;
     let last = log.reader().bounds().last_index;
     if last == Index(0) && options.birth == Birth::Forms && options.voters.len() == 1 {

@@ -121,7 +121,7 @@ async fn open(patient: &Arc<Patient>) -> Result<(Log, Recovered), OpenError> {
 }
 
 /// Waits for work that waits for the device.
-async fn on_executor<T: Send + 'static>(
+pub(super) async fn on_executor<T: Send + 'static>(
     device: &Arc<Device>,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> T {

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weir_protocol::peer::PeerRefusal;
 use weir_protocol::types::ReplicaId;
+use weir_storage::LogReader;
 
 /// The replicas of this broker, for whoever carries frames to them. Cheap to clone.
 #[derive(Clone, Default)]
@@ -18,6 +19,8 @@ pub struct Switchboard(Arc<Mutex<Table>>);
 #[derive(Default)]
 struct Table {
     inboxes: BTreeMap<ReplicaId, (u64, Inbox)>,
+    /// Of replicas that are being repaired: what is whole of them is served meanwhile.
+    lent: BTreeMap<ReplicaId, LogReader>,
     added: u64,
 }
 
@@ -29,8 +32,26 @@ impl Switchboard {
         found.ok_or(PeerRefusal::UnknownReplica)
     }
 
+    /// What is stored of a replica of this broker, also while it is being repaired.
+    pub fn log(&self, replica: ReplicaId) -> Option<LogReader> {
+        let table = self.table();
+        let open = table.inboxes.get(&replica).map(|(_, inbox)| inbox.log());
+        open.or_else(|| table.lent.get(&replica).cloned())
+    }
+
+    /// Lets others read a replica that does not take part yet; ends when it does.
+    pub(super) fn lend(&self, replica: ReplicaId, log: LogReader) {
+        self.table().lent.insert(replica, log);
+    }
+
+    /// Ends what [`Switchboard::lend`] began, of a replica that is not opened after all.
+    pub(super) fn take_back(&self, replica: ReplicaId) {
+        self.table().lent.remove(&replica);
+    }
+
     pub(super) fn add(&self, replica: ReplicaId, inbox: Inbox) -> Place {
         let mut table = self.table();
+        table.lent.remove(&replica);
         table.added += 1;
         let number = table.added;
         table.inboxes.insert(replica, (number, inbox));

@@ -1,7 +1,8 @@
 use super::*;
 use crate::config::{Config, Overrides};
+use crate::peer::ask::NoAsks;
 use crate::replication::metadata::{FOUNDER, Metadata, MetadataOptions, State};
-use crate::replication::{Birth, Durability, NoPeers, PeerLost, ReplicaOptions, Switchboard};
+use crate::replication::{Birth, Durability, Gate, NoPeers, PeerLost, ReplicaOptions, Switchboard};
 use crate::seams::OsWallClock;
 use weir_protocol::types::{Index, ReplicaId};
 use weir_storage::{Device, LogOptions};
@@ -216,6 +217,8 @@ async fn open_metadata(cluster: &Cluster) -> Metadata {
         election_ms: METADATA_ELECTION_MS,
         peers: Arc::new(NoPeers),
         switchboard: Switchboard::default(),
+        asks: Arc::new(NoAsks),
+        gate: Gate::default(),
     };
     let (founding, wall) = (identity.founding(), Arc::new(OsWallClock));
     Metadata::open(MetadataOptions { replica, founding, wall }).await.unwrap()

@@ -7,6 +7,7 @@ use crate::partition::{
     PartitionHandle, PartitionOptions, PartitionView, PublishRequest, Request, SubscribeRequest,
     SubscribedState,
 };
+use crate::peer::ask::NoAsks;
 use crate::replication::{
     Birth, Durability, ELECTION_MS, Gate, HEARTBEAT_MS, NoPeers, ReplicaOptions, Switchboard,
 };
@@ -160,6 +161,7 @@ impl Rig {
             election_ms: ELECTION_MS,
             peers: Arc::new(NoPeers),
             switchboard: Switchboard::default(),
+            asks: Arc::new(NoAsks),
             gate: Gate::default(),
         };
         PartitionOptions {

@@ -4,8 +4,8 @@ use super::net::Net;
 use super::rig::{Rig, Spec, start};
 use super::*;
 use crate::replication::{
-    Birth, Durability, ELECTION_MS, HEARTBEAT_MS, Proposal, ProposeError, Replica, ReplicaOptions,
-    ReplicaState,
+    Birth, Durability, ELECTION_MS, Gate, HEARTBEAT_MS, Proposal, ProposeError, Replica,
+    ReplicaOptions, ReplicaState,
 };
 use weir_protocol::batch::{BatchHeader, BatchType};
 use weir_protocol::types::{Index, ReplicaId, Term};
@@ -52,6 +52,8 @@ async fn broker(net: &Arc<Net>, n: u64) -> Broker {
         election_ms: ELECTION_MS,
         peers: rig.room.peers(),
         switchboard,
+        asks: rig.room.asks(),
+        gate: Gate::default(),
     };
     let (replica, _) = Replica::open(options).await.unwrap();
     Broker { rig, replica, _dir: dir }

@@ -2,6 +2,7 @@
 
 use super::net::Net;
 use super::rig::{Rig, committed, proposal};
+use crate::cluster::MetadataClient;
 use crate::cluster::controller::Controller;
 use crate::cluster::leaders::LeaderBoard;
 use crate::cluster::members::{KeptLog, MemberKeeper};
@@ -31,14 +32,13 @@ fn name(text: &str) -> Name {
 }
 
 /// The metadata of one voter that knows of four brokers, and a topic on the first three.
-async fn metadata(rig: &Rig) -> Metadata {
+async fn metadata(rig: &Rig) -> MetadataClient {
     let options = MetadataOptions {
         replica: rig.options(Durability::Fsync),
-        cluster: 77,
-        broker: FOUNDER,
+        founding: Some(Command::Form { cluster: 77, broker: FOUNDER }),
         wall: Arc::new(Noon),
     };
-    let metadata = Metadata::open(options).await.unwrap();
+    let metadata = MetadataClient::alone(Metadata::open(options).await.unwrap(), FOUNDER);
     for token in 1..=4 {
         let facts = BrokerFacts {
             token,
@@ -64,13 +64,13 @@ async fn metadata(rig: &Rig) -> Metadata {
     metadata
 }
 
-fn partition(metadata: &Metadata) -> Partition {
+fn partition(metadata: &MetadataClient) -> Partition {
     metadata.catalog().partition(TopicId(1), PartitionId(0)).unwrap().clone()
 }
 
 /// The replicas of one partition, and all that their brokers have beside them.
 struct World {
-    metadata: Metadata,
+    metadata: MetadataClient,
     board: Arc<LeaderBoard>,
     net: Arc<Net>,
     rigs: Vec<Rig>,

@@ -2,6 +2,7 @@
 
 use super::super::*;
 use super::faults::{Faults, FaultyDisk};
+use crate::peer::ask::NoAsks;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use weir_protocol::batch::BatchType;
@@ -61,6 +62,7 @@ impl Rig {
             election_ms: ELECTION_MS,
             peers: Arc::new(NoPeers),
             switchboard: Switchboard::default(),
+            asks: Arc::new(NoAsks),
             gate: Gate::default(),
         }
     }
