@@ -161,7 +161,7 @@ impl Machine {
             data_dir: Some(Path::new(DATA_DIR).to_owned()),
             native: Some(self.native()),
             admin: Some(self.admin()),
-            insecure: false,
+            ..Overrides::default()
         };
         let environment = [
             ("WEIR__NODE__NAME".to_owned(), format!("broker-{}", self.number)),
