@@ -287,7 +287,6 @@ fn topic_frames() -> Vec<(&'static str, Frame)> {
             }),
         ),
         ("metadata_page_brokers", Frame::MetadataPage(page_of_cluster(request, 0))),
-        ("metadata_page_replicas", Frame::MetadataPage(page_of_cluster(request, 3))),
         (
             "create_topic",
             Frame::CreateTopic(CreateTopic { request, topic: topic.clone(), config: config() }),
@@ -305,6 +304,17 @@ fn topic_frames() -> Vec<(&'static str, Frame)> {
                 replicas: None,
             }),
         ),
+        ("delete_topic", Frame::DeleteTopic(DeleteTopic { request, topic })),
+        ("done", Frame::Done(request)),
+    ]
+}
+
+/// Frames that say how many replicas each partition shall have.
+fn replica_frames() -> Vec<(&'static str, Frame)> {
+    let request = RequestId(4);
+    let topic = name("orders");
+    vec![
+        ("metadata_page_replicas", Frame::MetadataPage(page_of_cluster(request, 3))),
         (
             "create_topic_replicas",
             Frame::CreateTopic(CreateTopic {
@@ -317,7 +327,7 @@ fn topic_frames() -> Vec<(&'static str, Frame)> {
             "alter_topic_replicas",
             Frame::AlterTopic(AlterTopic {
                 request,
-                topic: topic.clone(),
+                topic,
                 partitions: None,
                 durability: None,
                 overflow: None,
@@ -326,8 +336,6 @@ fn topic_frames() -> Vec<(&'static str, Frame)> {
                 replicas: Some(5),
             }),
         ),
-        ("delete_topic", Frame::DeleteTopic(DeleteTopic { request, topic })),
-        ("done", Frame::Done(request)),
     ]
 }
 
@@ -361,7 +369,8 @@ fn page_of_cluster(request: RequestId, wanted: u8) -> MetadataPage {
 
 #[test]
 fn every_frame_has_the_bytes_it_always_had() {
-    let groups = [connection_frames(), publish_frames(), consume_frames(), topic_frames()];
+    let groups =
+        [connection_frames(), publish_frames(), consume_frames(), topic_frames(), replica_frames()];
     let encoded = groups.into_iter().flatten().map(|(title, frame)| {
         let bytes = encode_to_vec(&frame);
         let decoded = Decoder::new(FRAME_BYTES_MAX).decode(&mut BytesMut::from(&bytes[..]));
