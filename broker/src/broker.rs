@@ -51,6 +51,8 @@ pub struct Addresses {
     pub native: SocketAddr,
     /// For metrics, health and the admin API.
     pub admin: SocketAddr,
+    /// For other brokers, where this one is not alone.
+    pub peers: Option<SocketAddr>,
 }
 
 /// Why a broker did not start.
@@ -133,14 +135,15 @@ impl Broker {
         catalog.advertise(server.address());
         let stopped = CancellationToken::new();
         start_upkeep(metrics, stopped.clone());
-        let addresses = Addresses { native: server.address(), admin: admin.address() };
+        let room = standing.among.map(|among| among.room);
+        let peers = room.as_ref().map(|room| room.address());
+        let addresses = Addresses { native: server.address(), admin: admin.address(), peers };
         tracing::info!(
             native = %addresses.native, admin = %addresses.admin,
             data_dir = %config.data_dir().display(), took_ms = started.elapsed().as_millis() as u64,
             "ready"
         );
         let drain_timeout = config.drain_timeout;
-        let room = standing.among.map(|among| among.room);
         Ok(Self { addresses, server, admin, catalog, room, draining, stopped, drain_timeout })
     }
 
@@ -150,8 +153,7 @@ impl Broker {
     }
 
     /// Stops in order: others lead, nobody new, what is accepted is answered, peers leave, logs are
-    /// closed.
-    /// Ends within `shutdown.drain_timeout`.
+    /// closed. Ends within `shutdown.drain_timeout`.
     pub async fn drain(self) {
         let deadline = Instant::now() + self.drain_timeout;
         self.draining.store(true, Ordering::Release);

@@ -6,6 +6,7 @@
 
 use super::Catalog;
 use crate::partition::PartitionHandle;
+use crate::replication::Replica;
 use tokio::time::{Duration, Instant};
 
 /// How often it is looked whether anything is led here still.
@@ -19,6 +20,7 @@ impl Catalog {
         }
         loop {
             let led = self.table.open().iter().filter(|handle| is_to_be_given(handle)).count();
+            let led = led + usize::from(leads_others(self.metadata.metadata().replica()));
             if led == 0 {
                 return;
             }
@@ -33,8 +35,10 @@ impl Catalog {
 
 /// Whether the partition is led here and has somebody else who could.
 fn is_to_be_given(handle: &PartitionHandle) -> bool {
-    let alone = |handle: &PartitionHandle| {
-        handle.replica().is_none_or(|replica| replica.members().voters.iter().all(|v| v.len() < 2))
-    };
-    handle.view().leading && !alone(handle)
+    handle.view().leading && handle.replica().is_some_and(|replica| leads_others(&replica))
+}
+
+fn leads_others(replica: &Replica) -> bool {
+    let leads = replica.state().borrow().leading().is_some();
+    leads && replica.members().voters.iter().any(|voters| voters.len() > 1)
 }

@@ -10,7 +10,7 @@ use std::io::{IsTerminal, Write};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use weir_broker::config::{Config, LogFormat, Overrides};
-use weir_broker::{Broker, Seams};
+use weir_broker::{Addresses, Broker, Seams};
 
 pub(crate) fn run(arguments: &ServeArguments) -> Result<(), Failure> {
     let config = load_config(arguments)?;
@@ -38,14 +38,16 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let seams = Seams::os(&config).map_err(|e| Failure::NotDone(e.to_string()))?;
     let data_dir = config.data_dir().display().to_string();
-    let broker = Broker::start(config, seams).await.map_err(|e| Failure::NotDone(e.to_string()))?;
-    let addresses = broker.addresses();
-    {
-        let mut out = std::io::stdout().lock();
-        let (native, admin) = (addresses.native, addresses.admin);
-        writeln!(out, "weir ready native={native} admin={admin} data_dir={data_dir}")?;
-        out.flush()?;
-    }
+    // A broker that waits for others to form a cluster may wait for long.
+    let broker = tokio::select! {
+        biased;
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+        started = Broker::start(config, seams) => {
+            started.map_err(|error| Failure::NotDone(error.to_string()))?
+        }
+    };
+    say_ready(broker.addresses(), &data_dir)?;
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
         _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
@@ -54,6 +56,17 @@ async fn serve(config: Config) -> Result<(), Failure> {
         () = broker.drain() => Ok(()),
         _ = interrupt.recv() => Err(Failure::NotDone("interrupted while draining".to_owned())),
     }
+}
+
+fn say_ready(addresses: Addresses, data_dir: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let Addresses { native, admin, peers } = addresses;
+    write!(out, "weir ready native={native} admin={admin}")?;
+    if let Some(peers) = peers {
+        write!(out, " peers={peers}")?;
+    }
+    writeln!(out, " data_dir={data_dir}")?;
+    out.flush()
 }
 
 /// Every segment and every connection is an open file: what the system lets this process have is
