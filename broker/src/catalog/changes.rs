@@ -4,17 +4,17 @@
 //! Never: answers before the change shows here.
 
 use super::Catalog;
-use crate::cluster::controller::Seats;
+use crate::cluster::controller::{Reach, Seats, Watch};
 use crate::replication::metadata::{
     Catalog as Topics, Change, ChangeError, Command, NewPartition, REPLICA_COUNTS,
     Refusal as Refused, Settings, Topic,
 };
 use std::sync::{Arc, PoisonError};
-use tokio::time::Duration;
+use tokio::time::{Duration, Instant};
 use weir_protocol::error_code::{ErrorCode, Outcome, Scope};
 use weir_protocol::frame::{AlterTopic, CreateTopic, DeleteTopic, Refusal, TopicConfig};
 use weir_protocol::limits::PARTITIONS_MAX;
-use weir_protocol::types::Name;
+use weir_protocol::types::{BrokerId, Name};
 
 /// A change of topics is answered when it shows, or after this.
 const SHOW_WITHIN: Duration = Duration::from_secs(20);
@@ -28,10 +28,18 @@ impl Catalog {
         self.random.lock().unwrap_or_else(PoisonError::into_inner).u128(1..)
     }
 
-    /// Places new partitions where the fewest replicas are.
+    /// Places new partitions where the fewest replicas are: on brokers that answer, or where those
+    /// are too few, also on others. A majority of each partition works all the same.
     fn new_partitions(&self, count: u32, replicas: u8) -> Result<Vec<NewPartition>, Refusal> {
         let topics = self.topics();
-        let placed = Seats::of(&topics, |_| true).place(replicas, (0..count).map(|_| self.uuid()));
+        let (me, now) = (self.rooms.broker, Instant::now());
+        let reach = Watch { since: now, me }.reach(&topics, &self.rooms.leaders, now);
+        let uuids: Vec<u128> = (0..count).map(|_| self.uuid()).collect();
+        let place = |is_usable: &dyn Fn(BrokerId) -> bool| {
+            Seats::of(&topics, is_usable).place(replicas, uuids.iter().copied())
+        };
+        let placed = place(&|broker| reach.get(&broker) == Some(&Reach::Well));
+        let placed = placed.or_else(|_| place(&|_| true));
         placed.map_err(|few| topic_refusal(ErrorCode::BadRequest, few.to_string()))
     }
 
