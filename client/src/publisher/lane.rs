@@ -309,6 +309,13 @@ impl LaneCore {
         self.open.is_empty() && self.waiting.is_empty() && self.flight.is_empty()
     }
 
+    /// Whether nobody waits for what is under way: the publisher is being closed, and whoever sent
+    /// it was told that its fate is not known.
+    fn is_given_up(&self) -> bool {
+        let told = !self.flight.is_empty() && self.flight.iter().all(Batch::is_reported);
+        self.signals.closing && self.open.is_empty() && self.waiting.is_empty() && told
+    }
+
     /// Remembers why messages had to wait.
     pub(super) fn note_cause(&mut self, cause: String) {
         let causes = &mut self.signals.causes;
@@ -336,6 +343,12 @@ impl LaneCore {
         self.signals.rung = false;
         self.expire(now);
         let mut visit = Visit { close: self.take_abandoned(), ..Visit::default() };
+        if self.is_given_up() {
+            if let Phase::Open(stream) = self.phase {
+                visit.close = Some(stream);
+            }
+            self.fail(&Self::closed_error());
+        }
         match self.phase {
             Phase::Over(_) => visit.finished = true,
             Phase::Idle { reopen_at } => {

@@ -392,3 +392,27 @@ async fn whatever_the_broker_does_every_message_is_stored_once_in_order_or_truly
         run(seed).await;
     }
 }
+
+/// A broker that never comes back would keep a publisher that was closed, and the client with it.
+#[tokio::test(start_paused = true)]
+async fn a_closed_publisher_ends_when_all_that_it_sent_was_reported() {
+    let mut world = World::new(1);
+    world.broker.hostile = false;
+    (0..20).for_each(|_| world.push());
+    while world.core.flight.is_empty() {
+        world.step(false).await;
+    }
+    world.core.finish();
+    world.core.lost("the broker is gone");
+    let gone = Instant::now() + world.core.options.deadline;
+    let mut now = Instant::now();
+    while !world.core.visit(now, None, &mut Vec::new()).finished {
+        let next = world.core.timer(now).expect("something is waited for");
+        assert!(now < next && next <= gone, "{next:?}");
+        now = next;
+    }
+    assert_eq!(world.core.unconfirmed(), 0);
+    for receipt in &mut world.receipts {
+        assert!(receipt.now_or_never().is_some(), "everybody was told");
+    }
+}
