@@ -27,6 +27,7 @@ use crate::cluster::MetadataClient;
 use crate::cluster::leaders::LeaderBoard;
 use crate::flow::Flow;
 use crate::metrics::Metrics;
+use crate::partition::PartitionHandle;
 use crate::peer::ask::Asks;
 use crate::replication::metadata::Catalog as Topics;
 use crate::replication::{Gate, Peers, Switchboard};
@@ -97,6 +98,9 @@ impl Catalog {
         let mut caught_up = shown.clone();
         // The sender lives as long as the follower, which ends only with the metadata.
         let _ = caught_up.wait_for(|times| *times > 0 && !table.is_opening()).await;
+        // All of them look for leaders at once: one after another would take an election each.
+        let open = table.open();
+        futures_util::future::join_all(open.iter().map(PartitionHandle::opened)).await;
         let stopped = CancellationToken::new();
         start_upkeep(&rooms, &table, &stopped);
         keepers::start(&rooms, &metadata, &stopped);

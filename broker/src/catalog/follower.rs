@@ -351,9 +351,7 @@ impl Follower {
 }
 
 async fn open(rooms: &Rooms, of: &Opening) -> Result<PartitionHandle, OpenPartitionError> {
-    let handle = PartitionHandle::open(of.options(rooms)?).await?;
-    handle.opened().await;
-    Ok(handle)
+    PartitionHandle::open(of.options(rooms)?).await
 }
 
 /// Why a replica will never serve again, if that is what the error says.
