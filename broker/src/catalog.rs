@@ -9,6 +9,7 @@
 mod backend;
 mod changes;
 mod follower;
+mod forming;
 mod handover;
 mod keepers;
 mod news;
@@ -103,6 +104,10 @@ impl Catalog {
         futures_util::future::join_all(open.iter().map(PartitionHandle::opened)).await;
         let stopped = CancellationToken::new();
         start_upkeep(&rooms, &table, &stopped);
+        if rooms.metadata_voters.is_some() {
+            let forming = forming::run(rooms.clone(), table.clone(), metadata.clone());
+            start_until(&stopped, "forming", forming);
+        }
         keepers::start(&rooms, &metadata, &stopped);
         let random = Mutex::new(fastrand::Rng::with_seed(rooms.seed ^ 0x7063_6f64_7563_6572));
         let address = OnceLock::new();

@@ -24,9 +24,6 @@ pub(crate) struct CatalogBackend(pub(crate) Arc<Catalog>);
 impl Backend for CatalogBackend {
     fn partition(&self, topic: &Name, partition: PartitionId) -> Result<PartitionHandle, Refusal> {
         let here = self.0.table.partition(topic, partition);
-        if let Some(handle) = here.as_ref().and_then(PartitionHere::handle) {
-            return Ok(handle.clone());
-        }
         let topics = self.0.topics();
         let known = topics.topics.get(topic).ok_or_else(|| unknown(topic))?;
         let placed = known.partitions.get(partition.0 as usize).ok_or_else(|| {
@@ -34,7 +31,11 @@ impl Backend for CatalogBackend {
             let text = format!("topic {topic} has {count} partitions, numbered from 0");
             topic_refusal(ErrorCode::UnknownPartition, text)
         })?;
-        let leader = self.0.leader_of(known, placed);
+        let is_formed = placed.formed || topics.gate == 0;
+        if let Some(handle) = here.as_ref().and_then(PartitionHere::handle).filter(|_| is_formed) {
+            return Ok(handle.clone());
+        }
+        let leader = self.0.leader_of(known, placed).filter(|_| is_formed);
         Err(refusal_without(
             here.as_ref(),
             leader,

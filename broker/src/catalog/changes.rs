@@ -134,7 +134,10 @@ impl Catalog {
         let topics = self.topics();
         let topic = topics.topics.get(name);
         topic.into_iter().all(|topic| {
-            topic.partitions.iter().all(|partition| self.leader_of(topic, partition).is_some())
+            topic.partitions.iter().all(|partition| {
+                let is_formed = partition.formed || topics.gate == 0;
+                is_formed && self.leader_of(topic, partition).is_some()
+            })
         })
     }
 }

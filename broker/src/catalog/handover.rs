@@ -2,12 +2,14 @@
 //!
 //! Owns: how long that is waited for. Whoever keeps a group hands it over as soon as this broker
 //! says that it is going.
-//! Never: waits for a group that has nobody else.
+//! Never: waits for a group in which nobody else lives.
 
 use super::Catalog;
+use crate::cluster::members::ANSWERS_WITHIN;
 use crate::partition::PartitionHandle;
 use crate::replication::Replica;
 use tokio::time::{Duration, Instant};
+use weir_protocol::types::ReplicaId;
 
 /// How often it is looked whether anything is led here still.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -38,7 +40,13 @@ fn is_to_be_given(handle: &PartitionHandle) -> bool {
     handle.view().leading && handle.replica().is_some_and(|replica| leads_others(&replica))
 }
 
+/// Whether the replica leads a group in which somebody else lives who may lead it.
 fn leads_others(replica: &Replica) -> bool {
-    let leads = replica.state().borrow().leading().is_some();
-    leads && replica.members().voters.iter().any(|voters| voters.len() > 1)
+    if replica.state().borrow().leading().is_none() {
+        return false;
+    }
+    let (silence, members) = (replica.silence(), replica.members());
+    let lives = |voter: &ReplicaId| silence.get(voter).is_some_and(|it| *it < ANSWERS_WITHIN);
+    let others = members.voters.iter().flatten().filter(|voter| **voter != replica.id());
+    others.into_iter().any(lives)
 }
