@@ -1,8 +1,9 @@
 //! The admin HTTP server: metrics, health, and what the broker knows of itself.
 //!
-//! Owns: its listener, its routes, the bound on its connections.
+//! Owns: its listener, its routes, the bound on its connections and on what they send.
 //! Never: waits for a partition; answers without a bound on what is listed.
 
+mod cluster;
 mod listener;
 mod problem;
 mod views;
@@ -14,15 +15,26 @@ use crate::metrics::Metrics;
 use crate::seams::Network;
 use crate::server::{ListenError, Server};
 use crate::task::{self, TaskKind};
-use axum::Router;
-use axum::routing::get;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
 use listener::SeamListener;
+use problem::Problem;
+use serde_json::Value;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use weir_storage::Device;
+
+pub(crate) use cluster::ClusterAccess;
+
+/// The longest body of a request: names and numbers.
+const BODY_BYTES_MAX: usize = 16 << 10;
+
+type Shown = State<Arc<AdminView>>;
+type Answer = Result<Json<Value>, Problem>;
 
 /// What the routes read.
 pub(crate) struct AdminView {
@@ -33,6 +45,7 @@ pub(crate) struct AdminView {
     pub(crate) device: Arc<Device>,
     pub(crate) services: Arc<Services>,
     pub(crate) draining: Arc<AtomicBool>,
+    pub(crate) cluster: ClusterAccess,
 }
 
 /// The running server.
@@ -75,6 +88,13 @@ pub(crate) async fn start(
         .route("/v1/subscriptions", get(views::subscriptions))
         .route("/v1/connections", get(views::connections))
         .route("/v1/flow", get(views::flow))
+        .route("/v1/cluster", get(cluster::show))
+        .route("/v1/cluster/brokers/{broker}", delete(cluster::remove))
+        .route("/v1/cluster/brokers/{broker}/add", post(cluster::add))
+        .route("/v1/cluster/brokers/{broker}/drain", post(cluster::drain))
+        .route("/v1/cluster/move", post(cluster::move_replica))
+        .route("/v1/cluster/balance", post(cluster::balance))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .fallback(problem::no_route)
         .method_not_allowed_fallback(problem::no_method)
         .with_state(Arc::new(view));

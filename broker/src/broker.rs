@@ -6,7 +6,7 @@
 
 mod standing;
 
-use crate::admin::{self, AdminServer, AdminView};
+use crate::admin::{self, AdminServer, AdminView, ClusterAccess};
 use crate::budget::{Account, Budget, DoesNotFit, Part};
 use crate::catalog::{Catalog, CatalogBackend, Rooms, ScrubPace};
 use crate::config::Config;
@@ -123,6 +123,7 @@ impl Broker {
             device,
             services: services.clone(),
             draining: draining.clone(),
+            cluster: cluster_access(&config, &standing),
         };
         let (server, admin) = match listen(&config, &seams, services.clone(), view).await {
             Ok(listening) => listening,
@@ -263,6 +264,16 @@ fn rooms(
         announce: standing.announce(),
         draining,
         metadata_voters: standing.among.as_ref().map(|among| among.metadata_voters),
+    }
+}
+
+fn cluster_access(config: &Config, standing: &Standing) -> ClusterAccess {
+    ClusterAccess {
+        metadata: standing.metadata.clone(),
+        leaders: standing.leaders.clone(),
+        broker: standing.identity.broker,
+        name: config.name.clone(),
+        room: standing.among.as_ref().map(|among| among.room.clone()),
     }
 }
 

@@ -6,10 +6,11 @@ use serde_json::json;
 use weir_protocol::error_code::ErrorCode;
 
 /// A refusal over HTTP.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Problem {
-    status: StatusCode,
-    code: ErrorCode,
-    detail: String,
+    pub(super) status: StatusCode,
+    pub(super) code: ErrorCode,
+    pub(super) detail: String,
 }
 
 impl Problem {
@@ -44,11 +45,13 @@ impl IntoResponse for Problem {
 }
 
 pub(super) async fn no_route(uri: Uri) -> Problem {
-    let detail = format!("{} is not served; see /v1/topics, /v1/flow, /metrics", uri.path());
+    let detail =
+        format!("{} is not served; see /v1/topics, /v1/cluster, /v1/flow, /metrics", uri.path());
     Problem::new(StatusCode::NOT_FOUND, ErrorCode::BadRequest, detail)
 }
 
 pub(super) async fn no_method(method: Method) -> Problem {
-    let detail = format!("{method} is not served here; use GET");
+    let detail =
+        format!("{method} is not served here; what shows takes GET, what changes POST or DELETE");
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::BadRequest, detail)
 }

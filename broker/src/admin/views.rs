@@ -3,8 +3,9 @@
 //! Invariant: lists are paged: `limit` (1 to 1000, 100 by default) and `cursor` (the `next` of the
 //! page before).
 
-use super::AdminView;
+use super::cluster::{self, Look, partition_json};
 use super::problem::Problem;
+use super::{AdminView, Answer, Shown};
 use crate::catalog::{PartitionState, TopicPartitions, config_of};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -14,7 +15,6 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::fmt::Write;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use weir_protocol::error_code::{ErrorCode, reason_bits};
 use weir_protocol::frame::{Durability, Overflow};
@@ -24,9 +24,6 @@ const LIMIT_DEFAULT: usize = 100;
 const LIMIT_MAX: usize = 1_000;
 /// Publishers that /v1/flow lists by name.
 const WAITING_MAX: usize = 1_000;
-
-type View = State<Arc<AdminView>>;
-type Answer = Result<Json<Value>, Problem>;
 
 /// Which page.
 #[derive(Debug, Deserialize)]
@@ -54,7 +51,7 @@ pub(super) async fn live() -> &'static str {
 }
 
 /// Everything that clients need is open.
-pub(super) async fn ready(State(view): View, uri: axum::http::Uri) -> Response {
+pub(super) async fn ready(State(view): Shown, uri: axum::http::Uri) -> Response {
     let draining = view.draining.load(Ordering::Acquire);
     let (mut open, mut opening, mut failed) = (0, 0, String::new());
     for here in view.catalog.partitions() {
@@ -101,7 +98,7 @@ pub(super) async fn ready(State(view): View, uri: axum::http::Uri) -> Response {
 }
 
 /// The page that Prometheus scrapes.
-pub(super) async fn metrics(State(view): View) -> Response {
+pub(super) async fn metrics(State(view): Shown) -> Response {
     let topics = view.catalog.partitions();
     let page = view.metrics.render(|page| {
         for (topic, times) in view.flow.blocked_times() {
@@ -128,6 +125,7 @@ pub(super) async fn metrics(State(view): View) -> Response {
         render_lag(page, &topics);
         render_damage(page, &topics);
         render_memory(page, &view);
+        cluster::render(page, &view.cluster.look(), &topics);
     });
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
 }
@@ -200,9 +198,9 @@ fn open_views(here: &TopicPartitions) -> Vec<(usize, crate::partition::Partition
     here.open().map(|(number, handle)| (number, handle.view())).collect()
 }
 
-fn topic_json(here: &TopicPartitions) -> Value {
+fn topic_json(here: &TopicPartitions, look: &Look) -> Value {
     let config = config_of(&here.topic);
-    let partitions = here.partitions.iter().enumerate().map(|(number, here)| match &here.state {
+    let states = here.partitions.iter().enumerate().map(|(number, here)| match &here.state {
         PartitionState::Elsewhere => json!({ "partition": number, "state": "elsewhere" }),
         PartitionState::Open(handle) => {
             let view = handle.view();
@@ -223,6 +221,10 @@ fn topic_json(here: &TopicPartitions) -> Value {
             json!({ "partition": number, "state": "failed", "code": code.name(), "reason": reason })
         }
     });
+    let placed = here.topic.partitions.iter().zip(&here.partitions);
+    let partitions = states
+        .zip(placed)
+        .map(|(row, (placed, here))| partition_json(row, look, placed, here.handle()));
     json!({
         "name": here.topic.name.as_str(),
         "id": here.topic.id.0,
@@ -237,6 +239,7 @@ fn topic_json(here: &TopicPartitions) -> Value {
         },
         "max_bytes": config.max_bytes,
         "max_age_ms": config.max_age_ms,
+        "replicas": here.topic.replicas,
         "created_ms": here.topic.created_ms,
         "partitions": partitions.collect::<Vec<_>>(),
     })
@@ -259,7 +262,7 @@ fn reasons_of(bits: u32) -> Vec<&'static str> {
 }
 
 /// A page of topics.
-pub(super) async fn topics(State(view): View, query: PageQuery) -> Answer {
+pub(super) async fn topics(State(view): Shown, query: PageQuery) -> Answer {
     let (limit, cursor) = Page::read(query)?;
     let all = view.catalog.partitions();
     let behind = |here: &&TopicPartitions| {
@@ -268,15 +271,16 @@ pub(super) async fn topics(State(view): View, query: PageQuery) -> Answer {
     let mut left = all.iter().filter(behind);
     let page: Vec<&TopicPartitions> = left.by_ref().take(limit).collect();
     let next = left.next().and(page.last()).map(|here| here.topic.name.to_string());
-    let items: Vec<Value> = page.into_iter().map(topic_json).collect();
+    let look = view.cluster.look();
+    let items: Vec<Value> = page.into_iter().map(|here| topic_json(here, &look)).collect();
     Ok(Json(json!({ "topics": items, "next": next })))
 }
 
 /// One topic.
-pub(super) async fn topic(State(view): View, Path(name): Path<String>) -> Answer {
+pub(super) async fn topic(State(view): Shown, Path(name): Path<String>) -> Answer {
     let all = view.catalog.partitions();
     match all.iter().find(|here| here.topic.name.as_str() == name) {
-        Some(here) => Ok(Json(topic_json(here))),
+        Some(here) => Ok(Json(topic_json(here, &view.cluster.look()))),
         None => {
             let detail = format!("topic {name:?} does not exist");
             Err(Problem::new(StatusCode::NOT_FOUND, ErrorCode::UnknownTopic, detail))
@@ -285,7 +289,7 @@ pub(super) async fn topic(State(view): View, Path(name): Path<String>) -> Answer
 }
 
 /// A page of durable subscriptions, a row per partition.
-pub(super) async fn subscriptions(State(view): View, query: PageQuery) -> Answer {
+pub(super) async fn subscriptions(State(view): Shown, query: PageQuery) -> Answer {
     let (limit, cursor) = Page::read(query)?;
     let skip: usize = match cursor.map(|cursor| cursor.parse()) {
         None => 0,
@@ -318,7 +322,7 @@ pub(super) async fn subscriptions(State(view): View, query: PageQuery) -> Answer
 }
 
 /// A page of connections.
-pub(super) async fn connections(State(view): View, query: PageQuery) -> Answer {
+pub(super) async fn connections(State(view): Shown, query: PageQuery) -> Answer {
     let (limit, cursor) = Page::read(query)?;
     let after: u64 = match cursor.map(|cursor| cursor.parse()) {
         None => 0,
@@ -342,7 +346,7 @@ pub(super) async fn connections(State(view): View, query: PageQuery) -> Answer {
 }
 
 /// Who is blocked, by what, since when.
-pub(super) async fn flow(State(view): View) -> Json<Value> {
+pub(super) async fn flow(State(view): Shown) -> Json<Value> {
     let flow = view.flow.view(WAITING_MAX);
     let blocked = flow.partitions.iter().filter_map(|partition| {
         let since = partition.starved_for?;

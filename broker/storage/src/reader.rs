@@ -15,6 +15,7 @@ pub(crate) use walk::{Found, Walk};
 use crate::damage::DamagedRange;
 use crate::error::ReadError;
 use crate::executor::{Executor, Lane};
+use crate::limits::SEGMENT_HEADER_BYTES;
 use crate::log::LogStart;
 use crate::segment::Segment;
 use bytes::Bytes;
@@ -138,6 +139,33 @@ impl LogReader {
             last: ends.last,
             log_time_ms: ends.log_time_ms,
         }
+    }
+
+    /// About how many bytes the batches behind `index` take; all of them where the log begins later.
+    /// At most a segment too much where its sparse index is only on the device, which is never waited
+    /// for.
+    pub fn bytes_behind(&self, index: Index) -> u64 {
+        let held = |segment: &Arc<Segment>| segment.published() - SEGMENT_HEADER_BYTES;
+        let (segment, recent, later) = {
+            let ends = self.shared.ends();
+            if index >= ends.last_index {
+                return 0;
+            }
+            let found = ends.segment_of_index(Index(index.0 + 1)).or(ends.segments.front());
+            let Some(segment) = found.cloned() else { return 0 };
+            let newer = |other: &&Arc<Segment>| other.header.sequence > segment.header.sequence;
+            let later: u64 = ends.segments.iter().filter(newer).map(held).sum();
+            // Where the oldest header that is kept is behind the index, others may be missing.
+            let complete = ends.recent.front().is_some_and(|(oldest, ..)| oldest.index <= index);
+            let at = ends.recent.partition_point(|(header, ..)| header.index <= index);
+            let first =
+                ends.recent.get(at).filter(|(_, of, _)| complete && Arc::ptr_eq(of, &segment));
+            (segment.clone(), first.map(|(.., position)| *position), later)
+        };
+        let row = || segment.rows().as_ref().and_then(|rows| rows.before_index(Index(index.0 + 1)));
+        let position = recent.or_else(|| row().map(|row| row.position));
+        let position = position.unwrap_or(SEGMENT_HEADER_BYTES);
+        later + segment.published().saturating_sub(position)
     }
 
     /// Bytes of data that can be appended without making a file: below this nothing can fail for

@@ -1,0 +1,51 @@
+//! What only the leader of a partition knows: how far the others are behind.
+//!
+//! Owns: when a replica counts as whole in the eyes of its leader.
+//! Never: waits for a partition or for the disk.
+
+use crate::cluster::members::{ANSWERS_WITHIN, CLOSE_BYTES, Progress};
+use crate::partition::PartitionHandle;
+use crate::replication::Replica;
+use crate::replication::metadata::Partition;
+use std::collections::BTreeMap;
+use weir_protocol::types::ReplicaId;
+
+/// One partition as its leader sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Led {
+    /// The others, by their identity.
+    pub(super) others: BTreeMap<ReplicaId, Progress>,
+}
+
+impl Led {
+    /// What this broker knows of a partition, if it leads it.
+    pub(super) fn of(handle: &PartitionHandle) -> Option<Self> {
+        let leads = handle.view().leading;
+        let replica = handle.replica().filter(|_| leads)?;
+        Some(Self { others: progress_of(&replica) })
+    }
+
+    /// How many voters have what the leader has, nearly all of it, and answer.
+    pub(super) fn whole(&self, partition: &Partition) -> usize {
+        let is_whole = |progress: &Progress| progress.answers && progress.lag_bytes < CLOSE_BYTES;
+        let voters = partition.voters();
+        voters.filter(|voter| self.others.get(&voter.replica).is_none_or(is_whole)).count()
+    }
+
+    /// Bytes that the one furthest behind lacks; none where there are no others.
+    pub(super) fn lag_bytes(&self) -> Option<u64> {
+        self.others.values().map(|progress| progress.lag_bytes).max()
+    }
+}
+
+fn progress_of(replica: &Replica) -> BTreeMap<ReplicaId, Progress> {
+    let (reached, silence, log) = (replica.progress(), replica.silence(), replica.log());
+    let members = replica.members();
+    let others = members.brokers.into_keys().filter(|id| *id != replica.id());
+    let progress = others.map(|id| {
+        let lag_bytes = log.bytes_behind(reached.get(&id).copied().unwrap_or_default());
+        let answers = silence.get(&id).is_some_and(|silent| *silent < ANSWERS_WITHIN);
+        (id, Progress { lag_bytes, answers })
+    });
+    progress.collect()
+}
