@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use weir_protocol::error_code::{Action, ErrorCode, Outcome};
 use weir_protocol::frame::{
-    AlterTopic, Durability, MetadataPage, Overflow, TopicConfig, TopicView,
+    AlterTopic, BrokerView, Durability, MetadataPage, Overflow, TopicConfig, TopicView,
 };
 use weir_protocol::types::{Name, RequestId};
 
@@ -250,9 +250,15 @@ impl Client {
 
     /// One topic.
     pub async fn topic(&self, topic: &str) -> Result<TopicView> {
+        self.topic_and_brokers(topic).await.map(|(topic, _)| topic)
+    }
+
+    /// One topic, and the brokers of its cluster, which its partitions name by their ids.
+    pub async fn topic_and_brokers(&self, topic: &str) -> Result<(TopicView, Vec<BrokerView>)> {
         let topic = name(topic, "topic")?;
         let page = self.page(Some(topic.clone()), None).await?;
-        page.topics.into_iter().find(|view| view.name == topic).ok_or_else(|| {
+        let found = page.topics.into_iter().find(|view| view.name == topic);
+        found.map(|view| (view, page.brokers)).ok_or_else(|| {
             Error::local(
                 ErrorCode::UnknownTopic,
                 format!("no topic {topic} exists; create it first"),

@@ -65,5 +65,7 @@ pub use publisher::{
 };
 pub use status::Status;
 pub use weir_protocol::error_code::{Action, ErrorCode, Outcome};
-pub use weir_protocol::frame::{Durability, Overflow, PartitionView, TopicConfig, TopicView};
+pub use weir_protocol::frame::{
+    BrokerView, Durability, Overflow, PartitionView, TopicConfig, TopicView,
+};
 pub use weir_protocol::types::Name;

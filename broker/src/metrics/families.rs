@@ -81,7 +81,7 @@ pub(super) const FAMILIES: &[Family] = &[
     family("weir_broker_leaders", Gauge, Reg, "", "Partitions that this broker leads."),
     family("weir_under_replicated_partitions", Gauge, Reg, "", "Partitions led here of which fewer replicas than the topic asks for are whole: vote, answer and are within 8 MiB of the leader. Add up over brokers."),
     family("weir_replica_lag_bytes", Gauge, Reg, "topic", "Bytes that the replica furthest behind lacks, over the partitions of the topic that are led here and have others; take the maximum over brokers."),
-    family("weir_leaderless_partitions", Gauge, Reg, "", "Partitions of the cluster without a leader that this broker knows of; take the maximum over brokers."),
+    family("weir_leaderless_partitions", Gauge, Reg, "", "Partitions of the cluster without a leader that this broker knows of. A broker that is cut off knows of none: take the minimum over brokers."),
     family("weir_lost_replicas", Gauge, Reg, "", "Replicas of the cluster that will never serve again and whose place nobody took yet, those of the metadata included; every broker tells the same."),
     family("weir_moves", Gauge, Reg, "", "Replicas of the cluster that are on their way to a broker; every broker tells the same."),
     family("weir_cluster_brokers", Gauge, Reg, "state", "Brokers of the cluster as this one knows them: silent (not heard of for 30 s), going (shutting down), draining, full (less than 1 GiB left) or well."),

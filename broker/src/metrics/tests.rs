@@ -64,3 +64,30 @@ fn topics_beyond_the_cap_have_no_series_and_are_counted() {
     metrics.forget_topic(&Name::new("a").unwrap());
     assert!(!page_of(&metrics).contains("topic=\"a\""));
 }
+
+/// An alert on a family that nobody renders never fires, and a panel of it is empty.
+#[test]
+fn alerts_and_dashboards_ask_for_what_there_is() {
+    let ops = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops");
+    let page = std::fs::read_to_string(ops.join("dashboards/weir.json")).unwrap();
+    let mut pages = vec![("the dashboard".to_owned(), page)];
+    for item in std::fs::read_dir(ops.join("alerts")).unwrap() {
+        let path = item.unwrap().path();
+        if path.is_file() {
+            pages.push((path.display().to_string(), std::fs::read_to_string(path).unwrap()));
+        }
+    }
+    assert!(pages.len() > 2, "{pages:?}");
+    for (page, text) in &pages {
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        for word in words.filter(|word| word.starts_with("weir_")) {
+            let suffixes = ["_bucket", "_sum", "_count"];
+            let family = suffixes.iter().find_map(|suffix| word.strip_suffix(suffix));
+            let known = families::family_of(word).or(families::family_of(family.unwrap_or(word)));
+            assert!(known.is_some(), "{page} asks for {word}");
+        }
+        for runbook in text.lines().filter_map(|line| line.trim().strip_prefix("runbook: ops/")) {
+            assert!(ops.join(runbook).is_file(), "{page}: {runbook} is not there");
+        }
+    }
+}

@@ -1,8 +1,10 @@
 //! Asks the admin HTTP server of a broker.
 //!
-//! Owns: one GET over plain HTTP/1.1.
+//! Owns: one request over plain HTTP, and what a refusal says to a person.
 //! Never: follows a redirect, keeps a connection, or reads more than [`ANSWER_BYTES_MAX`].
 
+use crate::failure::Failure;
+use serde_json::Value;
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,6 +12,8 @@ use tokio::net::TcpStream;
 
 /// The longest answer that is read.
 const ANSWER_BYTES_MAX: u64 = 8 << 20;
+/// Longer than a broker looks for whoever leads the metadata.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +24,17 @@ pub(crate) enum AdminError {
     Silent { address: String, limit: Duration },
     #[error("{address} does not answer as HTTP/1.1")]
     NotHttp { address: String },
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ask<'a> {
+    /// To see something.
+    Get,
+    /// To change something.
+    Post(&'a Value),
+    /// To remove something.
+    Delete,
 }
 
 /// Status and body of an answer.
@@ -35,16 +50,45 @@ pub(crate) async fn fetch(
     path: &str,
     limit: Duration,
 ) -> Result<Answer, AdminError> {
-    let asked = tokio::time::timeout(limit, exchange(address, path)).await;
+    send(address, Ask::Get, path, limit).await
+}
+
+/// Asks `address` for the JSON that `path` answers with; a refusal is told as the broker words it.
+pub(crate) async fn ask(address: &str, what: Ask<'_>, path: &str) -> Result<Value, Failure> {
+    let answer = send(address, what, path, ASK_LIMIT).await?;
+    read(&answer, &format!("{address}{path}")).map_err(Failure::NotDone)
+}
+
+async fn send(
+    address: &str,
+    what: Ask<'_>,
+    path: &str,
+    limit: Duration,
+) -> Result<Answer, AdminError> {
+    let asked = tokio::time::timeout(limit, exchange(address, &request(address, what, path))).await;
     let bytes = asked
         .map_err(|_| AdminError::Silent { address: address.to_owned(), limit })?
         .map_err(|source| AdminError::Unreachable { address: address.to_owned(), source })?;
     parse(&bytes).ok_or_else(|| AdminError::NotHttp { address: address.to_owned() })
 }
 
-async fn exchange(address: &str, path: &str) -> io::Result<Vec<u8>> {
+fn request(address: &str, what: Ask<'_>, path: &str) -> String {
+    let head = format!("{path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n");
+    match what {
+        Ask::Get => format!("GET {head}\r\n"),
+        Ask::Delete => format!("DELETE {head}\r\n"),
+        Ask::Post(body) => {
+            let body = body.to_string();
+            let length = body.len();
+            format!(
+                "POST {head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+            )
+        }
+    }
+}
+
+async fn exchange(address: &str, request: &str) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
@@ -60,9 +104,24 @@ fn parse(bytes: &[u8]) -> Option<Answer> {
     Some(Answer { status, body: body.to_owned() })
 }
 
+/// The JSON of an answer, or what a person is told instead: the `detail` of a problem document, or
+/// who (`from`) answered something else.
+fn read(answer: &Answer, from: &str) -> Result<Value, String> {
+    let done = (200..300).contains(&answer.status);
+    match serde_json::from_str::<Value>(&answer.body) {
+        Ok(body) if done => Ok(body),
+        Err(error) if done => Err(format!("{from}: {error}")),
+        Ok(Value::Object(problem)) if problem.get("detail").is_some_and(Value::is_string) => {
+            Err(problem["detail"].as_str().unwrap_or_default().to_owned())
+        }
+        Ok(_) | Err(_) => Err(format!("{from} answers {}: {}", answer.status, answer.body.trim())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn an_answer_is_status_and_body() {
@@ -70,5 +129,24 @@ mod tests {
         assert_eq!((answer.status, answer.body.as_str()), (503, "not yet"));
         assert!(parse(b"SSH-2.0-x\r\n\r\n").is_none());
         assert!(parse(b"").is_none());
+    }
+
+    #[test]
+    fn a_refusal_is_told_as_the_broker_words_it() {
+        let read = |status, body: &str| read(&Answer { status, body: body.to_owned() }, "h:1/v1");
+        assert_eq!(read(200, "{\"a\": 1}"), Ok(json!({ "a": 1 })));
+        assert_eq!(read(409, "{\"detail\": \"it drains\"}"), Err("it drains".to_owned()));
+        assert_eq!(read(502, "bad gateway\n"), Err("h:1/v1 answers 502: bad gateway".to_owned()));
+        assert!(read(200, "<html>").is_err());
+    }
+
+    #[test]
+    fn a_change_carries_its_body() {
+        let body = json!({ "to": "n2" });
+        let sent = request("h:1", Ask::Post(&body), "/v1/x");
+        let (head, content) = sent.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("POST /v1/x HTTP/1.0\r\n"), "{head}");
+        assert!(head.ends_with(&format!("Content-Length: {}", content.len())), "{head}");
+        assert!(request("h:1", Ask::Delete, "/v1/x").ends_with("close\r\n\r\n"));
     }
 }

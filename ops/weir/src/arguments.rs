@@ -6,7 +6,10 @@
 mod cluster;
 mod data;
 
-pub(crate) use cluster::{ClusterArguments, ClusterCommand, RecoverClusterArguments};
+pub(crate) use cluster::{
+    BalanceArguments, BrokerArguments, ClusterArguments, ClusterCommand, DrainArguments,
+    MoveArguments, RecoverClusterArguments, StatusArguments,
+};
 pub(crate) use data::{
     DataArguments, DataCommand, DataOutput, DirectoryArguments, DumpArguments, RecoverArguments,
 };
@@ -57,7 +60,7 @@ pub(crate) enum Command {
     Config(ConfigArguments),
     /// Verify, show and recover the data of a broker that is stopped
     Data(DataArguments),
-    /// Manage a cluster
+    /// See and steer a cluster: its brokers, and what they hold and lead
     Cluster(ClusterArguments),
     /// Measure
     Bench(crate::bench::BenchArguments),
@@ -184,7 +187,7 @@ pub(crate) enum TopicCommand {
         #[command(flatten)]
         output: OutputArguments,
     },
-    /// Show a topic and its partitions, and what of them is damaged
+    /// Show a topic and its partitions: who leads and holds them, and what of them is damaged
     Info {
         #[arg(value_parser = parse_name)]
         topic: Name,

@@ -3,7 +3,7 @@
 //! Owns: measuring a disk's flushes by hand, and showing who waits for what.
 //! Never: changes a broker.
 
-use crate::admin::fetch;
+use crate::admin::{Ask, ask};
 use crate::arguments::{DiagArguments, DiagCommand, Output};
 use crate::failure::Failure;
 use crate::output::{print_json, print_table};
@@ -12,8 +12,6 @@ use serde_json::{Value, json};
 use std::io;
 use std::path::Path;
 use std::time::Duration;
-
-const ASK_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(arguments: DiagArguments) -> Result<(), Failure> {
     match arguments.command {
@@ -58,12 +56,7 @@ struct Blocked {
 }
 
 async fn flow(admin: &str, output: Output) -> Result<(), Failure> {
-    let answer = fetch(admin, "/v1/flow", ASK_LIMIT).await?;
-    if answer.status != 200 {
-        return Err(Failure::NotDone(format!("{admin}/v1/flow: {}", answer.body.trim())));
-    }
-    let body: Value = serde_json::from_str(&answer.body)
-        .map_err(|e| Failure::NotDone(format!("{admin}/v1/flow: {e}")))?;
+    let body = ask(admin, Ask::Get, "/v1/flow").await?;
     if output == Output::Json {
         print_json(&body)?;
         return Ok(());

@@ -49,7 +49,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             clap_complete::generate(shell, &mut command, "weir", &mut std::io::stdout());
             Ok(())
         }
-        Command::Cluster(arguments) => cluster::run(&arguments),
+        Command::Cluster(arguments) => cluster::run(arguments),
         Command::Data(arguments) => data::run(&arguments),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Topic(arguments) => block_on(topic::run(arguments)),

@@ -3,11 +3,13 @@
 //! Owns: how topics are shown. Never: removes anything without `--yes`.
 
 mod damage;
+mod replicas;
 
 use crate::arguments::{Output, TopicArguments, TopicCommand, TopicSettings};
 use crate::failure::Failure;
 use crate::output::{bytes_text, print_json, print_table};
 use damage::Health;
+use replicas::{name_of, replicas_of, replicas_text, with_replicas};
 use serde_json::{Value, json};
 use std::time::Duration;
 use weir_client::{Client, Durability, Name, Overflow, TopicChange, TopicConfig, TopicView};
@@ -82,10 +84,11 @@ async fn list(client: &Client, output: Output) -> Result<(), Failure> {
 }
 
 async fn show(client: &Client, topic: &Name, admin: &str, output: Output) -> Result<(), Failure> {
-    let topic = client.topic(topic.as_str()).await?;
+    let (topic, brokers) = client.topic_and_brokers(topic.as_str()).await?;
     let health = damage::ask(admin, &topic).await;
     if output == Output::Json {
-        print_json(&with_health(topic_json(&topic), &health))?;
+        let named = with_replicas(topic_json(&topic), &topic, &brokers, &health);
+        print_json(&with_health(named, &health))?;
         return Ok(());
     }
     let config = &topic.config;
@@ -100,13 +103,15 @@ async fn show(client: &Client, topic: &Name, admin: &str, output: Output) -> Res
     }
     println!();
     let known = health.as_deref().unwrap_or_default();
-    let headings = ["partition", "state", "leader", "log start", "high watermark", "bytes"];
+    let headings =
+        ["partition", "state", "leader", "replicas", "log start", "high watermark", "bytes"];
     let rows = topic.partitions.iter().map(|partition| {
         let health = known.iter().find(|health| health.partition == partition.partition.0);
         [
             partition.partition.to_string(),
             health.map_or("unknown", Health::word).to_owned(),
-            partition.leader.map_or("none".to_owned(), |leader| leader.to_string()),
+            partition.leader.map_or("none".to_owned(), |leader| name_of(&brokers, leader)),
+            replicas_text(&replicas_of(partition, &brokers, health)),
             partition.log_start.to_string(),
             partition.high_watermark.to_string(),
             bytes_text(partition.bytes),
@@ -156,7 +161,8 @@ fn topic_json(topic: &TopicView) -> Value {
     let partitions = topic.partitions.iter().map(|partition| {
         json!({
             "partition": partition.partition.0,
-            "leader": partition.leader.map(|leader| leader.0),
+            "leader_id": partition.leader.map(|leader| leader.0),
+            "term": partition.term.0,
             "log_start": partition.log_start.0,
             "high_watermark": partition.high_watermark.0,
             "bytes": partition.bytes,

@@ -70,7 +70,7 @@ impl Look {
             }
             _ => by_id().map(|card| &**card).ok_or_else(|| {
                 let detail = format!(
-                    "no broker {text} is in the cluster; GET /v1/cluster lists them. A new one joins \
+                    "no broker {text} is in the cluster; `weir cluster status` lists them. A new one joins \
                      when it is started with the cluster.seeds of the others"
                 );
                 Problem::new(StatusCode::NOT_FOUND, ErrorCode::BadRequest, detail)

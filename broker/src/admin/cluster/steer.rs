@@ -11,9 +11,9 @@ use crate::replication::metadata::{Change, Command};
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use weir_protocol::error_code::ErrorCode;
 
 type Body<T> = Result<Json<T>, JsonRejection>;
 
@@ -32,20 +32,12 @@ pub(in crate::admin) struct BalanceOrder {
 }
 
 fn read<T>(body: Body<T>) -> Result<T, Problem> {
-    match body {
-        Ok(Json(read)) => Ok(read),
-        Err(error) => {
-            let detail = format!(
-                "{}; send a JSON object with content-type: application/json",
-                error.body_text()
-            );
-            let problem = Problem::bad_request(detail);
-            Err(match error.status() {
-                StatusCode::PAYLOAD_TOO_LARGE => problem,
-                status => Problem { status, ..problem },
-            })
-        }
-    }
+    let Json(read) = body.map_err(|error| {
+        let text = error.body_text();
+        let detail = format!("{text}; send a JSON object with content-type: application/json");
+        Problem::new(error.status(), ErrorCode::BadRequest, detail)
+    })?;
+    Ok(read)
 }
 
 async fn propose(view: &AdminView, command: Command) -> Result<Change, Problem> {

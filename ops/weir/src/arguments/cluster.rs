@@ -4,7 +4,30 @@
 //! Never: acts on them.
 
 use super::data::{DataOutputArguments, DirectoryArguments};
+use super::{AdminArguments, OutputArguments};
+use crate::values::{parse_duration, parse_name};
 use clap::{Args, Subcommand};
+use std::time::Duration;
+use weir_client::Name;
+
+const DRAIN_HELP: &str = "\
+Everything that the broker holds is copied to others first, and others lead what it led; nothing is
+interrupted. It goes on until the broker holds nothing, also when nobody waits. `weir cluster add`
+takes it back. For a broker that is only restarted none of this is needed: `weir serve` hands its
+leaderships over when it is told to stop.";
+
+const STATUS_HELP: &str = "\
+STATE in one word: silent (not heard of for 30 s), going (shutting down), draining, full (less than
+1 GiB left: it gets no more replicas) or well. Every broker tells from its own copy of the metadata
+and from what it heard; ask another one with --admin where you doubt it.";
+
+const MOVE_HELP: &str = "\
+The new replica gets the partition's log first, the old one goes when it votes. `weir cluster status`
+lists it until it is done. Where copies are uneven afterwards the cluster may move others.";
+
+const BALANCE_HELP: &str = "\
+The cluster evens itself out, slowly: a few leaders every ten seconds, one copy between two brokers
+at a time. This wishes for all leaders at once and for the next copies now. --dry-run only shows it.";
 
 const RECOVER_HELP: &str = "\
 For when most brokers of a cluster are gone for good, disks and all. As long as they may come back,
@@ -35,8 +58,80 @@ pub(crate) struct ClusterArguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
+    /// Show the brokers, what they hold and lead, and what is not as it shall be
+    #[command(after_help = STATUS_HELP)]
+    Status(StatusArguments),
+    /// Let a broker hold and lead partitions again after it was drained
+    Add(BrokerArguments),
+    /// Let a broker hand over all that it holds and leads, before it is removed
+    #[command(after_help = DRAIN_HELP)]
+    Drain(DrainArguments),
+    /// Forget a broker that holds nothing any more
+    Remove(BrokerArguments),
+    /// Move one replica of a partition to another broker
+    #[command(after_help = MOVE_HELP)]
+    Move(MoveArguments),
+    /// Spread leaders and copies evenly now
+    #[command(after_help = BALANCE_HELP)]
+    Balance(BalanceArguments),
     /// Let a stopped broker go on alone when the majority of its cluster is lost for good
     Recover(RecoverClusterArguments),
+}
+
+/// Whom to ask, and how the answer is printed.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArguments {
+    #[command(flatten)]
+    pub(crate) admin: AdminArguments,
+    #[command(flatten)]
+    pub(crate) output: OutputArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BrokerArguments {
+    /// The broker: its name or its id
+    #[arg(value_parser = parse_name)]
+    pub(crate) broker: Name,
+    #[command(flatten)]
+    pub(crate) ask: StatusArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrainArguments {
+    #[command(flatten)]
+    pub(crate) broker: BrokerArguments,
+    /// Wait until it holds nothing; ask another broker than the one that is drained
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Give up waiting after this long, with a unit: 30m; what was begun goes on
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION", requires = "wait")]
+    pub(crate) timeout: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MoveArguments {
+    /// The topic
+    #[arg(value_parser = parse_name)]
+    pub(crate) topic: Name,
+    /// The number of the partition
+    pub(crate) partition: u32,
+    /// The broker that holds the replica now: its name or its id
+    #[arg(long, value_parser = parse_name, value_name = "BROKER")]
+    pub(crate) from: Name,
+    /// The broker that shall hold it
+    #[arg(long, value_parser = parse_name, value_name = "BROKER")]
+    pub(crate) to: Name,
+    #[command(flatten)]
+    pub(crate) ask: StatusArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BalanceArguments {
+    /// Only show what would be done
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) ask: StatusArguments,
 }
 
 #[derive(Debug, Args)]

@@ -30,6 +30,9 @@ pub(super) struct Health {
     /// Why it failed.
     code: Option<String>,
     reason: Option<String>,
+    /// How its replicas do; empty from a broker that does not tell.
+    #[serde(default)]
+    pub(super) replicas: Vec<ReplicaHealth>,
 }
 
 impl Health {
@@ -42,6 +45,19 @@ impl Health {
             _ => &self.state,
         }
     }
+}
+
+/// How one replica does.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct ReplicaHealth {
+    pub(super) broker_id: u64,
+    pub(super) replica: u64,
+    /// joining, ready, voter, leaving or lost
+    pub(super) stage: String,
+    /// Why it is lost.
+    pub(super) lost: Option<String>,
+    /// Bytes of its leader's log that it does not have, where that leader was asked.
+    pub(super) lag_bytes: Option<u64>,
 }
 
 /// A range that cannot be read; `last_offset` is none where no record is in it.
