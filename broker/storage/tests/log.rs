@@ -59,6 +59,39 @@ fn offsets_and_times_find_their_batches() {
     assert_eq!(reader.offset_for_time(u64::MAX).unwrap(), Offset(2_000));
 }
 
+/// Watermarks and the rows of the sparse index, one in 64 KiB, are all that it may be off by while the
+/// index is in memory.
+#[test]
+fn what_lies_behind_an_index_is_measured_without_reading_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = device(folder.path());
+    let (mut log, _) = open(&device).unwrap();
+    let mut stored = Vec::new();
+    for index in 1..=2_000 {
+        let before = log.reader().bytes_behind(Index(index - 1));
+        assert_eq!(before, 0, "nothing is behind the last index");
+        log.append(vec![data(index, 1, 1_000)]).unwrap();
+        let Read::Hot(slices) = log.reader().read_from_index(Index(index), 1).unwrap() else {
+            panic!("new bytes are hot")
+        };
+        stored.push(slices[0].bytes.len() as u64);
+    }
+    flush(&mut log).unwrap();
+    let reader = log.reader();
+    let segments = reader.sealed_segments().len() as u64;
+    assert!(segments > 0, "the log rolled");
+    let slack = (64 << 10) + 4_096 * segments;
+    for index in [0, 1, 7, 600, 976, 977, 1_500, 1_999, 2_000] {
+        let exact: u64 = stored[index as usize..].iter().sum();
+        let found = reader.bytes_behind(Index(index));
+        assert!((exact..=exact + slack).contains(&found), "{index}: {found}, not {exact}");
+    }
+    assert_eq!(reader.bytes_behind(Index(1_999)), stored[1_999], "the newest are known exactly");
+    log.trim(reader.sealed_segments()[0].last_index).unwrap();
+    let all: u64 = reader.bytes_behind(Index(0));
+    assert_eq!(all, reader.bytes_behind(Index(reader.bounds().first_index.0 - 1)));
+}
+
 #[test]
 fn trimming_gives_up_whole_segments_and_stays_trimmed() {
     let folder = tempfile::tempdir().unwrap();
