@@ -1,5 +1,7 @@
 //! `weir cluster` over a broker that is alone: what is shown, and what is refused with which words.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use common::Broker;

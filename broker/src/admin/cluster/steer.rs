@@ -7,7 +7,7 @@
 use super::orders::{MoveOrder, Who, problem_of};
 use crate::admin::problem::Problem;
 use crate::admin::{AdminView, Answer, Shown};
-use crate::replication::metadata::{Change, Command};
+use crate::replication::metadata::{Change, ChangeError, Command};
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
@@ -104,9 +104,12 @@ pub(in crate::admin) async fn balance(State(view): Shown, body: Body<BalanceOrde
     for command in plan.commands {
         let mut row = look.change_json(&command);
         if !dry_run {
-            // Whoever leads the metadata may have wished for the same meanwhile.
-            let refused = propose(&view, command).await.err().map(|problem| problem.detail);
-            row["refused"] = json!(refused);
+            row["refused"] = match view.cluster.metadata.propose(command).await {
+                Ok(_) => Value::Null,
+                // Whoever leads the metadata may have wished for the same meanwhile.
+                Err(ChangeError::Refused(refusal)) => json!(refusal.to_string()),
+                Err(error) => return Err(problem_of(&error)),
+            };
         }
         changes.push(row);
     }
