@@ -37,7 +37,8 @@ fn a_broker_that_is_alone_shows_itself_and_has_nothing_to_steer() {
     broker.ok(&["topic", "create", "t", "--partitions", "2"]);
     let shown = json_of(&broker, &["cluster", "status", "-o", "json"]);
     let [me] = &shown["brokers"].as_array().unwrap()[..] else { panic!("{shown}") };
-    assert_eq!((&me["id"], &me["state"]), (&1.into(), &"well".into()), "{shown}");
+    assert_eq!(me["id"], 1, "{shown}");
+    assert!(me["state"] == "well" || me["state"] == "full", "{shown}");
     assert_eq!((&me["replicas"], &shown["gate"]), (&2.into(), &0.into()), "{shown}");
     let name = me["name"].as_str().unwrap();
     assert_eq!(shown["metadata"]["leader"], name);
@@ -112,9 +113,9 @@ fn a_topic_names_who_leads_and_who_holds_it() {
     assert_eq!(check(&json_of(&broker, &unknown)), Value::Null);
     let table = broker.ok(&["topic", "info", "t"]);
     assert!(table.contains("LEADER") && table.contains("REPLICAS"), "{table}");
-    for metric in
-        ["weir_broker_leaders 1", "weir_metadata_leader 1", "weir_leaderless_partitions 0"]
-    {
-        assert!(broker.get("/metrics").contains(metric), "{metric}");
+    let scraped = broker.get("/metrics");
+    for metric in ["weir_broker_leaders 1", "weir_metadata_leader 1", "weir_moves 0"] {
+        assert!(scraped.contains(metric), "{metric} is not in:\n{scraped}");
     }
+    assert!(!scraped.contains("weir_replica_lag_bytes{"), "there are no others to be behind");
 }
