@@ -26,7 +26,7 @@ use crate::cluster::controller::{Reach, Watch};
 use crate::cluster::forward::MetadataClient;
 use crate::cluster::leaders::LeaderBoard;
 use crate::peer::{LinkView, PeerRoom};
-use crate::replication::metadata::{Catalog as Topics, Partition, Placement};
+use crate::replication::metadata::{Catalog as Topics, Partition, Placement, Stage};
 use axum::Json;
 use axum::extract::State;
 use std::collections::BTreeMap;
@@ -68,6 +68,7 @@ pub(super) struct Look {
     leaders: Arc<LeaderBoard>,
     /// This broker and what it is called.
     me: (BrokerId, String),
+    /// Who says so of itself, or is taken for it.
     metadata_leader: Option<BrokerId>,
     links: Vec<LinkView>,
     now: Instant,
@@ -96,11 +97,28 @@ impl Look {
         replicas.iter().find(|here| here.replica == leader.led.replica)
     }
 
+    /// Who leads the metadata. One whom no majority can answer may take itself for the leader for ever,
+    /// and can change nothing.
+    fn metadata_leader(&self, reach: &BTreeMap<BrokerId, Reach>) -> Option<BrokerId> {
+        self.metadata_leader.filter(|_| has_majority(&self.catalog.metadata, reach))
+    }
+
     /// Where the replica is that shall lead when nothing speaks against it.
     fn preferred(&self, partition: &Partition) -> Option<String> {
         let placed = partition.replica(partition.preferred)?;
         Some(self.name_of(placed.broker))
     }
+}
+
+/// Whether a broker was heard of lately.
+fn is_heard(reach: &BTreeMap<BrokerId, Reach>, broker: BrokerId) -> bool {
+    !matches!(reach.get(&broker), None | Some(Reach::Quiet | Reach::Dead))
+}
+
+/// Whether most of a log's voters are on brokers that are heard of.
+fn has_majority(replicas: &[Placement], reach: &BTreeMap<BrokerId, Reach>) -> bool {
+    let voters = || replicas.iter().filter(|here| here.stage == Stage::Voter);
+    voters().filter(|voter| is_heard(reach, voter.broker)).count() * 2 > voters().count()
 }
 
 /// The cluster at a glance.

@@ -30,7 +30,7 @@ pub(in crate::admin) fn render(page: &mut Exposition, look: &Look, topics: &[Top
         .values()
         .map(|card| state_of(card, reach.get(&card.id).copied().unwrap_or(Reach::Quiet)));
     count_by(page, "weir_cluster_brokers", &BROKER_STATES, states);
-    let leads = look.metadata_leader == Some(look.me.0);
+    let leads = look.metadata_leader(&reach) == Some(look.me.0);
     page.sample("weir_metadata_leader", &[], f64::from(u8::from(leads)));
     let links = look.links.iter().map(|link| link_word(link.state));
     count_by(page, "weir_peer_links", &LINK_STATES, links);

@@ -5,7 +5,7 @@
 //! Never: judges by one replica's numbers; those only its leader knows (`led`).
 //! Invariant: each partition is looked at once, whatever is counted.
 
-use super::Look;
+use super::{Look, has_majority, is_heard};
 use crate::cluster::controller::Reach;
 use crate::replication::metadata::{
     BrokerCard, LossReason, Partition, Placement, Stage, Standing, Topic,
@@ -35,7 +35,7 @@ pub(super) type Placed<'a> = (&'a Topic, &'a Partition);
 pub(super) struct Health<'a> {
     /// Fewer voters on brokers that are heard of than the topic asks for, and how many there are.
     pub(super) under_replicated: Vec<(Placed<'a>, usize)>,
-    /// No leader is known.
+    /// No leader is known, or none that a majority can answer.
     pub(super) leaderless: Vec<Placed<'a>>,
     /// Replicas that will never serve again; those of the metadata have no partition.
     pub(super) lost: Vec<(Option<Placed<'a>>, &'a Placement, LossReason)>,
@@ -58,14 +58,12 @@ impl<'a> Health<'a> {
 
     fn count(&mut self, look: &Look, reach: &BTreeMap<BrokerId, Reach>, placed: Placed<'a>) {
         let (topic, partition) = placed;
-        match look.leader_of(&partition.replicas) {
+        let leader = look.leader_of(&partition.replicas);
+        match leader.filter(|_| has_majority(&partition.replicas, reach)) {
             Some(leader) => *self.led.entry(leader.broker).or_default() += 1,
             None => self.leaderless.push(placed),
         }
-        let silent = |voter: &&Placement| {
-            matches!(reach.get(&voter.broker), None | Some(Reach::Quiet | Reach::Dead))
-        };
-        let there = partition.voters().filter(|voter| !silent(voter)).count();
+        let there = partition.voters().filter(|voter| is_heard(reach, voter.broker)).count();
         if there < usize::from(topic.replicas) {
             self.under_replicated.push((placed, there));
         }

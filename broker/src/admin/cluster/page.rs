@@ -36,7 +36,7 @@ pub(super) fn cluster_json(look: &Look) -> Value {
         "gate": catalog.gate,
         "told_by": look.name_of(look.me.0),
         "metadata": {
-            "leader": look.metadata_leader.map(|leader| look.name_of(leader)),
+            "leader": look.metadata_leader(&reach).map(|leader| look.name_of(leader)),
             "replicas": catalog.metadata.iter().map(|here| copy_json(look, here)).collect::<Vec<_>>(),
             "recovery": recovery_json(catalog.recovery),
         },

@@ -212,6 +212,32 @@ async fn a_healthy_cluster_counts_nothing() {
     assert_eq!(health.under_replicated[0].1, 1, "this broker need not hear of itself");
 }
 
+/// What is left of a leader when all others are gone still takes itself for one.
+#[tokio::test(start_paused = true)]
+async fn a_leader_whom_no_majority_can_answer_leads_nothing() {
+    let mut state = cluster(3);
+    for broker in [2, 3] {
+        state.apply(&Command::JoinMetadata { broker: BrokerId(broker) }).unwrap();
+        let replica = state.catalog().metadata.last().unwrap().replica;
+        state.apply(&Command::StepMetadata { replica, step: MetadataStep::Voter }).unwrap();
+    }
+    state.apply(&create("orders", &[&[1, 2, 3]])).unwrap();
+    let mut look = look(&state);
+    look.metadata_leader = Some(BrokerId(1));
+    let told = |look: &Look| {
+        let page = cluster_json(look);
+        (page["metadata"]["leader"].clone(), page["leaderless"]["count"].clone())
+    };
+    assert_eq!(told(&look), (json!("n1"), json!(0)), "n2 is there as well");
+    look.now += Duration::from_secs(31);
+    let own = News { free_bytes: 1 << 40, draining: false, gate: 1, led: Vec::new() };
+    let led = vec![led(replica(&state, "orders", 0, 0), 5)];
+    look.leaders.note(BrokerId(1), &News { led, ..own }, look.now);
+    assert_eq!(told(&look), (Value::Null, json!(1)));
+    let page = Metrics::new("n1", 10).render(|page| render(page, &look, &[]));
+    assert!(page.contains("weir_metadata_leader 0\n"), "{page}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_broker_is_found_by_name_or_id_and_never_by_chance() {
     let mut state = cluster(2);
@@ -386,7 +412,7 @@ async fn the_scraped_page_counts_what_the_shown_page_names() {
     let (look, metrics) = (look(&eventful()), Metrics::new("n1", 10));
     let page = metrics.render(|page| render(page, &look, &[]));
     let mut expected = vec![
-        "weir_leaderless_partitions 1".to_owned(),
+        "weir_leaderless_partitions 2".to_owned(),
         "weir_lost_replicas 1".to_owned(),
         "weir_moves 1".to_owned(),
         "weir_metadata_leader 0".to_owned(),
