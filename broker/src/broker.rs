@@ -15,13 +15,13 @@ use crate::flow::Flow;
 use crate::identity::{Identity, IdentityError};
 use crate::log_limit::LogLimit;
 use crate::metrics::{Metrics, UPKEEP_EVERY};
-use crate::peer::{PEER_MEMORY_BYTES_MIN, PeerRoom};
+use crate::peer::PEER_MEMORY_BYTES_MIN;
 use crate::replication::metadata::OpenMetadataError;
 use crate::seams::Seams;
 use crate::server::{ListenError, Server, ServerOptions};
 use crate::task::{self, TaskKind};
 use futures_util::FutureExt;
-use standing::Standing;
+use standing::{Among, Standing};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -81,7 +81,7 @@ pub struct Broker {
     server: Server,
     admin: AdminServer,
     catalog: Arc<Catalog>,
-    room: Option<Arc<PeerRoom>>,
+    among: Option<Among>,
     draining: Arc<AtomicBool>,
     stopped: CancellationToken,
     drain_timeout: Duration,
@@ -136,8 +136,7 @@ impl Broker {
         catalog.advertise(server.address());
         let stopped = CancellationToken::new();
         start_upkeep(metrics, stopped.clone());
-        let room = standing.among.map(|among| among.room);
-        let peers = room.as_ref().map(|room| room.address());
+        let peers = standing.among.as_ref().map(|among| among.room.address());
         let addresses = Addresses { native: server.address(), admin: admin.address(), peers };
         tracing::info!(
             native = %addresses.native, admin = %addresses.admin,
@@ -145,7 +144,8 @@ impl Broker {
             "ready"
         );
         let drain_timeout = config.drain_timeout;
-        Ok(Self { addresses, server, admin, catalog, room, draining, stopped, drain_timeout })
+        let among = standing.among;
+        Ok(Self { addresses, server, admin, catalog, among, draining, stopped, drain_timeout })
     }
 
     /// Where it listens, with real ports.
@@ -168,8 +168,8 @@ impl Broker {
         if tokio::time::timeout_at(deadline, self.catalog.stop()).await.is_err() {
             tracing::warn!("partitions did not stop in time; recovery will find what was flushed");
         }
-        if let Some(room) = self.room {
-            room.drain(deadline).await;
+        if let Some(among) = self.among {
+            among.room.drain(deadline).await;
         }
         self.stopped.cancel();
         self.admin.stop().await;

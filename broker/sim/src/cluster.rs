@@ -1,11 +1,23 @@
 //! Several brokers and their clients in one runtime, each machine with a disk, threads, a clock and
 //! a host of its own.
 //!
-//! Owns: nothing itself; `machine` is one broker's, `world` is all of them.
+//! The rooms: `machine` is one broker's, `world` is all of them; `run` is a whole simulation: `plan`
+//! chooses what goes wrong and `nemesis` does it while `publishing` and `reading` go on, `drain`
+//! looks at what is left, and `record` keeps what the history's checks judge.
 //! Never: lets a broker reach what is another one's, but over the network.
 
+mod drain;
 mod machine;
+mod nemesis;
+mod plan;
+mod publishing;
+mod reading;
+mod record;
+mod run;
+mod watching;
 mod world;
 
 pub use machine::{Machine, NotStarted};
+pub use plan::{Fault, Shape};
+pub use run::{Outcome, run_cluster};
 pub use world::Cluster;

@@ -57,6 +57,21 @@ pub(super) struct Among {
     pub(super) room: Arc<PeerRoom>,
     /// How many voters the metadata shall have; 0 = as many as fit the brokers.
     pub(super) metadata_voters: u8,
+    _ties: Ties,
+}
+
+/// Through what peers are answered, which holds replicas, whose ways to peers hold it in turn.
+/// Dropping this unties them, so that a broker that is dropped lets go of its logs.
+struct Ties {
+    cluster: Arc<Cluster>,
+    switchboard: Switchboard,
+}
+
+impl Drop for Ties {
+    fn drop(&mut self) {
+        self.cluster.depart();
+        self.switchboard.clear();
+    }
 }
 
 impl Standing {
@@ -94,6 +109,7 @@ impl Standing {
     ) -> Result<Self, StartError> {
         let cluster = Cluster::open(settings.clone(), seams, config.data_dir())?;
         let switchboard = Switchboard::default();
+        let ties = Ties { cluster: cluster.clone(), switchboard: switchboard.clone() };
         let leaders: Arc<LeaderBoard> = Arc::default();
         let answers = PeerAnswers {
             cluster: cluster.clone(),
@@ -122,7 +138,7 @@ impl Standing {
             tracing::warn!(%error, "the metadata may be old: nobody who leads it was found");
         }
         let metadata_voters = settings.metadata_voters;
-        let among = Among { room, metadata_voters };
+        let among = Among { room, metadata_voters, _ties: ties };
         Ok(Self::new((identity, metadata), ways, leaders, Some(among)))
     }
 

@@ -18,7 +18,7 @@ use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Duration, Instant, MissedTickBehavior};
 use weir_protocol::error_code::ErrorCode;
@@ -70,7 +70,8 @@ pub struct Cluster {
     offers: mpsc::Sender<Offer>,
     /// Until somebody looks at them.
     offered: Mutex<Option<mpsc::Receiver<Offer>>>,
-    metadata: OnceLock<MetadataClient>,
+    /// Until this broker departs.
+    metadata: Mutex<Option<MetadataClient>>,
 }
 
 /// A question under way.
@@ -112,7 +113,7 @@ impl Cluster {
             directory: watch::Sender::default(),
             offers,
             offered: Mutex::new(Some(offered)),
-            metadata: OnceLock::new(),
+            metadata: Mutex::default(),
         };
         Ok(Arc::new(cluster))
     }
@@ -191,12 +192,22 @@ impl Cluster {
     /// From now on questions to the metadata are answered, this broker is made known with what it
     /// tells of itself, and the directory follows the metadata.
     pub fn attend(self: &Arc<Self>, metadata: MetadataClient, asks: Arc<dyn Asks>) {
-        // A broker opens its metadata once.
-        let _ = self.metadata.set(metadata.clone());
+        *self.metadata.lock().unwrap_or_else(PoisonError::into_inner) = Some(metadata.clone());
         let here = self.clone();
         drop(task::spawn("cluster", TaskKind::Core, async move {
             here.follow(&metadata, &asks).await;
         }));
+    }
+
+    /// From now on no question to the metadata is answered, and nothing here keeps them open.
+    pub fn depart(&self) {
+        // Dropped behind the lock: it may be the last one.
+        let metadata = self.metadata.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(metadata);
+    }
+
+    fn metadata(&self) -> Option<MetadataClient> {
+        self.metadata.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Who this broker is, to whoever asks.
@@ -248,7 +259,7 @@ impl Cluster {
         question: Question,
         within: Duration,
     ) -> BoxFuture<'static, Result<ForwardedAnswer, Refusal>> {
-        let metadata = self.metadata.get().cloned();
+        let metadata = self.metadata();
         async move {
             let opening = || {
                 let text = "the metadata is being opened on this broker; ask another, or again";
@@ -331,7 +342,7 @@ impl Cluster {
 
     /// Notes where a broker said that it is, unless the metadata knows better.
     fn note(&self, broker: BrokerId, address: &str) {
-        let catalog = self.metadata.get().map(MetadataClient::catalog).unwrap_or_default();
+        let catalog = self.metadata().as_ref().map(MetadataClient::catalog).unwrap_or_default();
         if catalog.brokers.get(&broker).is_some_and(|card| card.facts.is_some()) {
             return;
         }

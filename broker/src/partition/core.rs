@@ -247,7 +247,8 @@ impl<R> Core<R> {
 
     /// When [`Core::pump`] has something to do that waits for its time.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
-        let settles = if self.leads() { self.consuming.settles.due(now) } else { None };
+        // Without room in flight they wait for a proposal to come back, which is no matter of time.
+        let settles = self.proposing.has_room().then(|| self.consuming.settles.due(now)).flatten();
         let patience = [self.leader.awaited_until(), self.consuming.patience_ends()];
         patience.into_iter().chain([settles]).flatten().min()
     }

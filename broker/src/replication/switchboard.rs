@@ -58,6 +58,16 @@ impl Switchboard {
         Place { board: self.clone(), replica, number }
     }
 
+    /// Forgets every replica: none of them is reached any more.
+    pub fn clear(&self) {
+        let (inboxes, lent) = {
+            let mut table = self.table();
+            (std::mem::take(&mut table.inboxes), std::mem::take(&mut table.lent))
+        };
+        // What is dropped with them may ask for the table.
+        drop((inboxes, lent));
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

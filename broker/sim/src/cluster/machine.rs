@@ -21,6 +21,7 @@ use weir_storage::Disk;
 const DATA_DIR: &str = "/data";
 const NATIVE_PORT: u16 = 7420;
 const ADMIN_PORT: u16 = 7421;
+const PEER_PORT: u16 = 7422;
 /// The same on every machine that simulates, whatever memory it has.
 const MEMORY: &str = "256MiB";
 /// A clock is off by up to so much, as those of machines that synchronise theirs.
@@ -44,6 +45,8 @@ pub struct Machine {
     disk: SimDisk,
     wall: Arc<SimWallClock>,
     network: SimNetwork,
+    /// Machines that form one cluster, this one among them; none: it is alone.
+    seeds: Vec<u8>,
     process: Mutex<Process>,
 }
 
@@ -63,7 +66,7 @@ struct Life {
 }
 
 impl Machine {
-    pub(super) fn new(number: u8, seed: u64, network: &SimNetwork) -> Self {
+    pub(super) fn new(number: u8, seed: u64, network: &SimNetwork, seeds: Vec<u8>) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let offset_ms = random.i64(-CLOCK_OFFSET_MS..=CLOCK_OFFSET_MS);
         let drift_ppm = random.i64(-CLOCK_DRIFT_PPM..=CLOCK_DRIFT_PPM);
@@ -73,6 +76,7 @@ impl Machine {
             disk: SimDisk::new(),
             wall: SimWallClock::skewed(offset_ms, drift_ppm),
             network: network.clone(),
+            seeds,
             process: Mutex::default(),
         }
     }
@@ -80,6 +84,11 @@ impl Machine {
     /// Its disk, which outlives every broker.
     pub fn disk(&self) -> &SimDisk {
         &self.disk
+    }
+
+    /// Its time of day, which outlives every broker too.
+    pub fn wall(&self) -> &SimWallClock {
+        &self.wall
     }
 
     /// The threads of the broker that runs.
@@ -149,6 +158,23 @@ impl Machine {
         self.disk.go_on();
     }
 
+    /// Drains the broker, as SIGTERM does: what it leads goes to others first. False: it does not
+    /// serve, or was killed meanwhile.
+    pub async fn drain(&self) -> bool {
+        let drained = {
+            let mut process = self.process();
+            let Some(life) = process.life.as_mut() else { return false };
+            let Some(broker) = life.broker.take() else { return false };
+            let scope = life.scope.clone();
+            async move { scope.run(broker.drain()).await }
+        };
+        let drained = drained.await.is_ok();
+        if drained {
+            self.kill().await;
+        }
+        drained
+    }
+
     /// The power goes, and with it the process and what the disk had not made durable. Peers hear
     /// the end of their streams; cut the links before, if they are to hear nothing.
     pub async fn cut_power(&self, cut: Cut) {
@@ -157,10 +183,15 @@ impl Machine {
     }
 
     fn config(&self) -> Config {
+        let peers = |number: &u8| SocketAddr::new(address_of(*number), PEER_PORT);
+        let seeds = self.seeds.iter().map(|number| peers(number).to_string());
+        let seeds: Vec<String> = seeds.collect();
         let overrides = Overrides {
             data_dir: Some(Path::new(DATA_DIR).to_owned()),
             native: Some(self.native()),
             admin: Some(self.admin()),
+            peers: Some(peers(&self.number)),
+            seeds: Some(seeds.join(",")).filter(|seeds| !seeds.is_empty()),
             ..Overrides::default()
         };
         let environment = [

@@ -21,13 +21,29 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// So many machines with empty disks, none of which runs. Call it within the runtime, see
-    /// [`crate::paused`].
+    /// So many machines with empty disks, none of which runs, each alone. Call it within the
+    /// runtime, see [`crate::paused`].
     pub fn new(seed: u64, brokers: u8) -> Self {
+        Self::of(seed, brokers, Vec::new())
+    }
+
+    /// So many machines with empty disks, none of which runs, that form one cluster when all do.
+    /// Call it within the runtime, see [`crate::paused`].
+    pub fn joined(seed: u64, brokers: u8) -> Self {
+        Self::of(seed, brokers, (1..=brokers).collect())
+    }
+
+    fn of(seed: u64, brokers: u8, seeds: Vec<u8>) -> Self {
         let network = SimNetwork::new(seed);
-        let machine = |number| (number, Machine::new(number, mix(seed, number), &network));
+        let machine =
+            |number| (number, Machine::new(number, mix(seed, number), &network, seeds.clone()));
         let machines = (1..=brokers).map(machine).collect();
         Self { seed, machines, wall: SimWallClock::start(), network }
+    }
+
+    /// How many machines there are.
+    pub fn brokers(&self) -> u8 {
+        self.machines.len() as u8
     }
 
     /// The network, to break and to mend.

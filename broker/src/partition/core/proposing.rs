@@ -108,6 +108,11 @@ impl<R> Proposing<R> {
         (self.phase == Phase::Leading).then_some(self.term)
     }
 
+    /// Whether something can be proposed now.
+    pub(super) fn has_room(&self) -> bool {
+        self.term().is_some() && self.flight.len() < PROPOSALS_INFLIGHT_MAX
+    }
+
     /// Whether any publisher waits for an answer.
     pub(super) fn owes(&self) -> bool {
         !(self.waiting.is_empty()

@@ -571,6 +571,25 @@ fn a_subscription_goes_on_at_its_cursor_and_a_newer_consumer_takes_over() {
 }
 
 #[test]
+fn a_settle_that_finds_no_room_in_flight_does_not_wake_the_partition_again_and_again() {
+    let mut world = world(Overflow::Backpressure);
+    world.publish(1, 0, 3);
+    world.commit_all();
+    let consumer = world.subscribe(1, Some("s"), Start::Earliest, ALL);
+    world.commit_all();
+    (0..PROPOSALS_INFLIGHT_MAX as u64).for_each(|number| {
+        world.publish(2, number, 1);
+    });
+    world.settle(consumer, 3, true);
+    world.now += TICK;
+    world.tell(Event::Tick);
+    assert_eq!(world.core.due(world.now), None, "time alone brings nothing back");
+    world.commit_all();
+    let cursor = world.core.state().subscriptions.by_id(SubscriptionId(0)).unwrap().cursor;
+    assert_eq!(cursor, Offset(3), "it goes out with what comes back");
+}
+
+#[test]
 fn what_was_not_delivered_cannot_be_settled() {
     let mut world = world(Overflow::Backpressure);
     world.publish(1, 0, 2);

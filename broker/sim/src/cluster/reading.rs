@@ -1,0 +1,125 @@
+//! One reader of the topic after the other: plain, or of a durable subscription.
+//!
+//! Owns: its session, and what it settles.
+//! Never: gives the number of a session to another.
+
+use super::record::Recorder;
+use crate::history::{Mode, SettleResult, Verb, What, identify};
+use tokio::sync::watch;
+use tokio::time::{Duration, sleep};
+use weir_client::{Client, Consumer, Delivered, Start};
+
+/// Until a session that ended is opened again.
+const OPEN_AGAIN: Duration = Duration::from_millis(200);
+/// A session ends by itself after up to so many records.
+const SESSION_RECORDS_MAX: u32 = 1_500;
+/// One record in so many is settled.
+const SETTLE_ONE_IN: u8 = 16;
+
+/// Who reads what.
+pub(super) struct Reading {
+    pub(super) client: Client,
+    pub(super) topic: &'static str,
+    /// Its number in the history; a plain reader has one of its own.
+    pub(super) subscription: u16,
+    pub(super) is_durable: bool,
+    pub(super) any_replica: bool,
+    pub(super) random: fastrand::Rng,
+    pub(super) recorder: Recorder,
+}
+
+impl Reading {
+    /// Reads until it is told to stop.
+    pub(super) async fn run(mut self, mut stopped: watch::Receiver<bool>) {
+        while !*stopped.borrow() {
+            let opened = tokio::select! {
+                biased;
+                _ = stopped.wait_for(|stopped| *stopped) => return,
+                opened = self.open() => opened,
+            };
+            match opened {
+                Ok(consumer) => self.session(consumer, &mut stopped).await,
+                Err(error) => {
+                    tracing::debug!(subscription = self.subscription, %error, "no session");
+                    sleep(OPEN_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    async fn open(&self) -> weir_client::Result<Consumer> {
+        let builder = if self.is_durable {
+            self.client.consumer(self.topic, &format!("subscription-{}", self.subscription))
+        } else {
+            self.client.reader(self.topic)
+        };
+        let builder = builder.from(Start::Earliest);
+        if self.any_replica { builder.any_replica() } else { builder }.subscribe().await
+    }
+
+    async fn session(&mut self, mut reader: Consumer, stopped: &mut watch::Receiver<bool>) {
+        let consumer = self.recorder.next_consumer();
+        let mode = if self.is_durable { Mode::Stream } else { Mode::Reader };
+        for (partition, start) in reader.starts() {
+            self.recorder.note(What::Subscribe {
+                consumer,
+                subscription: self.subscription,
+                partition: partition as u16,
+                mode,
+                from: start as u32,
+            });
+        }
+        for _ in 0..self.random.u32(1..SESSION_RECORDS_MAX) {
+            let next = tokio::select! {
+                biased;
+                _ = stopped.wait_for(|stopped| *stopped) => break,
+                next = reader.next() => next,
+            };
+            match next {
+                Some(Ok(delivered)) => self.take(consumer, &delivered).await,
+                Some(Err(error)) => {
+                    tracing::debug!(consumer, %error, "a session ended");
+                    break;
+                }
+                None => break,
+            }
+        }
+        // Dropping it tells the broker; it may hear of it after the next session has begun.
+        drop(reader);
+        self.recorder.note(What::Detach { consumer });
+    }
+
+    async fn take(&mut self, consumer: u16, delivered: &Delivered) {
+        let (partition, offset) = (delivered.partition() as u16, delivered.offset() as u32);
+        self.recorder.note(match identify(delivered.payload()) {
+            Some(message) => What::Deliver {
+                message,
+                offset,
+                consumer,
+                partition,
+                attempt: 0,
+                count: 0,
+                replica: 0,
+            },
+            None => What::Foreign { consumer, partition, offset, replica: 0 },
+        });
+        self.recorder.saw(self.subscription, partition, offset);
+        if self.is_durable && self.random.u8(..SETTLE_ONE_IN) == 0 {
+            let verb = Verb::Ack;
+            self.recorder.note(What::Settle { consumer, partition, offset, attempt: 0, verb });
+            let result = match delivered.ack_confirmed().await {
+                Ok(()) => SettleResult::Ok,
+                Err(_) => SettleResult::Unknown,
+            };
+            let attempt = 0;
+            self.recorder.note(What::Settled {
+                consumer,
+                partition,
+                offset,
+                attempt,
+                verb,
+                result,
+            });
+        }
+    }
+}
