@@ -1,7 +1,8 @@
 //! Owns: checkpoints, trims and the orderly end of a replica.
 //! Invariants: a checkpoint reaches the disk after the log it stands behind; the log is trimmed
-//! only up to a checkpoint, so that it can always be rebuilt; ending waits for what was appended,
-//! and leaves evidence that it was flushed.
+//! only up to a checkpoint below which readers need nothing, so that the log behind it, here or sent
+//! to another, is all that is retained; ending waits for what was appended, and leaves evidence that
+//! it was flushed.
 
 use super::codec::Checkpoint;
 use super::engine::{self, Types};
@@ -12,7 +13,7 @@ use openraft::LogIdOptionExt;
 use openraft::async_runtime::WatchReceiver;
 use std::io;
 use tokio::time::Duration;
-use weir_protocol::types::Index;
+use weir_protocol::types::{Index, Offset};
 
 /// A trim waits so long for what is under way to a follower.
 const HELD_MAX: Duration = Duration::from_secs(3);
@@ -38,13 +39,19 @@ impl Replica {
         self.shared.on_executor(write).await.map_err(|error| self.disk(&error))
     }
 
-    /// Gives up the log up to the newest checkpoint at or below `upto`, in whole segments. Returns
-    /// the index of that checkpoint; the log then begins at or before the next one. [`Index`] 0:
-    /// there is no checkpoint to trim to.
+    /// Readers need nothing below `log_start` any more, which is committed. It only rises; until it is
+    /// said after an opening, nothing with records goes, and nothing of it is sent as a snapshot.
+    pub fn readers_begin_at(&self, log_start: Offset) {
+        self.shared.set_log_start(log_start);
+    }
+
+    /// Gives up the log up to the newest checkpoint at or below `upto` behind which it still holds all
+    /// that readers may ask for, in whole segments. Returns the index of that checkpoint; the log then
+    /// begins at or before the next one. [`Index`] 0: there is no checkpoint to trim to.
     pub async fn trim(&self, upto: Index) -> Result<Index, MaintainError> {
         self.shared.check()?;
         let shared = self.shared.clone();
-        let found = self.shared.on_executor(move || shared.checkpoint_at(upto)).await;
+        let found = self.shared.on_executor(move || shared.beginning(upto)).await;
         let Some((at, _)) = found.map_err(|error| self.disk(&error))? else {
             return Ok(Index(0));
         };

@@ -16,7 +16,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::{oneshot, watch};
-use weir_protocol::types::{Index, ReplicaId, Term};
+use weir_protocol::types::{Index, Offset, ReplicaId, Term};
 use weir_storage::limits::UNFLUSHED_BYTES_MAX;
 use weir_storage::{
     AppendError, BatchSlice, Checkpoints, Device, Executor, FlushError, Flusher, Lane, Log,
@@ -43,6 +43,8 @@ pub(super) struct Shared {
     /// The index of the checkpoint that the engine may take as its snapshot: the log start, or
     /// where a trim is about to put it.
     snapshot_at: AtomicU64,
+    /// Readers need nothing below this offset; 0 until somebody says so.
+    log_start: AtomicU64,
 }
 
 /// What [`Shared`] is made of.
@@ -62,6 +64,7 @@ impl Shared {
         let start = parts.map.purged().map_or(0, |id| engine::index_of(id.index()).0);
         Arc::new(Self {
             snapshot_at: AtomicU64::new(start),
+            log_start: AtomicU64::new(0),
             replica: parts.replica,
             durability: parts.durability,
             gate: parts.gate,
@@ -340,6 +343,16 @@ impl Shared {
         let Some((index, bytes)) = self.checkpoints().latest(upto)? else { return Ok(None) };
         let checkpoint = Checkpoint::decode(&Bytes::from(bytes)).map_err(io::Error::other)?;
         Ok(Some((index, checkpoint)))
+    }
+
+    /// Readers need nothing below this offset.
+    pub(super) fn log_start(&self) -> Offset {
+        Offset(self.log_start.load(Ordering::Acquire))
+    }
+
+    /// Readers need nothing below `offset` any more; it only rises.
+    pub(super) fn set_log_start(&self, offset: Offset) {
+        self.log_start.fetch_max(offset.0, Ordering::AcqRel);
     }
 
     /// The index of the checkpoint at the log start.

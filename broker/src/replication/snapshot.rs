@@ -2,8 +2,9 @@
 //! arrived is one, and how the log comes to begin behind it.
 //! Never: trusts a length or an order that a peer announced; gives up a batch that the snapshot does
 //! not cover and the group may have committed.
-//! Invariants: only a checkpoint that says what its log continues can be sent; the checkpoint is
-//! durable before the log goes, and shown before that as well.
+//! Invariants: only a checkpoint that says what its log continues can be sent, and only where every
+//! record below it lies below the log start: whoever begins behind it may lead, and readers want all
+//! the rest of its log; the checkpoint is durable before the log goes, and shown before that as well.
 
 use super::codec::{self, Behind, Checkpoint, CodecError};
 use super::engine::{self, Snapshot, StoredMembership, Vote};
@@ -99,8 +100,9 @@ pub(super) fn start_of(head: &SnapshotHead) -> LogStart {
 
 /// The sending side.
 impl Shared {
-    /// The engine's snapshot: the checkpoint at the log start, or where that cannot be read the
-    /// newest, behind which the log is whole as well.
+    /// The engine's snapshot: the checkpoint at the log start, or where that cannot be sent a newer
+    /// one that can. Where none can, what is there stands for it, and nobody is sent it: a follower
+    /// that needs it waits until the log start has moved past a checkpoint.
     pub(super) async fn snapshot(self: &Arc<Self>) -> io::Result<Option<Snapshot>> {
         let shared = self.clone();
         self.on_executor(move || shared.snapshot_here()).await
@@ -108,18 +110,48 @@ impl Shared {
 
     fn snapshot_here(&self) -> io::Result<Option<Snapshot>> {
         let (at, last) = (self.snapshot_at(), self.map().last());
-        for upto in [at, last] {
-            let found = self.checkpoint_at(upto)?;
-            if let Some((index, checkpoint)) = found.filter(|(index, _)| *index >= at) {
-                return Ok(Some(snapshot_of(index, self.sendable(index, checkpoint))));
+        let wanted = |found: &(Index, Checkpoint)| found.0 >= at;
+        let at_start = self.checkpoint_at(at)?.filter(wanted);
+        if let Some((index, checkpoint)) = &at_start
+            && self.begins_all_retained(*index, checkpoint)
+        {
+            return Ok(at_start.map(|(index, taken)| self.sendable(index, taken)));
+        }
+        if let Some((index, checkpoint)) = self.beginning(last)?.filter(wanted) {
+            return Ok(Some(self.sendable(index, checkpoint)));
+        }
+        let kept = match at_start {
+            Some(kept) => Some(kept),
+            None => self.checkpoint_at(last)?.filter(wanted),
+        };
+        Ok(kept.map(|(index, taken)| {
+            tracing::warn!(%index, log_start = %self.log_start(), "no snapshot can be sent: a log that began behind it would lack records");
+            snapshot_of(index, Checkpoint { behind: None, ..taken })
+        }))
+    }
+
+    /// The newest checkpoint at or below `upto` behind which a log holds all that readers may ask for.
+    pub(super) fn beginning(&self, mut upto: Index) -> io::Result<Option<(Index, Checkpoint)>> {
+        while let Some((at, checkpoint)) = self.checkpoint_at(upto)? {
+            if self.begins_all_retained(at, &checkpoint) {
+                return Ok(Some((at, checkpoint)));
             }
+            let Some(below) = at.0.checked_sub(1) else { break };
+            upto = Index(below);
         }
         Ok(None)
     }
 
+    /// Whether every record up to `at` lies below the log start. What is damaged says nothing.
+    fn begins_all_retained(&self, at: Index, checkpoint: &Checkpoint) -> bool {
+        let said = checkpoint.behind.map(|behind| behind.log_end);
+        let log_end = said.or_else(|| Some(self.reader.start_behind(at).ok()??.log_end));
+        log_end.is_some_and(|log_end| log_end <= self.log_start())
+    }
+
     /// A checkpoint of before the gate is written anew: what the log continues behind it can still be
     /// read now.
-    fn sendable(&self, index: Index, mut checkpoint: Checkpoint) -> Checkpoint {
+    fn sendable(&self, index: Index, mut checkpoint: Checkpoint) -> Snapshot {
         if checkpoint.behind.is_none() {
             checkpoint.behind = self.behind(index);
             if checkpoint.behind.is_some()
@@ -128,7 +160,7 @@ impl Shared {
                 tracing::warn!(%error, %index, "a checkpoint was not written anew");
             }
         }
-        checkpoint
+        snapshot_of(index, checkpoint)
     }
 
     /// What the log continues behind `at`; none before the gate, and where that is not known.

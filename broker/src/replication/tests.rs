@@ -18,7 +18,7 @@ use openraft::entry::RaftPayload;
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
 use openraft::type_config::TypeConfigExt;
 use openraft::type_config::alias::{OneshotReceiverOf, OneshotSenderOf};
-use rig::{A_WHILE, Rig, batch, batches, committed, proposal, until};
+use rig::{A_WHILE, Rig, batch, batches, committed, proposal, trim_unread, until};
 use std::io::ErrorKind;
 use weir_protocol::batch::BatchType;
 use weir_protocol::types::Offset;
@@ -392,11 +392,15 @@ fn a_restart_begins_behind_the_checkpoint_also_after_a_trim() {
             replica.propose(proposal(term, 0, number..number + 1)).unwrap();
         }
         committed(&replica, 8).await;
-        assert_eq!(replica.trim(Index(8)).await, Ok(Index(0)), "there is no checkpoint yet");
+        assert_eq!(
+            trim_unread(&replica, Index(8)).await,
+            Ok(Index(0)),
+            "there is no checkpoint yet"
+        );
         for at in [4, 6] {
             replica.checkpoint(Index(at), format!("state {at}").into()).await.unwrap();
         }
-        assert_eq!(replica.trim(Index(5)).await, Ok(Index(4)));
+        assert_eq!(trim_unread(&replica, Index(5)).await, Ok(Index(4)));
         replica.shutdown().await;
 
         let (replica, report) = rig.open().await;
@@ -404,7 +408,7 @@ fn a_restart_begins_behind_the_checkpoint_also_after_a_trim() {
         let state = until(&replica, |state| state.leading().is_some()).await;
         assert_eq!(state.committed, Index(9));
         assert_eq!(batches(&replica, 7).await[..2], [(BatchType::Data, 4), (BatchType::Data, 5)]);
-        assert_eq!(replica.trim(Index(9)).await, Ok(Index(6)));
+        assert_eq!(trim_unread(&replica, Index(9)).await, Ok(Index(6)));
     });
 }
 
@@ -426,7 +430,7 @@ fn the_checkpoint_at_the_log_start_outlives_many_newer_ones() {
         }
         let first_segment_ends = replica.log().sealed_segments()[0].last_index;
         replica.checkpoint(first_segment_ends, "start".into()).await.unwrap();
-        assert_eq!(replica.trim(first_segment_ends).await, Ok(first_segment_ends));
+        assert_eq!(trim_unread(&replica, first_segment_ends).await, Ok(first_segment_ends));
         assert_eq!(replica.log().bounds().first_index, Index(first_segment_ends.0 + 1));
         for at in first_segment_ends.0 + 1..=14 {
             replica.checkpoint(Index(at), format!("state {at}").into()).await.unwrap();
@@ -446,7 +450,7 @@ fn a_trimmed_log_without_a_whole_checkpoint_is_refused_by_name() {
         replica.propose(proposal(term, 0, 0..1)).unwrap();
         committed(&replica, 3).await;
         replica.checkpoint(Index(3), "state".into()).await.unwrap();
-        replica.trim(Index(3)).await.unwrap();
+        trim_unread(&replica, Index(3)).await.unwrap();
         replica.shutdown().await;
         let options = rig.options(Durability::Fsync);
         let file = options.dir.join(format!("{:020}.ckpt", 3));

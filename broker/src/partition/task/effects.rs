@@ -179,6 +179,7 @@ impl Task {
         let board = &self.around.board;
         let state = self.core.state();
         board.log_start.store(state.log_start.0, Ordering::Release);
+        self.replica.readers_begin_at(state.log_start);
         board.high_watermark.store(state.high_watermark.0, Ordering::Release);
         board.blocked_bits.store(self.core.blocked_bits(), Ordering::Release);
         board.consumers.store(self.consumers.len() as u32, Ordering::Release);

@@ -27,7 +27,8 @@ use weir_storage::limits::{
 /// What a maintenance job came to.
 pub(super) enum Maintained {
     Checkpoint(Index, Result<(), MaintainError>),
-    Trim(Result<Index, MaintainError>),
+    /// Up to the index that was wanted.
+    Trim(Index, Result<Index, MaintainError>),
     Watermark(Result<(), MaintainError>),
     Reopened(Box<Result<Replica, OpenReplicaError>>),
 }
@@ -40,6 +41,8 @@ pub(super) struct Upkeep {
     checkpoint: Index,
     /// A checkpoint that was due while another job ran.
     due: Option<(Index, Bytes)>,
+    /// The log was trimmed as far as this allows.
+    trimmed: Index,
     /// Bytes of the log when seals were looked for last.
     seen_bytes: u64,
     /// The replica ended for want of space.
@@ -56,6 +59,7 @@ impl Upkeep {
             job: None,
             checkpoint,
             due: None,
+            trimmed: Index(0),
             seen_bytes: 0,
             reopening: false,
             failed_at: None,
@@ -168,28 +172,25 @@ impl Task {
         }
         if let Some(upto) = self.trim_target() {
             let replica = self.replica.clone();
-            let job = async move { Maintained::Trim(replica.trim(upto).await) };
+            let job = async move { Maintained::Trim(upto, replica.trim(upto).await) };
             self.upkeep.job = Some(Box::pin(job));
         }
     }
 
-    /// The last index that a trim may reach: whole segments below the log start go, and the
-    /// checkpoint behind them may lie anywhere in the segment that stays first.
+    /// The last index that a trim may reach: the end of the last segment below the log start. The
+    /// checkpoint in that segment is where another replica may begin, and so the segment stays; where
+    /// no record is retained at all, any checkpoint is such.
     fn trim_target(&self) -> Option<Index> {
         if self.core.is_read_only() {
             return None;
         }
-        let log_start = self.core.state().log_start;
+        let state = self.core.state();
         let sealed = self.log.sealed_segments();
-        let gone = sealed.iter().take_while(|segment| segment.end_offset <= log_start).count();
-        let last_gone = sealed.get(gone.checked_sub(1)?)?.last_index;
-        if self.upkeep.checkpoint < last_gone {
-            return None;
-        }
-        match sealed.get(gone) {
-            Some(first) => Some(Index(first.last_index.0 - 1)),
-            None => Some(self.core.state().applied),
-        }
+        let gone = sealed.iter().take_while(|segment| segment.end_offset <= state.log_start);
+        let last_gone = gone.last()?.last_index;
+        let all_gone = state.log_start >= state.high_watermark;
+        let target = if all_gone { state.applied } else { last_gone };
+        (target > self.upkeep.trimmed).then_some(target)
     }
 
     pub(super) fn maintained(&mut self, done: Maintained, now: Instant) {
@@ -202,17 +203,18 @@ impl Task {
             Maintained::Checkpoint(at, Err(error)) => {
                 tracing::warn!(partition = ?key, %at, %error, "a checkpoint was not taken");
             }
-            Maintained::Trim(Ok(at)) => {
+            Maintained::Trim(upto, Ok(at)) => {
                 tracing::debug!(partition = ?key, %at, "trimmed");
+                self.upkeep.trimmed = upto;
                 // A segment that came while one went left the sum of bytes as it was.
                 self.upkeep.seen_bytes = 0;
                 self.segments_seen(now);
             }
-            Maintained::Trim(Err(MaintainError::Held(upto))) => {
+            Maintained::Trim(_, Err(MaintainError::Held(upto))) => {
                 tracing::debug!(partition = ?key, %upto, "a follower is being sent what may go");
                 self.tick_at = Some(now + TRIM_HELD);
             }
-            Maintained::Trim(Err(error)) => {
+            Maintained::Trim(_, Err(error)) => {
                 tracing::warn!(partition = ?key, %error, "the log was not trimmed");
             }
             Maintained::Watermark(Ok(())) => {}

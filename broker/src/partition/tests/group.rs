@@ -2,14 +2,18 @@
 
 use super::rig::{Peer, Rig, until};
 use crate::partition::PartitionHandle;
-use crate::replication::Birth;
+use crate::replication::metadata::GATE_CLUSTER;
 use crate::replication::tests::net::Net;
+use crate::replication::{Birth, Replica};
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::time::{Duration, Instant};
+use weir_protocol::batch::BatchType;
 use weir_protocol::error_code::ErrorCode;
 use weir_protocol::frame::{Needs, Refusal, Start};
-use weir_protocol::types::{BrokerId, Offset, ProducerId, ReplicaId, Sequence, Term};
+use weir_protocol::types::{BrokerId, Index, Offset, ProducerId, ReplicaId, Sequence, Term};
+use weir_storage::Read;
 
 /// Longer than any election here.
 const LONG: Duration = Duration::from_secs(20);
@@ -46,6 +50,7 @@ impl Group {
         (replica.replica, replica.birth, replica.seed) = (ReplicaId(n), birth, n);
         replica.voters = (1..=3).map(|n| (ReplicaId(n), BrokerId(n))).collect();
         (replica.heartbeat_ms, replica.election_ms) = (100, 700);
+        replica.gate.raise(GATE_CLUSTER);
         replica.peers = self.net.peers_of(BrokerId(n));
         replica.switchboard = self.net.board(BrokerId(n));
         self.running.insert(n, PartitionHandle::open(options).await.unwrap());
@@ -69,6 +74,23 @@ impl Group {
         Peer::new(&self.rigs[&n], &self.running[&n])
     }
 
+    /// A new replica takes the place of `gone`, and leads.
+    async fn replace(&mut self, (leader, term): (u64, Term), gone: u64, new: u64) {
+        self.running.remove(&gone).unwrap().stop().await;
+        self.rigs.insert(new, Rig::new());
+        self.open(new, Birth::Joins).await;
+        let leads = self.running[&leader].replica().unwrap();
+        let learns = leads.add_learner(ReplicaId(new), BrokerId(new)).await.unwrap();
+        until(&self.running[&new], |view| {
+            view.high_watermark >= self.running[&leader].view().high_watermark
+        })
+        .await;
+        let voters = (1..=new).filter(|n| *n != gone).map(ReplicaId).collect();
+        leads.change_voters(voters, learns).await.unwrap();
+        leads.transfer(ReplicaId(new)).await.unwrap();
+        assert_eq!(self.leader(term).await.0, new);
+    }
+
     fn others(&self, than: u64) -> [u64; 2] {
         let mut others = (1..=3).filter(|n| *n != than);
         std::array::from_fn(|_| others.next().unwrap())
@@ -79,6 +101,25 @@ impl Group {
             partition.stop().await;
         }
     }
+}
+
+/// The records of a log from `from` on, one in each batch, by their offsets.
+async fn records(replica: &Replica, from: Offset) -> BTreeMap<u64, Bytes> {
+    let (log, mut found) = (replica.log(), BTreeMap::new());
+    let mut next = from;
+    while next < log.bounds().log_end {
+        let slices = match log.read_from_offset(next, 1 << 20).unwrap() {
+            Read::Hot(slices) => slices,
+            Read::Cold(cold) => tokio::task::spawn_blocking(|| cold.run()).await.unwrap().unwrap(),
+        };
+        assert!(!slices.is_empty(), "nothing is stored at {next}");
+        for slice in slices.iter().filter(|slice| slice.header.batch_type == BatchType::Data) {
+            let body = slice.bytes.slice(128..slice.header.wire_len());
+            found.insert(slice.header.base_offset.0, body);
+            next = slice.header.end_offset();
+        }
+    }
+    found
 }
 
 fn names(refusal: &Refusal, leader: u64, term: Term) {
@@ -192,6 +233,41 @@ async fn a_follower_trims_with_its_leader_and_starts_from_its_own_checkpoint() {
     let mut reader = group.peer(second);
     let read = reader.subscribe_with(None, Start::Earliest, ANYWHERE).await.unwrap();
     reader.delivered(200 - read.start.0).await;
+    group.stop().await;
+}
+
+/// What a trim leaves is all there for whoever joins behind it, although the segments that stay begin
+/// among the records that readers may still ask for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_replica_that_joins_behind_a_trim_has_every_record_that_is_retained() {
+    let mut group = Group::formed(|rig| rig.config.max_bytes = 8 << 20).await;
+    let (first, term) = group.leader(Term(0)).await;
+    let [second, _] = group.others(first);
+    let mut publisher = group.peer(first);
+    for number in 0..200 {
+        publisher.publish(number, 1, 100_000).await;
+        publisher.answers(1).await;
+    }
+    let replica = group.running[&first].replica().unwrap();
+    until(&group.running[&first], |view| {
+        view.bytes < 11 << 20 && replica.log().bounds().first_index > Index(1)
+    })
+    .await;
+    let log_start = group.running[&first].view().log_start;
+    let retained = records(&replica, log_start).await;
+    assert_eq!(
+        retained.keys().copied().collect::<Vec<_>>(),
+        (log_start.0..200).collect::<Vec<_>>()
+    );
+
+    group.replace((first, term), second, 4).await;
+    let joined = group.running[&4].replica().unwrap();
+    assert!(joined.log().bounds().first_index > Index(1), "it began at a snapshot");
+    assert_eq!(records(&joined, log_start).await, retained);
+    let mut reader = group.peer(4);
+    let read = reader.subscribe_with(None, Start::Earliest, ANYWHERE).await.unwrap();
+    assert_eq!(read.start, log_start);
+    reader.delivered(200 - log_start.0).await;
     group.stop().await;
 }
 

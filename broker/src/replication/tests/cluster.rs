@@ -1,7 +1,7 @@
 //! Replicas of one group, each on a broker and a disk of its own.
 
 use super::net::Net;
-use super::rig::{A_WHILE, Rig, proposal, until};
+use super::rig::{A_WHILE, Rig, proposal, trim_unread, until};
 use super::*;
 use crate::replication::metadata::GATE_CLUSTER;
 use std::collections::{BTreeMap, BTreeSet};
@@ -90,7 +90,15 @@ impl Cluster {
         }
     }
 
+    /// Opens a replica whose readers want nothing of what its log holds.
     pub(super) async fn open(&mut self, n: u64, birth: Birth) {
+        self.open_retaining(n, birth).await;
+        let replica = self.at(n);
+        replica.readers_begin_at(replica.log().bounds().log_end);
+    }
+
+    /// Opens one whose readers may want all of it.
+    pub(super) async fn open_retaining(&mut self, n: u64, birth: Birth) {
         let options = self.options(n, birth);
         let (replica, _) = Replica::open(options).await.unwrap();
         self.running.insert(n, replica);
@@ -458,7 +466,7 @@ fn a_follower_that_needs_what_is_damaged_does_not_end_the_leader() {
         let replica = cluster.at(1);
         let at = replica.state().borrow().committed;
         replica.checkpoint(at, "state".into()).await.unwrap();
-        assert_eq!(replica.trim(at).await, Err(MaintainError::Held(at)));
+        assert_eq!(trim_unread(replica, at).await, Err(MaintainError::Held(at)));
     });
 }
 

@@ -105,6 +105,12 @@ pub(super) async fn until(
     reached.expect("the state was never reached").unwrap().clone()
 }
 
+/// Trims a log of which no reader wants anything any more.
+pub(super) async fn trim_unread(replica: &Replica, upto: Index) -> Result<Index, MaintainError> {
+    replica.readers_begin_at(replica.log().bounds().log_end);
+    replica.trim(upto).await
+}
+
 pub(super) async fn committed(replica: &Replica, index: u64) -> ReplicaState {
     until(replica, |state| state.committed >= Index(index)).await
 }

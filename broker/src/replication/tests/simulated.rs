@@ -1,7 +1,7 @@
 //! Groups in a time of their own: one thread, a paused clock, and whatever a seed decides.
 
 use super::cluster::Cluster;
-use super::rig::{proposal, until};
+use super::rig::{proposal, trim_unread, until};
 use super::*;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -93,7 +93,7 @@ async fn storm(seed: u64) {
                 let at = replica.state().borrow().committed;
                 if at > Index(0) {
                     replica.checkpoint(at, format!("state {at}").into()).await.unwrap();
-                    let trimmed = replica.trim(at).await;
+                    let trimmed = trim_unread(replica, at).await;
                     assert!(matches!(trimmed, Ok(_) | Err(MaintainError::Held(_))), "{trimmed:?}");
                 }
             }
@@ -159,7 +159,8 @@ fn a_leader_trims_although_a_follower_is_away() {
         for replica in cluster.running.values() {
             until(replica, |state| state.committed >= last).await;
             replica.checkpoint(last, "state".into()).await.unwrap();
-            let trimmed = tokio::time::timeout(Duration::from_secs(60), replica.trim(last)).await;
+            let trimmed =
+                tokio::time::timeout(Duration::from_secs(60), trim_unread(replica, last)).await;
             assert_eq!(trimmed, Ok(Ok(last)));
         }
         cluster.write(leader, term, 2, 5).await;

@@ -1,7 +1,7 @@
 //! What was trimmed reaches a follower as a snapshot, and the rest as log.
 
 use super::cluster::{Cluster, append_of};
-use super::rig::{A_WHILE, Rig, committed, proposal, until};
+use super::rig::{A_WHILE, Rig, committed, proposal, trim_unread, until};
 use super::simulated::simulate;
 use super::*;
 use crate::replication::codec::Checkpoint;
@@ -23,7 +23,7 @@ async fn trim(cluster: &Cluster, away: u64, state: &'static str) -> Index {
     for (_, replica) in cluster.running.iter().filter(|(n, _)| **n != away) {
         until(replica, |state| state.committed >= at).await;
         replica.checkpoint(at, state.into()).await.unwrap();
-        assert_eq!(replica.trim(at).await, Ok(at));
+        assert_eq!(trim_unread(replica, at).await, Ok(at));
     }
     at
 }
@@ -127,6 +127,38 @@ fn a_new_learner_whose_records_were_trimmed_ends_equal() {
         cluster.at(leader).add_learner(ReplicaId(4), BrokerId(4)).await.unwrap();
         cluster.settle().await;
         assert_installed(cluster.at(4), at, "trimmed").await;
+    });
+}
+
+/// A log that was trimmed as far as older builds did may hold records before its newest snapshot that
+/// readers still want. It serves them, and nobody begins without them.
+#[test]
+fn a_snapshot_among_records_that_are_retained_is_not_sent() {
+    simulate(17, async {
+        let mut cluster = Cluster::simulated(17).await;
+        let (leader, term) = cluster.leader(&[]).await;
+        cluster.write(leader, term, 0, 20).await;
+        let at = trim(&cluster, 4, "among").await;
+        let log_end = cluster.at(leader).log().bounds().log_end;
+        for n in 1..=3 {
+            cluster.running.remove(&n).unwrap().shutdown().await;
+        }
+        for n in 1..=3 {
+            cluster.open_retaining(n, Birth::Continues).await;
+        }
+        let (leader, term) = cluster.leader(&[]).await;
+        cluster.open_retaining(4, Birth::Joins).await;
+        cluster.at(leader).add_learner(ReplicaId(4), BrokerId(4)).await.unwrap();
+        cluster.at(leader).readers_begin_at(Offset(log_end.0 - 1));
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(cluster.at(4).log().bounds().last_index, Index(0));
+        cluster.write(leader, term, 1, 20).await;
+        let newer = cluster.at(leader).state().borrow().committed;
+        cluster.at(leader).checkpoint(newer, "newer".into()).await.unwrap();
+        assert_eq!(cluster.at(leader).trim(newer).await, Ok(Index(0)), "nothing more may go");
+        cluster.at(leader).readers_begin_at(log_end);
+        cluster.settle().await;
+        assert_installed(cluster.at(4), at, "among").await;
     });
 }
 
