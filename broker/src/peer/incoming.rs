@@ -1,10 +1,11 @@
 //! One stream of appends on its way in.
 //!
-//! Owns: what it was granted, what is held for it, and what is owed to its leader.
+//! Owns: what it was granted, what is not answered yet, and what is owed to its leader.
 //! Never: a task or a clock; takes more than it granted.
 
 use super::credit::{Credit, grant_of};
 use super::link::{Failure, malformed};
+use super::replicas::PaidAppend;
 use crate::budget::Draft;
 use std::collections::VecDeque;
 use tokio::sync::{mpsc, oneshot};
@@ -16,13 +17,13 @@ use weir_protocol::types::StreamId;
 /// One stream of appends of a leader.
 pub(super) struct Incoming {
     /// To the replica.
-    appends: mpsc::Sender<Append>,
+    appends: mpsc::Sender<PaidAppend>,
     /// Dropping it ends the replica's side.
     _alive: oneshot::Sender<()>,
     credit: Credit,
     window: u64,
-    /// Number, cost and memory of appends that are not answered.
-    held: VecDeque<(u64, u64, Option<Draft>)>,
+    /// Number and cost of appends that are not answered.
+    unanswered: VecDeque<(u64, u64)>,
     received: u64,
     answered: u64,
     /// An answer to be written.
@@ -32,13 +33,13 @@ pub(super) struct Incoming {
 
 impl Incoming {
     /// A stream whose appends go to `appends`, until `alive` is dropped.
-    pub(super) fn new(appends: mpsc::Sender<Append>, alive: oneshot::Sender<()>) -> Self {
+    pub(super) fn new(appends: mpsc::Sender<PaidAppend>, alive: oneshot::Sender<()>) -> Self {
         Self {
             appends,
             _alive: alive,
             credit: Credit::new(),
             window: INITIAL_CREDIT_BYTES,
-            held: VecDeque::new(),
+            unanswered: VecDeque::new(),
             received: 0,
             answered: 0,
             due: None,
@@ -51,10 +52,10 @@ impl Incoming {
     }
 
     pub(super) fn is_quiet(&self) -> bool {
-        self.held.is_empty() && self.due.is_none()
+        self.unanswered.is_empty() && self.due.is_none()
     }
 
-    /// Hands an append to the replica, on account of `draft`.
+    /// Hands an append to the replica, and with it the memory that it was drawn on.
     pub(super) fn on_append(
         &mut self,
         append: Append,
@@ -72,9 +73,9 @@ impl Incoming {
         }
         self.received = append.number;
         self.credit.spend(cost);
-        self.held.push_back((append.number, cost, draft));
+        self.unanswered.push_back((append.number, cost));
         // A replica that takes no more says so by its last answer.
-        let _ = self.appends.try_send(append);
+        let _ = self.appends.try_send((append, draft));
         Ok(())
     }
 
@@ -115,13 +116,13 @@ impl Incoming {
         }
         if let AppendResult::Flushed(_) = result {
             // A replica answers each append once.
-            let Some((number, cost, _)) = self.held.pop_front() else { return };
+            let Some((number, cost)) = self.unanswered.pop_front() else { return };
             self.answered = number;
             self.credit.answer(cost);
             self.credit.open(self.window);
         } else {
             self.answered = self.received;
-            self.held.clear();
+            self.unanswered.clear();
         }
         self.due = Some(result);
     }

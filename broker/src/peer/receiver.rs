@@ -4,7 +4,7 @@
 //! Never: lets a stream that is slow hold up another.
 //! Invariants:
 //! - what is held for a stream is drawn from the account of the room before it is held, and until
-//!   it is answered: a window is how much may be under way, no memory by itself, or hundreds of
+//!   it is flushed, also where the link is gone by then: a window is how much may be under way, no memory by itself, or hundreds of
 //!   idle streams would hold all there is. A stream for which there is no memory is refused;
 //! - a window grows only when its leader asks, and while at least half of the account is free;
 //! - what comes on a stream that is over is passed over; what exceeds its credit ends the link.

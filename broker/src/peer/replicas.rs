@@ -3,6 +3,7 @@
 //! Owns: the narrow seam between the frames of other brokers and the switchboard.
 //! Never: knows what a replica makes of them.
 
+use crate::budget::Draft;
 use crate::replication::Switchboard;
 use crate::seams::BoxFuture;
 use bytes::Bytes;
@@ -14,6 +15,10 @@ use weir_protocol::peer::{
 };
 use weir_protocol::types::ReplicaId;
 
+/// An append and the memory that its bytes were paid with, which is given back when they are flushed
+/// or will not be stored: also where the link that brought them is gone by then.
+pub(super) type PaidAppend = (Append, Option<Draft>);
+
 /// The replicas of this broker.
 pub(super) trait Replicas: Send + Sync {
     /// Feeds the appends of one leader to a replica: one answer for each, in order, and a last one
@@ -21,7 +26,7 @@ pub(super) trait Replicas: Send + Sync {
     fn stream(
         &self,
         to: ReplicaId,
-        appends: BoxStream<'static, Append>,
+        appends: BoxStream<'static, PaidAppend>,
     ) -> BoxStream<'static, AppendResult>;
 
     /// Hands a beat over.
@@ -48,7 +53,7 @@ impl Replicas for Switchboard {
     fn stream(
         &self,
         to: ReplicaId,
-        mut appends: BoxStream<'static, Append>,
+        mut appends: BoxStream<'static, PaidAppend>,
     ) -> BoxStream<'static, AppendResult> {
         let inbox = match self.inbox(to) {
             Ok(inbox) => inbox,
@@ -59,8 +64,8 @@ impl Replicas for Switchboard {
         let opened = async move {
             let (input, answers) = inbox.stream().await;
             let pushed = async move {
-                while let Some(append) = appends.next().await {
-                    if let Err(refusal) = input.push(&append, ()).await {
+                while let Some((append, paid_with)) = appends.next().await {
+                    if let Err(refusal) = input.push(&append, paid_with).await {
                         return Some(AppendResult::Refused(refusal));
                     }
                 }

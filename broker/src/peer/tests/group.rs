@@ -15,19 +15,47 @@ use weir_storage::{
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// All work of a device happens where it is submitted, so that time may be paused.
-#[derive(Debug)]
-struct Here;
+/// All work of a device happens where it is submitted, so that time may be paused. Flushes wait
+/// while they are held.
+#[derive(Default)]
+struct Here {
+    held: Mutex<Option<Vec<Job>>>,
+}
+
+impl std::fmt::Debug for Here {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Here")
+    }
+}
+
+impl Here {
+    fn hold(&self) {
+        *self.held.lock().unwrap() = Some(Vec::new());
+    }
+
+    fn release(&self) {
+        let jobs = self.held.lock().unwrap().take();
+        jobs.into_iter().flatten().for_each(|job| job());
+    }
+}
 
 impl Executor for Here {
-    fn submit(&self, _lane: ExecutorLane, job: Job) {
-        job();
+    fn submit(&self, lane: ExecutorLane, job: Job) {
+        let mut held = self.held.lock().unwrap();
+        match held.as_mut().filter(|_| lane == ExecutorLane::Flush) {
+            Some(jobs) => jobs.push(job),
+            None => {
+                drop(held);
+                job();
+            }
+        }
     }
 }
 
 struct Broker {
     rig: Rig,
     replica: Replica,
+    executor: Arc<Here>,
     _dir: tempfile::TempDir,
 }
 
@@ -38,7 +66,8 @@ async fn broker(net: &Arc<Net>, n: u64) -> Broker {
     let rig = start(net, spec).await;
     let dir = tempfile::tempdir().unwrap();
     let disk = Arc::new(OsDisk::new(Backend::Map));
-    let device = Device::open(disk, Arc::new(Here), dir.path(), 1).unwrap();
+    let executor = Arc::new(Here::default());
+    let device = Device::open(disk, executor.clone(), dir.path(), 1).unwrap();
     let options = ReplicaOptions {
         replica: ReplicaId(n),
         birth: Birth::Forms,
@@ -56,7 +85,7 @@ async fn broker(net: &Arc<Net>, n: u64) -> Broker {
         gate: Gate::default(),
     };
     let (replica, _) = Replica::open(options).await.unwrap();
-    Broker { rig, replica, _dir: dir }
+    Broker { rig, replica, executor, _dir: dir }
 }
 
 async fn leader(brokers: &[Broker], left_out: Option<usize>) -> (usize, Term) {
@@ -139,6 +168,40 @@ async fn three_rooms_carry_the_appends_of_a_group() {
             committed(broker, last).await;
         }
     }
+    for broker in brokers {
+        broker.replica.shutdown().await;
+    }
+}
+
+/// What a follower has received and not flushed stays on its account, also when the link that
+/// brought it is gone.
+#[tokio::test(start_paused = true)]
+async fn what_is_not_flushed_is_accounted_for_without_its_link() {
+    let net = Arc::new(Net::default());
+    let mut brokers = Vec::new();
+    for n in 1..=3 {
+        brokers.push(broker(&net, n).await);
+    }
+    let (first, term) = leader(&brokers, None).await;
+    let follower = &brokers[(first + 1) % 3];
+    let sizes = [900_000; 3];
+    let received: u64 = sizes.iter().sum::<usize>() as u64;
+    follower.executor.hold();
+    let last = write(&brokers[first], term, 0, &sizes).await;
+    committed(&brokers[first], last).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(follower.rig.memory.used() >= received);
+    net.fall_silent(true);
+    net.cut();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let links = follower.rig.room.links();
+    assert!(links.iter().all(|link| link.state != LinkState::Open), "{links:?}");
+    assert!(follower.rig.memory.used() >= received, "{} bytes", follower.rig.memory.used());
+    follower.executor.release();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(follower.rig.memory.used() < 1 << 20, "what was held was given back");
+    net.fall_silent(false);
+    committed(follower, last).await;
     for broker in brokers {
         broker.replica.shutdown().await;
     }

@@ -3,6 +3,7 @@
 use super::net::Net;
 use super::*;
 use crate::budget::Part;
+use crate::peer::replicas::PaidAppend;
 use crate::seams::{Entropy, OsWallClock};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -187,14 +188,15 @@ impl Replicas for Played {
     fn stream(
         &self,
         to: ReplicaId,
-        appends: BoxStream<'static, Append>,
+        appends: BoxStream<'static, PaidAppend>,
     ) -> BoxStream<'static, AppendResult> {
         let held = self.held.clone();
         appends
-            .then(move |append| {
+            .then(move |(append, paid_with)| {
                 let mut held = held.subscribe();
                 async move {
                     let _ = held.wait_for(|held| !held.contains(&to)).await;
+                    drop(paid_with);
                     flushed(append.number)
                 }
             })
