@@ -252,6 +252,7 @@ fn rooms(
         broker: standing.identity.broker,
         name: config.name.clone(),
         seed: seams.seed,
+        boot_id: seams.boot_id,
         scrub: ScrubPace {
             bytes_per_second: config.scrub_bytes_per_second,
             interval: config.scrub_interval,

@@ -58,6 +58,8 @@ pub(crate) struct Rooms {
     pub(crate) broker: BrokerId,
     pub(crate) name: String,
     pub(crate) seed: u64,
+    /// The run of the operating system.
+    pub(crate) boot_id: u128,
     pub(crate) scrub: ScrubPace,
     pub(crate) peers: Arc<dyn Peers>,
     pub(crate) switchboard: Switchboard,

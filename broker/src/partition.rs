@@ -37,7 +37,7 @@ pub use wire::WireError;
 #[cfg(test)]
 use crate::connection::outbox::ConsumerId;
 use crate::connection::outbox::RequestReply;
-use crate::replication::Replica;
+use crate::replication::{MemoryLoss, Replica};
 pub use limits::MAILBOX_REQUESTS;
 use pokes::Pokes;
 use std::fmt;
@@ -53,6 +53,7 @@ pub struct PartitionHandle {
     mailbox: mpsc::Sender<Request>,
     pokes: Arc<Pokes>,
     board: Arc<Board>,
+    memory_loss: Option<MemoryLoss>,
 }
 
 impl fmt::Debug for PartitionHandle {
@@ -93,6 +94,11 @@ impl PartitionHandle {
         }
     }
 
+    /// What it lost of what was acknowledged out of memory, if that ever happened here.
+    pub fn memory_loss(&self) -> Option<MemoryLoss> {
+        self.memory_loss
+    }
+
     /// Whether the partition has ended: nothing is taken any more.
     pub fn is_closed(&self) -> bool {
         self.mailbox.is_closed()
@@ -124,7 +130,10 @@ impl PartitionHandle {
     /// A partition that a test plays: the mailbox is its own to read.
     pub(crate) fn played(capacity: usize) -> (Self, mpsc::Receiver<Request>) {
         let (mailbox, requests) = mpsc::channel(capacity);
-        (Self { mailbox, pokes: Arc::default(), board: Arc::default() }, requests)
+        (
+            Self { mailbox, pokes: Arc::default(), board: Arc::default(), memory_loss: None },
+            requests,
+        )
     }
 
     /// Consumers that were poked, and closed, since the last look.

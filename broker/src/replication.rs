@@ -16,6 +16,7 @@
 //! - Chain and bytes of a batch are the same on every replica, but for two local fields of its
 //!   header. A follower answers for what it has flushed, and fences where its log differs.
 
+mod boot;
 mod codec;
 mod engine;
 mod gate;
@@ -45,6 +46,7 @@ mod tail;
 pub(crate) mod tests;
 mod window;
 
+pub use boot::MemoryLoss;
 pub use codec::CodecError;
 pub use gate::Gate;
 pub use inbox::{AppendAnswers, AppendInput, Inbox};
@@ -247,6 +249,7 @@ pub struct Replica {
     shared: Arc<Shared>,
     flight: Arc<Flight>,
     place: Arc<Place>,
+    mark: Option<Arc<boot::OpenMark>>,
 }
 
 impl Replica {

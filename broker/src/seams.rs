@@ -69,6 +69,9 @@ pub struct Seams {
     pub entropy: Arc<dyn Entropy>,
     /// Seed of every random choice the broker makes.
     pub seed: u64,
+    /// The run of the operating system, which keeps what a process wrote until it ends itself; 0 =
+    /// not known: then every process may have lost that.
+    pub boot_id: u128,
 }
 
 /// Why the operating system gives no surroundings.
@@ -105,8 +108,17 @@ impl Seams {
             wall: Arc::new(OsWallClock),
             seed: number_of(&OsEntropy),
             entropy: Arc::new(OsEntropy),
+            boot_id: std::fs::read_to_string(BOOT_ID_FILE).map_or(0, |text| boot_id_of(&text)),
         })
     }
+}
+
+/// Where Linux says which run of it this is, as a UUID.
+const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The number that a UUID is; 0 where it is none.
+fn boot_id_of(text: &str) -> u128 {
+    u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0)
 }
 
 fn number_of(entropy: &dyn Entropy) -> u64 {
@@ -184,5 +196,17 @@ impl Entropy for OsEntropy {
     fn fill(&self, bytes: &mut [u8]) {
         // A broker that knew its own nonces beforehand would let others be it; it does not start.
         getrandom::fill(bytes).expect("the operating system gives random numbers");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_run_of_the_operating_system_is_read_as_the_kernel_writes_it() {
+        let text = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9\n";
+        assert_eq!(boot_id_of(text), 0x0a1b_2c3d_4e5f_6071_8293_a4b5_c6d7_e8f9);
+        assert_eq!(boot_id_of("nonsense"), 0);
     }
 }

@@ -99,6 +99,7 @@ impl World {
             wall: SimWallClock::start(),
             entropy: SimEntropy::new(self.seed ^ (era << 32)),
             seed: self.seed ^ (era << 32),
+            boot_id: u128::from(era) + 1,
         };
         let config = Config::embedded(Path::new("/data"));
         let broker = Broker::start(config, seams).await;

@@ -8,7 +8,7 @@ use std::process::Command;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
 use tokio::time::{Duration, sleep};
-use weir_client::Start;
+use weir_client::{Durability, Start, TopicConfig};
 use weir_sim::cluster::{Cluster, NotStarted};
 use weir_sim::disk::Cut;
 use weir_sim::network::Conditions;
@@ -163,6 +163,60 @@ fn nothing_of_a_killed_broker_is_left() {
         let acknowledged = load.stop().await;
         check(&cluster, 1, acknowledged).await;
     });
+}
+
+/// What the broker shows of a topic.
+async fn shown(cluster: &Cluster, host: u8) -> String {
+    let host = cluster.network().host(host);
+    let mut admin = host.connect(cluster.machine(1).admin()).await.expect("it listens");
+    let path = format!("/v1/topics/{}", load::TOPIC);
+    let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    admin.write_all(request.as_bytes()).await.expect("it is taken");
+    let mut answer = String::new();
+    admin.read_to_string(&mut answer).await.expect("it answers");
+    answer
+}
+
+/// What was acknowledged out of memory outlives the process. A power cut takes what was not flushed
+/// by then, which is told, and the broker goes on with the rest.
+#[test]
+fn memory_durability_loses_with_the_power_alone_and_says_so() {
+    for seed in seeds() {
+        paused(seed).block_on(async {
+            let cluster = Cluster::new(seed, 1);
+            let machine = cluster.machine(1);
+            machine.start().await.expect("it starts");
+            let client = cluster.client(CLIENTS, &[1]).await.expect("the broker is up");
+            let config = TopicConfig { durability: Durability::Memory, ..TopicConfig::default() };
+            client.create_topic(load::TOPIC, config).await.expect("it is created");
+            let load = Load::start(&cluster, CLIENTS + 1, 1).await;
+            sleep(WHILE).await;
+            machine.executor().expect("it runs").stall(Lane::Flush, 60 * WHILE);
+            let acknowledged = load.stop().await;
+            assert!(acknowledged > 100, "seed {seed}: {acknowledged}");
+            machine.kill().await;
+            machine.start().await.expect("it starts again");
+            check(&cluster, 1, acknowledged).await;
+            let answer = shown(&cluster, CLIENTS + 2).await;
+            assert!(answer.contains("\"memory_loss\":null"), "seed {seed}: {answer}");
+
+            let load = Load::start(&cluster, CLIENTS + 3, 1).await;
+            sleep(WHILE).await;
+            machine.executor().expect("it runs").stall(Lane::Flush, 60 * WHILE);
+            assert!(load.reaches(load.acknowledged() + 10).await, "seed {seed}");
+            load.stop().await;
+            machine.cut_power(Cut::LosesAll).await;
+            machine.start().await.expect("it starts without what is lost");
+            // Those that were flushed before the device stood still are there.
+            check(&cluster, 1, acknowledged).await;
+            for life in 0..2 {
+                let answer = shown(&cluster, CLIENTS + 4 + life).await;
+                assert!(answer.contains("\"recovery_epoch\":1"), "seed {seed}: {answer}");
+                machine.kill().await;
+                machine.start().await.expect("it starts again");
+            }
+        });
+    }
 }
 
 #[test]

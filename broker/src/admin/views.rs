@@ -213,6 +213,10 @@ fn topic_json(here: &TopicPartitions, look: &Look) -> Value {
                 "consumers": view.consumers,
                 "blocked": reasons_of(view.blocked_bits),
                 "read_only": view.read_only,
+                "memory_loss": handle.memory_loss().map(|loss| json!({
+                    "recovery_epoch": loss.epoch,
+                    "lost_after_index": loss.lost_after.0,
+                })),
                 "damaged": handle.damaged_ranges().iter().map(damaged_json).collect::<Vec<_>>(),
             })
         }

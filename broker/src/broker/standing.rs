@@ -179,6 +179,7 @@ async fn open_metadata(
             device: device.clone(),
             log: LogOptions { uuid: identity.metadata_uuid(), ..LogOptions::default() },
             durability: Durability::Fsync,
+            boot_id: seams.boot_id,
             seed: seams.seed,
             heartbeat_ms: METADATA_HEARTBEAT_MS,
             election_ms: METADATA_ELECTION_MS,

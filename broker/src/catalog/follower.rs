@@ -15,9 +15,10 @@ use crate::cluster::MetadataClient;
 use crate::flow::PartitionKey;
 use crate::partition::{OpenPartitionError, PartitionHandle, Request, WireError};
 use crate::replication::metadata::{
-    Catalog as Topics, ChangeError, Command, LossReason, Partition, Placement, Stage, Topic,
+    Catalog as Topics, ChangeError, Command, LossReason, Partition, Placement, Recovery, Stage,
+    Topic,
 };
-use crate::replication::{CodecError, OpenReplicaError};
+use crate::replication::{CodecError, MemoryLoss, OpenReplicaError};
 use crate::seams::BoxFuture;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -50,8 +51,8 @@ pub(super) struct Follower {
     manners: BTreeMap<ReplicaId, Manner>,
     /// What keeps the groups of those that are open.
     keepers: Keepers,
-    /// What the metadata has to learn yet; at most the replicas that are placed here.
-    lost: BTreeMap<ReplicaId, LossReason>,
+    /// What the metadata has to learn yet of losses; at most the replicas that are placed here.
+    untold: BTreeMap<ReplicaId, Command>,
 }
 
 /// What came of an opening.
@@ -77,7 +78,7 @@ impl Follower {
             opening: FuturesUnordered::new(),
             at_work: BTreeSet::new(),
             manners: BTreeMap::new(),
-            lost: BTreeMap::new(),
+            untold: BTreeMap::new(),
             keepers,
         }
     }
@@ -106,7 +107,7 @@ impl Follower {
                     // Who waits for one topic does not wait for all.
                     self.shown.send_modify(|times| *times += 1);
                 }
-                () = tokio::time::sleep(LOSS_TOLD_EVERY), if !self.lost.is_empty() => {
+                () = tokio::time::sleep(LOSS_TOLD_EVERY), if !self.untold.is_empty() => {
                     self.tell_losses().await;
                 }
             }
@@ -164,6 +165,9 @@ impl Follower {
         let state = match outcome {
             Ok(handle) => {
                 self.keepers.keep(&handle, &of.partition, of.topic.id, of.placed.replica);
+                if let Some(loss) = handle.memory_loss() {
+                    self.note_memory_loss(&of, loss);
+                }
                 PartitionState::Open(handle)
             }
             Err(error) => {
@@ -173,7 +177,9 @@ impl Follower {
                     reason, "a partition could not be opened"
                 );
                 if let Some(loss) = loss_of(&error).filter(|_| of.has_others()) {
-                    self.lost.insert(of.placed.replica, loss);
+                    let replica = of.placed.replica;
+                    let command = Command::LoseReplica { replica, reason: loss };
+                    self.untold.insert(replica, command);
                 }
                 PartitionState::Failed { code, reason }
             }
@@ -182,16 +188,32 @@ impl Follower {
         self.tell_losses().await;
     }
 
-    /// Tells the metadata which replicas are lost. What it does not take now, it is told again.
+    /// The only replica of a partition lost what it held in memory. Its own mark keeps that as well,
+    /// so that what the metadata may not hold yet is told with a later start.
+    fn note_memory_loss(&mut self, of: &Opening, loss: MemoryLoss) {
+        let known = of.partition.recovery;
+        let recovery = Recovery {
+            epoch: known.epoch.saturating_add(1),
+            lost_after: loss.lost_after,
+            created_ms: self.rooms.wall.now_ms(),
+        };
+        let command = Command::NoteRecovery { uuid: of.partition.uuid, recovery };
+        let is_new = known.epoch == 0 || known.lost_after < loss.lost_after;
+        if is_new && command.gate() <= self.topics.gate {
+            self.untold.insert(of.placed.replica, command);
+        }
+    }
+
+    /// Tells the metadata what was lost. What it does not take now, it is told again.
     async fn tell_losses(&mut self) {
-        for (replica, reason) in std::mem::take(&mut self.lost) {
-            let told = self.metadata.propose(Command::LoseReplica { replica, reason });
+        for (replica, command) in std::mem::take(&mut self.untold) {
+            let told = self.metadata.propose(command.clone());
             match tokio::time::timeout(LOSS_TOLD_EVERY, told).await {
-                Ok(Ok(_)) => tracing::warn!(%replica, ?reason, "the replica was given up"),
+                Ok(Ok(_)) => tracing::warn!(%replica, ?command, "the metadata knows of a loss"),
                 Ok(Err(ChangeError::Refused(refusal))) => {
                     tracing::debug!(%replica, %refusal, "the replica is gone already");
                 }
-                Ok(Err(_)) | Err(_) => drop(self.lost.insert(replica, reason)),
+                Ok(Err(_)) | Err(_) => drop(self.untold.insert(replica, command)),
             }
         }
     }
@@ -269,7 +291,7 @@ impl Follower {
         }
         let Some(placed) = here.placed.filter(|_| !kept) else { return };
         self.manners.remove(&placed.replica);
-        self.lost.remove(&placed.replica);
+        self.untold.remove(&placed.replica);
         // What is being opened is removed when that has ended.
         if !here.is_opening() {
             self.remove_if_gone(topic, partition, placed);
@@ -358,6 +380,7 @@ async fn open(rooms: &Rooms, of: &Opening) -> Result<PartitionHandle, OpenPartit
 fn loss_of(error: &OpenPartitionError) -> Option<LossReason> {
     match error {
         OpenPartitionError::Replica(OpenReplicaError::Lost(_)) => Some(LossReason::Empty),
+        OpenPartitionError::Replica(OpenReplicaError::Unclean(_)) => Some(LossReason::Unclean),
         error if code_of(error) == ErrorCode::DamagedRange => Some(LossReason::Damaged),
         _ => None,
     }
@@ -389,6 +412,7 @@ fn code_of(error: &OpenPartitionError) -> ErrorCode {
         OpenReplicaError::NotAVoter(_)
         | OpenReplicaError::Mend(_)
         | OpenReplicaError::Lost(_)
+        | OpenReplicaError::Unclean(_)
         | OpenReplicaError::Engine(_) => ErrorCode::StorageFenced,
     }
 }
@@ -396,6 +420,17 @@ fn code_of(error: &OpenPartitionError) -> ErrorCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What the metadata is told decides what becomes of the replica.
+    #[test]
+    fn each_loss_has_its_reason() {
+        let replica = ReplicaId(7);
+        let reason = |error: OpenReplicaError| loss_of(&error.into());
+        assert_eq!(reason(OpenReplicaError::Unclean(replica)), Some(LossReason::Unclean));
+        assert_eq!(reason(OpenReplicaError::Lost(replica)), Some(LossReason::Empty));
+        assert_eq!(reason(OpenReplicaError::Unmendable(replica)), Some(LossReason::Damaged));
+        assert_eq!(reason(OpenReplicaError::NotAVoter(replica)), None);
+    }
 
     /// A client that is told of damage never comes back; what is only too new for this broker it
     /// finds elsewhere.

@@ -77,6 +77,7 @@ impl Opening {
                     ..LogOptions::default()
                 },
                 durability: self.manner.durability,
+                boot_id: rooms.boot_id,
                 seed: rooms.seed ^ partition.uuid as u64,
                 heartbeat_ms: self.manner.pace.heartbeat_ms,
                 election_ms: self.manner.pace.election_ms,

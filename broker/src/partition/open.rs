@@ -3,7 +3,6 @@
 
 use super::core::Core;
 use super::limits::COLD_READS_MAX;
-use super::pokes::Pokes;
 use super::state::State;
 use super::task::{Surroundings, Task};
 use super::view::Board;
@@ -57,8 +56,8 @@ impl PartitionHandle {
         };
         let (mailbox, requests) = mpsc::channel(mailbox_capacity(options.flow.pool_cost()));
         let (reads_done, reads) = mpsc::channel(COLD_READS_MAX);
-        let handle =
-            Self { mailbox, pokes: Arc::new(Pokes::default()), board: Arc::new(Board::default()) };
+        let (pokes, board) = (Arc::default(), Arc::<Board>::default());
+        let handle = Self { mailbox, pokes, board, memory_loss: report.memory_loss };
         let surroundings = Surroundings {
             topic: options.metrics.topic(&options.key.topic),
             executor: options.replica.device.executor().clone(),

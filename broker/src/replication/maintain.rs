@@ -89,6 +89,15 @@ impl Replica {
                 tracing::warn!(%error, "the log ends without evidence of its last flush");
             }
             let _ = self.shared.store_hard_state().await;
+            self.close_mark().await;
+        }
+    }
+
+    /// What is closed without this counts as lost where the operating system ends next.
+    async fn close_mark(&self) {
+        let Some(mark) = self.mark.clone() else { return };
+        if let Err(error) = self.shared.on_executor(move || mark.closed()).await {
+            tracing::warn!(%error, "the log was closed in order and does not say so");
         }
     }
 

@@ -5,6 +5,7 @@
 //! replica that led before it ended never leads the same term again; an empty log is the beginning
 //! of a replica only where its group says so.
 
+use super::boot::{self, MemoryLoss, OpenMark};
 use super::codec::{self, Checkpoint, CodecError, HardState};
 use super::engine::{self, Membership, Runtime, StoredMembership, Types};
 use super::gate::Gate;
@@ -55,6 +56,8 @@ pub struct ReplicaOptions {
     pub log: LogOptions,
     /// How far an acknowledgement reaches.
     pub durability: Durability,
+    /// The run of the operating system; 0 = not known.
+    pub boot_id: u128,
     /// Seed of the engine's random choices (when to call an election).
     pub seed: u64,
     /// Milliseconds between the heartbeats of a leader.
@@ -74,7 +77,7 @@ pub struct ReplicaOptions {
 
 impl ReplicaOptions {
     /// The others of its group, as far as whoever placed them knows.
-    fn others(&self) -> Vec<(ReplicaId, BrokerId)> {
+    pub(super) fn others(&self) -> Vec<(ReplicaId, BrokerId)> {
         let others = self.voters.iter().filter(|(replica, _)| *replica != self.replica);
         others.copied().collect()
     }
@@ -112,6 +115,8 @@ pub struct OpenReport {
     pub checkpoint: Option<(Index, Bytes)>,
     /// Whether the group was formed by this call.
     pub formed: bool,
+    /// What the log lost of what was acknowledged out of memory, if that ever happened.
+    pub memory_loss: Option<MemoryLoss>,
 }
 
 /// Why a replica could not be opened.
@@ -143,6 +148,10 @@ pub enum OpenReplicaError {
     /// is gone. Another replica takes its place.
     #[error("the log of replica {0} is lost")]
     Lost(ReplicaId),
+    /// The replica acknowledged out of memory, and the operating system ended before it had flushed
+    /// everything. It must not take part again. Another replica takes its place.
+    #[error("replica {0} lost what it held in memory when the operating system ended")]
+    Unclean(ReplicaId),
     /// What is missing of the log has no place in it any more. Another replica takes its place.
     #[error("the log of replica {0} cannot be repaired")]
     Unmendable(ReplicaId),
@@ -168,7 +177,7 @@ pub(super) async fn open(
     options: ReplicaOptions,
 ) -> Result<(Replica, OpenReport), OpenReplicaError> {
     let found = recover(&options).await?;
-    let Found { shared, checkpoint, recovered } = found;
+    let Found { shared, checkpoint, recovered, mark } = found;
     let shell = Shell::new(shared.clone(), checkpoint.as_ref().map(|(at, taken)| (*at, taken)));
     let store = LogStore::new(shared.clone());
     let empty = shared.map().last() == Index(0);
@@ -180,10 +189,11 @@ pub(super) async fn open(
     watch_role(&raft, shared.clone());
     let inbox = Inbox::new(raft.clone(), shared.clone());
     let place = Arc::new(options.switchboard.add(options.replica, inbox));
-    let replica = Replica { raft, shared, flight, place };
+    let memory_loss = mark.as_ref().and_then(OpenMark::loss);
+    let replica = Replica { raft, shared, flight, place, mark: mark.map(Arc::new) };
     let formed = replica.take_part(&options, forms).await?;
     let checkpoint = checkpoint.map(|(at, taken)| (at, taken.state));
-    Ok((replica, OpenReport { recovered, checkpoint, formed }))
+    Ok((replica, OpenReport { recovered, checkpoint, formed, memory_loss }))
 }
 
 /// Whether the replica may take part with the log that it has; `fresh` if it has neither log nor
@@ -201,18 +211,21 @@ struct Found {
     shared: Arc<Shared>,
     checkpoint: Option<(Index, Checkpoint)>,
     recovered: Recovered,
+    mark: Option<OpenMark>,
 }
 
 /// Opens the log, whole as far as anybody has what is missing, on the executor: recovery reads from
 /// the device.
 async fn recover(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
+    let here = options.clone();
+    let found = repair::on_executor(&options.device, move || boot::look(&here)).await?;
     let opened = open_log(options).await;
     if opened.is_err() {
         options.switchboard.take_back(options.replica);
     }
     let (log, recovered) = opened?;
     let here = options.clone();
-    repair::on_executor(&options.device, move || recover_here(&here, log, recovered)).await
+    repair::on_executor(&options.device, move || recover_here(&here, found, (log, recovered))).await
 }
 
 /// A log that lacks what only somebody away may have is not opened before that one was asked.
@@ -260,8 +273,8 @@ async fn open_log(options: &ReplicaOptions) -> Result<(Log, Recovered), OpenRepl
 
 fn recover_here(
     options: &ReplicaOptions,
-    log: Log,
-    recovered: Recovered,
+    marked: boot::Found,
+    (log, recovered): (Log, Recovered),
 ) -> Result<Found, OpenReplicaError> {
     let unreadable = |what| move |reason| OpenReplicaError::Codec { what, reason };
     let mut hard = HardState::decode(&log.meta()).map_err(unreadable("hard state"))?;
@@ -289,6 +302,7 @@ fn recover_here(
         return Err(OpenReplicaError::Read { index: start, reason });
     }
     let map = map_of(&log, &hard, checkpoint.as_ref(), options)?;
+    let mark = marked.opened(options, last)?;
     let (at, term) =
         checkpoint.as_ref().map_or((Index(0), Term(0)), |(at, taken)| (*at, taken.term));
     let state = ReplicaState {
@@ -309,7 +323,7 @@ fn recover_here(
         hard,
         state: watch::Sender::new(state),
     });
-    Ok(Found { shared, checkpoint, recovered })
+    Ok(Found { shared, checkpoint, recovered, mark })
 }
 
 /// The terms and memberships of the log. Memberships that the checkpoint covers are not read; one

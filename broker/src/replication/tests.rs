@@ -1,3 +1,4 @@
+mod boot;
 mod cluster;
 mod council;
 mod faults;

@@ -5,6 +5,7 @@
 
 #![warn(missing_docs)]
 
+mod boot;
 mod checkpoint;
 mod damage;
 mod device;
@@ -28,6 +29,7 @@ mod scrub;
 mod segment;
 mod sys;
 
+pub use boot::BootMark;
 pub use checkpoint::Checkpoints;
 pub use damage::DamagedRange;
 pub use device::Device;

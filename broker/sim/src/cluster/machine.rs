@@ -54,6 +54,8 @@ pub struct Machine {
 struct Process {
     /// Counts the lives, so that no two make the same choices.
     lives: u64,
+    /// Power cuts so far: each begins another run of the operating system.
+    power_cuts: u64,
     life: Option<Life>,
 }
 
@@ -114,7 +116,7 @@ impl Machine {
             process.lives += 1;
             let life = process.lives;
             let (scope, executor) = (TaskScope::new(), SimExecutor::new(self.seed ^ life));
-            let seams = self.seams(executor.clone(), life);
+            let seams = self.seams(executor.clone(), life, process.power_cuts);
             process.life = Some(Life { scope: scope.clone(), executor, broker: None });
             (scope, seams, life)
         };
@@ -180,6 +182,7 @@ impl Machine {
     pub async fn cut_power(&self, cut: Cut) {
         self.kill().await;
         self.disk.cut_power(cut);
+        self.process().power_cuts += 1;
     }
 
     fn config(&self) -> Config {
@@ -202,7 +205,7 @@ impl Machine {
         config.unwrap_or_else(|error| panic!("the configuration of a simulated broker: {error}"))
     }
 
-    fn seams(&self, executor: Arc<SimExecutor>, life: u64) -> Seams {
+    fn seams(&self, executor: Arc<SimExecutor>, life: u64, power_cuts: u64) -> Seams {
         let seed = self.seed ^ (life << 32);
         Seams {
             disk: Arc::new(self.disk.clone()),
@@ -211,6 +214,7 @@ impl Machine {
             wall: self.wall.clone(),
             entropy: SimEntropy::new(seed),
             seed,
+            boot_id: u128::from(self.seed) << 64 | u128::from(power_cuts + 1),
         }
     }
 

@@ -83,6 +83,7 @@ pub(super) fn seams(net: &Arc<Net>, ip: [u8; 4], seed: u64) -> Seams {
         wall: Arc::new(OsWallClock),
         entropy: Arc::new(Counting(AtomicU64::new(seed << 32))),
         seed,
+        boot_id: 1,
     }
 }
 
