@@ -49,6 +49,7 @@ use ask::{Answers, Asks};
 use asker::Control;
 use card::Cards;
 use dial::Peer;
+use link::End;
 use news::NewsBoard;
 use replicas::Replicas;
 use shake::Shaker;
@@ -61,7 +62,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use ways::Ways;
 use weir_protocol::peer::limits::PEER_FRAME_BYTES_MAX;
-use weir_protocol::peer::{News, Node, Secret};
+use weir_protocol::peer::{Lane, News, Node, Secret, Side};
 use weir_protocol::types::BrokerId;
 
 /// Below this the account could not take in the largest frame while half of it is in use. Each open
@@ -213,6 +214,16 @@ impl Shared {
         });
         // The room waits for all of them by their tokens.
         drop(task);
+    }
+
+    /// Logs the end of a link, as loud as it is news.
+    fn note_end(&self, broker: BrokerId, address: &str, (side, lane): (Side, Lane), end: &End) {
+        if !end.is_news(side, lane) {
+            tracing::debug!(broker = broker.0, address, ?side, ?lane, %end, "a link ended");
+        } else if let Some(suppressed) = self.failures.pass(Instant::now()) {
+            let broker = broker.0;
+            tracing::info!(broker, address, ?side, ?lane, %end, suppressed, "a link to a broker ended");
+        }
     }
 
     fn peers(&self) -> MutexGuard<'_, BTreeMap<BrokerId, Peer>> {

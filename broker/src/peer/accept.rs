@@ -101,7 +101,7 @@ async fn carry(shared: &Shared, shaken: Shaken, remote: SocketAddr, talk: impl T
     let leave = shared.leaving.clone();
     let link = Link::new((socket, rest), (Side::Dialer, lane), talk, listed.card.clone(), leave);
     let end = link.run().await;
-    tracing::info!(broker = node.broker.0, %remote, ?lane, %end, "a link of a broker ended");
+    shared.note_end(node.broker, &remote.to_string(), (Side::Acceptor, lane), &end);
 }
 
 /// A courtesy: who does not read it finds the connection closed.

@@ -123,10 +123,7 @@ impl Dialer {
                 Ok(shaken) => {
                     listed.card.opened(&shaken.peer.node);
                     let end = self.serve(shaken, &listed).await;
-                    tracing::info!(
-                        broker = self.broker.0, address = self.address, lane = ?self.lane, %end,
-                        "a link to a broker ended"
-                    );
+                    self.shared.note_end(self.broker, &self.address, place, &end);
                     pause = RETRY_MIN;
                     match end {
                         End::Refused(failure) | End::RefusedByPeer(failure) => {

@@ -72,6 +72,19 @@ pub(super) enum End {
     Left,
 }
 
+impl End {
+    /// Whether people want to read of it, where this broker is `side` of `lane`. An orderly end is
+    /// none of their business. Of a connection that is gone, one of the four that two brokers have
+    /// tells for all; connections for one question end so every time.
+    pub(super) fn is_news(&self, side: Side, lane: Lane) -> bool {
+        match self {
+            Self::Left => false,
+            Self::Broken | Self::Dead => (side, lane) == (Side::Dialer, Lane::Control),
+            Self::Refused(_) | Self::RefusedByPeer(_) => true,
+        }
+    }
+}
+
 /// What one side of one lane says and hears.
 pub(super) trait Talk: Send {
     /// Whether this frame may be held.
@@ -284,5 +297,25 @@ impl<T: Talk> Link<T> {
             cx.waker().wake_by_ref();
         }
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_all_connections_with_a_broker_that_is_gone_one_tells_so() {
+        let places = [
+            (Side::Dialer, Lane::Control),
+            (Side::Dialer, Lane::Bulk),
+            (Side::Acceptor, Lane::Control),
+            (Side::Acceptor, Lane::Bulk),
+        ];
+        let news =
+            |end: End| places.iter().filter(|(side, lane)| end.is_news(*side, *lane)).count();
+        let failure = Failure::from(PeerRefusal::Overloaded);
+        assert_eq!([End::Left, End::Broken, End::Dead].map(news), [0, 1, 1]);
+        assert_eq!([End::Refused(failure.clone()), End::RefusedByPeer(failure)].map(news), [4, 4]);
     }
 }
