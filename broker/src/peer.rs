@@ -40,13 +40,12 @@ pub use dial::Directory;
 
 use crate::budget::Account;
 use crate::log_limit::LogLimit;
-use crate::replication::{PeerLost, Peers, Switchboard};
+use crate::replication::{Peers, Switchboard};
 use crate::seams::{Network, Seams};
 use crate::server::ListenError;
 use crate::task::{self, TaskKind};
 use accept::Permits;
 use ask::{Answers, Asks};
-use asker::Control;
 use card::Cards;
 use dial::Peer;
 use link::End;
@@ -164,12 +163,12 @@ impl PeerRoom {
 
     /// The way of replicas to others.
     pub fn peers(&self) -> Arc<dyn Peers> {
-        Arc::new(Ways(self.shared.clone()))
+        Arc::new(Ways(Arc::downgrade(&self.shared)))
     }
 
     /// The way of questions to others.
     pub fn asks(&self) -> Arc<dyn Asks> {
-        Arc::new(Ways(self.shared.clone()))
+        Arc::new(Ways(Arc::downgrade(&self.shared)))
     }
 
     /// Tells every broker, in place of what was announced before. All rows are to be given: what
@@ -228,10 +227,5 @@ impl Shared {
 
     fn peers(&self) -> MutexGuard<'_, BTreeMap<BrokerId, Peer>> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn control(&self, to: BrokerId) -> Result<Arc<Control>, PeerLost> {
-        let peers = self.peers();
-        peers.get(&to).map(|peer| peer.control.clone()).ok_or(PeerLost::Unreachable)
     }
 }

@@ -2,11 +2,14 @@
 //!
 //! Owns: which broker and which lane a question goes to.
 //! Never: waits longer than it was told, or for a link that does not stand.
+//! Invariant: no way keeps the room. What the room answers with holds ways itself, and both would keep
+//! each other, and the data directory with them, for ever.
 
 use super::Shared;
 use super::ask::{Answer, Ask, Asks};
 use super::asker::{Asker, Control};
 use super::bulk::{Bulk, Sending};
+use super::dial::Peer;
 use super::link::{Link, Talk};
 use super::reader::READER_BYTES_MAX;
 use super::sender::Sender;
@@ -15,7 +18,7 @@ use crate::replication::{AppendStream, NoPeers, PeerLost, Peers};
 use crate::seams::BoxFuture;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use tokio::time::Duration;
 use weir_protocol::peer::limits::PEER_DEAD_AFTER_MS;
 use weir_protocol::peer::{
@@ -28,25 +31,40 @@ use weir_protocol::types::BrokerId;
 /// dead.
 pub(super) const CALL_WITHIN: Duration = Duration::from_millis(PEER_DEAD_AFTER_MS as u64);
 
-/// The ways out.
+/// The ways out, as long as there is a room.
 #[derive(Clone)]
-pub(super) struct Ways(pub(super) Arc<Shared>);
+pub(super) struct Ways(pub(super) Weak<Shared>);
+
+impl Ways {
+    fn room(&self) -> Result<Arc<Shared>, PeerLost> {
+        self.0.upgrade().ok_or(PeerLost::Unreachable)
+    }
+
+    /// What is made of a broker that is dialed; none of one that is not.
+    fn of_peer<T>(&self, to: BrokerId, make: impl FnOnce(&Peer) -> T) -> Result<T, PeerLost> {
+        self.room()?.peers().get(&to).map(make).ok_or(PeerLost::Unreachable)
+    }
+
+    fn control(&self, to: BrokerId) -> Result<Arc<Control>, PeerLost> {
+        self.of_peer(to, |peer| peer.control.clone())
+    }
+}
 
 impl Peers for Ways {
     fn append(&self, to: BrokerId, address: GroupAddress) -> Box<dyn AppendStream> {
-        match self.0.peers().get(&to) {
-            Some(peer) => Box::new(Sending::new(peer.bulk.clone(), address)),
-            None => Box::new(NoPeers),
+        match self.of_peer(to, |peer| peer.bulk.clone()) {
+            Ok(bulk) => Box::new(Sending::new(bulk, address)),
+            Err(_) => Box::new(NoPeers),
         }
     }
 
     fn beat(&self, to: BrokerId, beat: Beat) -> BoxFuture<'static, Result<AppendResult, PeerLost>> {
-        let control = self.0.control(to);
+        let control = self.control(to);
         async move { control?.beats.beat(beat, CALL_WITHIN).await }.boxed()
     }
 
     fn vote(&self, to: BrokerId, ask: VoteAsk) -> BoxFuture<'static, Result<VoteAnswer, PeerLost>> {
-        let control = self.0.control(to);
+        let control = self.control(to);
         let asked = async move {
             let make = |request| PeerFrame::Vote(VoteAsk { request, ..ask });
             match control?.calls.call(CALL_WITHIN, make).await? {
@@ -63,9 +81,9 @@ impl Peers for Ways {
         head: SnapshotHead,
         state: Bytes,
     ) -> BoxFuture<'static, Result<Vote, PeerLost>> {
-        let ways = self.0.peers().get(&to).map(|peer| (peer.bulk.clone(), peer.snapshots.clone()));
+        let ways = self.of_peer(to, |peer| (peer.bulk.clone(), peer.snapshots.clone()));
         let sent = async move {
-            let (bulk, snapshots) = ways.ok_or(PeerLost::Unreachable)?;
+            let (bulk, snapshots) = ways?;
             let _permit = snapshots.acquire().await.map_err(|_| PeerLost::Unreachable)?;
             bulk.snapshot(head, state).await
         };
@@ -77,7 +95,7 @@ impl Peers for Ways {
         to: BrokerId,
         transfer: Transfer,
     ) -> BoxFuture<'static, Result<TransferAnswer, PeerLost>> {
-        let control = self.0.control(to);
+        let control = self.control(to);
         let asked = async move {
             let make = |request| PeerFrame::Transfer(Transfer { request, ..transfer });
             match control?.calls.call(CALL_WITHIN, make).await? {
@@ -100,12 +118,9 @@ impl Asks for Ways {
         within: Duration,
     ) -> BoxFuture<'static, Result<Answer, PeerLost>> {
         let ways = self
-            .0
-            .peers()
-            .get(&to)
-            .map(|peer| (peer.control.clone(), peer.bulk.clone(), peer.fetches.clone()));
+            .of_peer(to, |peer| (peer.control.clone(), peer.bulk.clone(), peer.fetches.clone()));
         let asked = async move {
-            let (control, bulk, fetches) = ways.ok_or(PeerLost::Unreachable)?;
+            let (control, bulk, fetches) = ways?;
             let _permit = match &ask {
                 Ask::Fetch(_) => Some(fetches.acquire().await.map_err(|_| PeerLost::Unreachable)?),
                 _ => None,
@@ -122,8 +137,9 @@ impl Asks for Ways {
         ask: Ask,
         within: Duration,
     ) -> BoxFuture<'static, Result<Answer, PeerLost>> {
-        let (shared, address) = (self.0.clone(), address.to_owned());
+        let (room, address) = (self.room(), address.to_owned());
         let asked = async move {
+            let shared = room?;
             let lane = if matches!(ask, Ask::Fetch(_)) { Lane::Bulk } else { Lane::Control };
             let dialed = shared.shaker.dial(&*shared.network, &address, (lane, None)).await;
             let shaken = dialed.map_err(|error| error.lost())?;
