@@ -448,10 +448,12 @@ impl Cluster {
         }
     }
 
-    /// What the metadata says of a broker's address is newer than what it said itself before.
+    /// What the metadata says of a broker's address is newer than what it said itself before. Who
+    /// lost its data and came back as another is found there no more.
     fn note_catalog(&self, catalog: &Catalog) {
         self.directory.send_if_modified(|directory| {
-            let told = catalog.brokers.values().filter_map(|card| {
+            let there = catalog.brokers.values().filter(|card| !catalog.is_succeeded(card.id));
+            let told = there.filter_map(|card| {
                 let facts = card.facts.as_ref()?;
                 Some((card.id, facts.peer.as_str().to_owned()))
             });
@@ -460,6 +462,7 @@ impl Cluster {
             if catalog.cluster != 0 {
                 next.retain(|broker, _| catalog.brokers.contains_key(broker));
             }
+            next.retain(|broker, _| !catalog.is_succeeded(*broker));
             next.extend(told);
             let is_new = next != **directory;
             if is_new {

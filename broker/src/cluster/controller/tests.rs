@@ -439,3 +439,21 @@ proptest! {
         prop_assert!(changes.count() <= limit.max(path));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_broker_whose_place_another_has_is_dead_at_once() {
+    let (mut world, board, start) =
+        (World::new(&[0, 0, 0]), LeaderBoard::default(), Instant::now());
+    let news = News { free_bytes: HOME_BYTES_MIN, draining: false, gate: 1, led: Vec::new() };
+    let new = world.wipe(BrokerId(3));
+    board.note(BrokerId(3), &news, start);
+    board.note(new, &news, start + Duration::from_secs(20));
+    let reach = |seconds| {
+        let watch = Watch { since: start, me: FOUNDER };
+        let all = watch.reach(world.catalog(), &board, start + Duration::from_secs(seconds));
+        [2, 3, 4].map(|id| all[&BrokerId(id)])
+    };
+    assert_eq!(new, BrokerId(4));
+    assert_eq!(reach(29), [Reach::Quiet, Reach::Well, Reach::Well], "who is heard lives");
+    assert_eq!(reach(30), [Reach::Quiet, Reach::Dead, Reach::Well]);
+}

@@ -3,7 +3,8 @@
 //! Owns: how long a broker may be silent before it is not counted on, and before it is given up.
 //! Never: looks at a clock: [`Watch::view`] is told what time it is.
 //! Invariants: a broker is dead only when it was silent for [`DEAD_AFTER`] under the eyes of one
-//! controller: what happened before it began to watch, it can not judge.
+//! controller: what happened before it began to watch, it can not judge. One that is silent while a
+//! later broker is found at its address lost its data, and is dead at once.
 
 use crate::cluster::leaders::{Condition, LeaderBoard};
 use crate::replication::metadata::{Catalog, Standing};
@@ -31,7 +32,7 @@ pub enum Reach {
     Going,
     /// It was not heard of lately.
     Quiet,
-    /// It was not heard of for [`DEAD_AFTER`].
+    /// It was not heard of for [`DEAD_AFTER`], or lately and another has its place.
     Dead,
 }
 
@@ -99,7 +100,11 @@ impl Watch {
     ) -> BTreeMap<BrokerId, Reach> {
         let conditions = board.conditions();
         let brokers = catalog.brokers.keys();
-        brokers.map(|id| (*id, self.reach_of(*id, conditions.get(id), now))).collect()
+        let reach = |id: &BrokerId| match self.reach_of(*id, conditions.get(id), now) {
+            Reach::Quiet if catalog.is_succeeded(*id) => Reach::Dead,
+            reach => reach,
+        };
+        brokers.map(|id| (*id, reach(id))).collect()
     }
 
     fn reach_of(&self, id: BrokerId, told: Option<&Condition>, now: Instant) -> Reach {

@@ -133,12 +133,13 @@ impl World {
     pub(super) fn join(&mut self, rack: u8) -> BrokerId {
         let first = self.state.catalog().brokers[&FOUNDER].facts.is_none();
         let token = 1_000 + self.issued.len() as u128 + self.state.catalog().brokers.len() as u128;
+        let token = if first { 1 } else { token * 100 + self.reach.len() as u128 };
         let facts = BrokerFacts {
-            token: if first { 1 } else { token * 100 + self.reach.len() as u128 },
+            token,
             instance: 1,
             gate: GATE_HERE,
             name: name("b"),
-            peer: Address::new("h:1").unwrap(),
+            peer: Address::new(&format!("h{token}:1")).unwrap(),
             client: Address::new("h:2").unwrap(),
             rack: name(&format!("r{rack}")),
         };
@@ -146,6 +147,18 @@ impl World {
         let Change::BrokerUp(broker) = self.apply(&up) else { unreachable!() };
         self.reach.insert(broker, Reach::Well);
         broker
+    }
+
+    /// The broker lost its data, and joins as another at the same place.
+    pub(super) fn wipe(&mut self, old: BrokerId) -> BrokerId {
+        let facts = self.catalog().brokers[&old].facts.clone().unwrap();
+        let up = BrokerFacts { token: facts.token + 1_000_000, ..facts };
+        let Change::BrokerUp(new) = self.apply(&Command::BrokerUp { broker: None, facts: up })
+        else {
+            unreachable!()
+        };
+        self.reach.insert(new, Reach::Well);
+        new
     }
 
     pub(super) fn catalog(&self) -> &Catalog {

@@ -98,6 +98,17 @@ impl Catalog {
         self.brokers.values().filter(|card| card.standing == Standing::Active)
     }
 
+    /// Whether a later broker is found where this one was: the data directory that made it this
+    /// broker is not used there any more.
+    pub fn is_succeeded(&self, broker: BrokerId) -> bool {
+        let peer = |card: &BrokerCard| card.facts.as_ref().map(|facts| facts.peer.clone());
+        let Some(place) = self.brokers.get(&broker).and_then(|card| peer(card)) else {
+            return false;
+        };
+        let mut later = self.brokers.values().filter(|card| card.id > broker);
+        later.any(|card| peer(card).as_ref() == Some(&place))
+    }
+
     fn holds_replicas(&self, broker: BrokerId) -> bool {
         let topics = self.topics.values().flat_map(|topic| &topic.partitions);
         let placed = topics.flat_map(|partition| &partition.replicas).chain(&self.metadata);
