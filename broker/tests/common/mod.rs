@@ -8,7 +8,10 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test may panic wherever it is")]
 
+pub mod cluster;
+pub mod line;
 pub mod peer;
+pub mod said;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -140,6 +143,11 @@ impl Drop for Node {
     }
 }
 
+/// A runtime for one broker.
+fn any_runtime() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
 /// Ends all tasks of a runtime and waits for that, which no task of another runtime may do itself.
 fn end(runtime: Runtime) {
     std::thread::scope(|scope| scope.spawn(|| runtime.shutdown_timeout(PATIENCE)).join()).unwrap();
@@ -169,7 +177,7 @@ pub async fn start_in(folder: &Path) -> Result<(Broker, Runtime), StartError> {
 
 /// Starts a broker, or says why not; then nothing of it is left.
 pub async fn start_with(config: Config) -> Result<(Broker, Runtime), StartError> {
-    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = any_runtime();
     let seams = Seams::os(&config).unwrap();
     match runtime.spawn(Broker::start(config, seams)).await.unwrap() {
         Ok(broker) => Ok((broker, runtime)),

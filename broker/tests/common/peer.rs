@@ -6,6 +6,7 @@
 use super::{Node, soon};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use weir_protocol::batch::{BatchBuilder, BatchHeader};
@@ -61,7 +62,11 @@ pub fn name(text: &str) -> Name {
 impl Peer {
     /// A connection on which nothing was said yet.
     pub async fn raw(node: &Node) -> Self {
-        let socket = TcpStream::connect(node.addresses.native).await.unwrap();
+        Self::raw_to(node.addresses.native).await
+    }
+
+    async fn raw_to(native: SocketAddr) -> Self {
+        let socket = TcpStream::connect(native).await.unwrap();
         socket.set_nodelay(true).unwrap();
         let decoder = Decoder::new(FRAME_BYTES_MAX);
         let (input, early) = (BytesMut::new(), VecDeque::new());
@@ -70,7 +75,12 @@ impl Peer {
 
     /// A connection behind its handshake.
     pub async fn connect(node: &Node) -> Self {
-        let mut peer = Self::raw(node).await;
+        Self::connect_to(node.addresses.native).await
+    }
+
+    /// The same, to a broker that listens there.
+    pub async fn connect_to(native: SocketAddr) -> Self {
+        let mut peer = Self::raw_to(native).await;
         peer.say_hello().await;
         assert!(matches!(peer.next().await, Frame::Welcome(_)));
         assert_eq!(peer.next().await, Frame::Ready);
