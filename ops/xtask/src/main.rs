@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod advisories;
+mod cluster_up;
 mod diskfull;
 mod fuzz;
 mod links;
@@ -92,6 +93,12 @@ enum Chore {
         /// Which targets [default: all]
         targets: Vec<String>,
     },
+    /// Start three brokers that are one cluster on this machine; Ctrl-C stops them
+    ClusterUp {
+        /// Where their data goes, and is found again
+        #[arg(long, default_value = "cluster")]
+        dir: PathBuf,
+    },
     /// Fill the disk of a broker on a loop-mounted ext4 and make room again (needs root)
     Diskfull,
 }
@@ -130,6 +137,7 @@ fn main() -> ExitCode {
             // libFuzzer takes 0 for a random one.
             fuzz::run(&root, (seconds, seed.unwrap_or(0)), &targets)
         }
+        Chore::ClusterUp { dir } => cluster_up::run(&root, &dir),
         Chore::Diskfull => diskfull::check(&root),
     };
     match outcome {

@@ -3,6 +3,7 @@
 //! Owns: the child, its ready line and its end.
 //! Never: leaves it running: it is killed on drop.
 
+use crate::mount::run;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -47,7 +48,8 @@ impl BrokerProcess {
         Self::spawn(serve(weir, data_dir, port).stderr(log))
     }
 
-    fn spawn(command: &mut Command) -> Result<Self, String> {
+    /// Runs any `weir serve` and waits for its ready line.
+    pub(crate) fn spawn(command: &mut Command) -> Result<Self, String> {
         let mut child =
             command.stdout(Stdio::piped()).spawn().map_err(|e| format!("{command:?}: {e}"))?;
         let stdout = child.stdout.take().ok_or("no stdout")?;
@@ -79,6 +81,13 @@ impl BrokerProcess {
     pub(crate) fn kill(mut self) -> Result<(), String> {
         self.child.kill().map_err(|e| e.to_string())?;
         self.child.wait().map(|_| ()).map_err(|e| e.to_string())
+    }
+
+    /// SIGTERM, and waits until the broker has drained.
+    pub(crate) fn stop(mut self) -> Result<(), String> {
+        run(Command::new("kill").args(["-TERM", &self.pid().to_string()]))?;
+        let status = self.child.wait().map_err(|e| e.to_string())?;
+        if status.success() { Ok(()) } else { Err(format!("a broker ended with {status}")) }
     }
 
     /// The process.
