@@ -4,7 +4,9 @@ mod common;
 
 use common::{Broker, WEIR, failure};
 use std::fs;
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
 
 fn serve(args: &[&str]) -> Command {
     let mut command = Command::new(WEIR);
@@ -27,6 +29,23 @@ fn the_ready_line_names_real_ports_and_sigterm_drains() {
     broker.ok(&["check", "ready"]);
     assert!(broker.get("/metrics").contains("weir_build_info{"));
     assert_eq!(broker.terminate(), Some(0));
+}
+
+/// Who started the first of three terminals may think better of it.
+#[test]
+fn a_broker_that_waits_for_its_cluster_is_stopped_by_sigterm() {
+    let dir = tempfile::tempdir().unwrap();
+    let peers = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let seeds = format!("{peers},127.0.0.1:1");
+    let args = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--peers", &peers];
+    let mut command = serve(&args);
+    command.args(["--seeds", &seeds, "--data-dir"]).arg(dir.path()).stderr(Stdio::piped());
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(said.any(|line| line.unwrap().contains("127.0.0.1:1")), "it says for whom it waits");
+    let stop = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(stop.success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 #[test]
