@@ -7,7 +7,6 @@ use super::cluster::{self, Look, partition_json};
 use super::problem::Problem;
 use super::{AdminView, Answer, Shown};
 use crate::catalog::{PartitionState, TopicPartitions, config_of};
-use crate::partition::PartitionHandle;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
@@ -208,7 +207,6 @@ fn topic_json(here: &TopicPartitions, look: &Look) -> Value {
             json!({
                 "partition": number,
                 "state": if view.leading { "leading" } else { "not leading" },
-                "voters": voters_of(handle),
                 "log_start": view.log_start.0,
                 "high_watermark": view.high_watermark.0,
                 "bytes": view.bytes,
@@ -249,13 +247,6 @@ fn topic_json(here: &TopicPartitions, look: &Look) -> Value {
         "created_ms": here.topic.created_ms,
         "partitions": partitions.collect::<Vec<_>>(),
     })
-}
-
-/// The replicas that vote; in a change of them, those that will.
-fn voters_of(handle: &PartitionHandle) -> Vec<u64> {
-    let members = handle.replica().map(|replica| replica.members());
-    let voters = members.and_then(|members| members.voters.into_iter().next_back());
-    voters.into_iter().flatten().map(|replica| replica.0).collect()
 }
 
 /// `last_offset` is null where no record is in the range, only what the partition wrote itself.

@@ -191,12 +191,15 @@ impl Member {
         client_of([self]).await
     }
 
+    /// What its admin port answers, if that is JSON.
+    pub async fn page(&self, path: &str) -> Option<Value> {
+        let answer = ask(self.admin, path).await;
+        serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
+    }
+
     /// What its admin port says of partition 0 of a topic; none until it knows the topic.
     pub async fn partition(&self, topic: &str) -> Option<Value> {
-        let page = ask(self.admin, &format!("/v1/topics/{topic}")).await;
-        let (_, body) = page.split_once("\r\n\r\n")?;
-        let topic: Value = serde_json::from_str(body).ok()?;
-        topic["partitions"].get(0).cloned()
+        self.page(&format!("/v1/topics/{topic}")).await?["partitions"].get(0).cloned()
     }
 
     /// The folders of the replicas that it holds, but for the metadata's.
@@ -337,4 +340,10 @@ pub async fn read_to(consumer: &mut Consumer, end: u64) -> Vec<(u64, Vec<u8>)> {
         records.push((record.offset(), record.payload().to_vec()));
     }
     records
+}
+
+/// Whether these replicas, as an admin page lists them, are three that vote.
+pub fn are_three_voters(replicas: &Value) -> bool {
+    let replicas = replicas.as_array().map_or(&[][..], Vec::as_slice);
+    replicas.len() == 3 && replicas.iter().all(|replica| replica["stage"] == "voter")
 }
