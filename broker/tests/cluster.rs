@@ -135,9 +135,8 @@ async fn a_node_with_data_grows_into_a_cluster() {
     let client = cluster.client().await;
     let change = TopicChange { replicas: Some(3), ..TopicChange::default() };
     // The settings stand in the metadata at once; the replicas come behind.
-    let altered = found("the topic is altered", async || {
-        client.alter_topic(TOPIC, change).await.ok()
-    });
+    let altered =
+        found("the topic is altered", async || client.alter_topic(TOPIC, change).await.ok());
     altered.await;
     cluster.replicas_are_open(TOPIC).await;
     assert_eq!(cluster.same_records(TOPIC, 400).await, all(0..400, payload));

@@ -35,9 +35,11 @@ fn the_ready_line_names_real_ports_and_sigterm_drains() {
 #[test]
 fn a_broker_that_waits_for_its_cluster_is_stopped_by_sigterm() {
     let dir = tempfile::tempdir().unwrap();
-    let peers = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    // Others are told where it is, so that it may not pick its ports.
+    let [native, peers] = [(); 2]
+        .map(|()| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string());
     let seeds = format!("{peers},127.0.0.1:1");
-    let args = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--peers", &peers];
+    let args = ["--listen", &native, "--admin", "127.0.0.1:0", "--peers", &peers];
     let mut command = serve(&args);
     command.args(["--seeds", &seeds, "--data-dir"]).arg(dir.path()).stderr(Stdio::piped());
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
