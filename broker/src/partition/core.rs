@@ -249,6 +249,8 @@ impl<R> Core<R> {
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
         // Without room in flight they wait for a proposal to come back, which is no matter of time.
         let settles = self.proposing.has_room().then(|| self.consuming.settles.due(now)).flatten();
+        let rest = self.proposing.rest_ends();
+        let settles = settles.map(|due| rest.map_or(due, |ends| ends.max(due))).or(rest);
         let patience = [self.leader.awaited_until(), self.consuming.patience_ends()];
         patience.into_iter().chain([settles]).flatten().min()
     }

@@ -14,7 +14,7 @@ use super::{Core, Effect, Effects, Leader, Publish, Seen, Ticket};
 use crate::partition::command::{self, Command};
 use crate::partition::dedup::{Numbered, Verdict};
 use crate::partition::limits::{
-    CONTROL_BYTES_MAX, PROPOSAL_BATCHES_MAX, PROPOSAL_BYTES_MAX, PROPOSALS_INFLIGHT_MAX,
+    CONTROL_BYTES_MAX, PROPOSAL_BATCHES_MAX, PROPOSAL_BYTES_MAX, PROPOSALS_INFLIGHT_MAX, TICK,
 };
 use crate::partition::log_time::LogClock;
 use crate::partition::pending::{Pending, Place};
@@ -77,6 +77,19 @@ pub(super) struct Proposing<R> {
     opens: Vec<(Option<(ProducerId, u32)>, Ticket)>,
     fence: Option<Fence>,
     trim: Trim,
+    rest: Rest,
+}
+
+/// Commands that were refused are proposed again by the core itself: while a leadership is handed
+/// over they would be refused again at once, and again, for as long as that takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// None were refused lately.
+    Over,
+    /// Some were, and it is not known when.
+    Due,
+    /// None are proposed before then.
+    Until(Instant),
 }
 
 #[derive(Debug, Default)]
@@ -100,6 +113,7 @@ impl<R> Proposing<R> {
             opens: Vec::new(),
             fence: None,
             trim: Trim::default(),
+            rest: Rest::Over,
         }
     }
 
@@ -111,6 +125,24 @@ impl<R> Proposing<R> {
     /// Whether something can be proposed now.
     pub(super) fn has_room(&self) -> bool {
         self.term().is_some() && self.flight.len() < PROPOSALS_INFLIGHT_MAX
+    }
+
+    /// When commands that were refused may be proposed again.
+    pub(super) fn rest_ends(&self) -> Option<Instant> {
+        match self.rest {
+            Rest::Until(at) => Some(at).filter(|_| self.has_room()),
+            Rest::Over | Rest::Due => None,
+        }
+    }
+
+    /// Whether commands that were refused have to wait still.
+    fn rests(&mut self, now: Instant) -> bool {
+        self.rest = match self.rest {
+            Rest::Due => Rest::Until(now + TICK),
+            Rest::Until(at) if at <= now => Rest::Over,
+            rest => rest,
+        };
+        self.rest != Rest::Over
     }
 
     /// Whether any publisher waits for an answer.
@@ -264,6 +296,9 @@ impl<R> Core<R> {
     }
 
     fn gather_commands(&mut self, log_time_ms: u64, now: Instant, batches: &mut Vec<NewBatch>) {
+        if self.proposing.rests(now) {
+            return;
+        }
         let mut commands = Vec::new();
         let trim = !self.proposing.trim.in_flight;
         let trim = trim.then(|| self.proposing.trim.wanted.take()).flatten();
@@ -384,6 +419,7 @@ impl<R> Core<R> {
                 }
                 self.proposing.trim.in_flight &= !trim;
                 self.consuming.changes_lost();
+                self.proposing.rest = Rest::Due;
             }
         }
     }

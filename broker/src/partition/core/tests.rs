@@ -590,6 +590,27 @@ fn a_settle_that_finds_no_room_in_flight_does_not_wake_the_partition_again_and_a
 }
 
 #[test]
+fn a_refused_settle_is_not_proposed_again_in_the_same_instant() {
+    let mut world = world(Overflow::Backpressure);
+    world.publish(1, 0, 3);
+    world.commit_all();
+    let consumer = world.subscribe(1, Some("s"), Start::Earliest, ALL);
+    world.commit_all();
+    world.settle(consumer, 3, true);
+    world.refuse(false);
+    assert!(world.sent.is_empty(), "whoever refused it does so until something changes");
+    assert_eq!(world.core.due(world.now), Some(world.now + TICK));
+    world.publish(2, 0, 1);
+    world.commit_all();
+    assert_eq!(world.log_end(), Offset(4), "publishes do not wait for it");
+    world.now += TICK;
+    world.tell(Event::Tick);
+    world.commit_all();
+    let cursor = world.core.state().subscriptions.by_id(SubscriptionId(0)).unwrap().cursor;
+    assert_eq!((cursor, world.core.due(world.now)), (Offset(3), None));
+}
+
+#[test]
 fn what_was_not_delivered_cannot_be_settled() {
     let mut world = world(Overflow::Backpressure);
     world.publish(1, 0, 2);
@@ -625,6 +646,8 @@ fn settles_are_gathered_and_only_one_control_batch_of_them_is_in_flight() {
     world.commit();
     assert_eq!(world.sent.len(), 1);
     world.refuse(false);
+    world.now += TICK;
+    world.tell(Event::Tick);
     world.commit_all();
     let cursor = world.core.state().subscriptions.by_id(SubscriptionId(0)).unwrap().cursor;
     assert_eq!(cursor, Offset(9), "a settle that was lost is proposed again");
