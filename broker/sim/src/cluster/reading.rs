@@ -11,7 +11,7 @@ use weir_client::{Client, Consumer, Delivered, Start};
 
 /// Until a session that ended is opened again.
 const OPEN_AGAIN: Duration = Duration::from_millis(200);
-/// A session ends by itself after up to so many records.
+/// A session of a durable subscription ends by itself after up to so many records.
 const SESSION_RECORDS_MAX: u32 = 1_500;
 /// One record in so many is settled.
 const SETTLE_ONE_IN: u8 = 16;
@@ -41,9 +41,9 @@ impl Reading {
                 Ok(consumer) => self.session(consumer, &mut stopped).await,
                 Err(error) => {
                     tracing::debug!(subscription = self.subscription, %error, "no session");
-                    sleep(OPEN_AGAIN).await;
                 }
             }
+            sleep(OPEN_AGAIN).await;
         }
     }
 
@@ -69,7 +69,9 @@ impl Reading {
                 from: start as u32,
             });
         }
-        for _ in 0..self.random.u32(1..SESSION_RECORDS_MAX) {
+        // A plain reader begins anew each time, so that it ends only when it must.
+        let durable = self.random.u32(1..SESSION_RECORDS_MAX);
+        for _ in 0..if self.is_durable { durable } else { u32::MAX } {
             let next = tokio::select! {
                 biased;
                 _ = stopped.wait_for(|stopped| *stopped) => break,
