@@ -273,7 +273,7 @@ async fn a_reader_says_that_any_replica_may_serve_it_and_what_that_must_hold() {
     let (consumer, stream) = tokio::join!(building.subscribe(), async {
         let frame = peer.next().await;
         let Frame::Subscribe(asked) = frame else { panic!("SUBSCRIBE, not {frame:?}") };
-        let needs = Needs { any_replica: true, reach: Offset(2), resume: Offset(0) };
+        let needs = Needs { any_replica: true, reach: Offset(2), resume: Offset(0), epoch: 0 };
         assert_eq!(asked.needs, needs);
         let (request, refusal) = (asked.request, refusal(ErrorCode::Behind, Outcome::NotStored));
         peer.send(Frame::Error(ErrorFrame { request, refusal })).await;

@@ -122,6 +122,7 @@ codes! {
     0x0902 BadChecksum "BAD_CHECKSUM" "checksum" "a checksum does not match its content";
     0x0903 UnknownProducer "UNKNOWN_PRODUCER" "unknown_producer" "the producer is not known to this partition any more";
     0x0a01 SettleOutOfRange "SETTLE_OUT_OF_RANGE" "settle_out_of_range" "the settle lies outside what was delivered";
+    0x0a02 Generation "GENERATION" "generation" "a newer assignment gave the partition to another consumer";
 }
 
 impl ErrorCode {

@@ -5,8 +5,10 @@
 //!
 //! C = client to broker, B = broker to client. A frame on stream 0 concerns the connection.
 
+mod sharing;
 mod topics;
 
+pub use sharing::{Assignment, FEATURE_SHARING, Join, MemberId, Present};
 pub use topics::{
     AlterTopic, BrokerView, CreateTopic, DeleteTopic, Durability, Metadata, MetadataPage, Overflow,
     PartitionView, TopicConfig, TopicView,
@@ -68,6 +70,14 @@ pub enum Frame {
     Settle(Settle),
     /// B 0x24: the settle is committed; sent when asked for.
     Settled(Settled),
+    /// C 0x25: joins those that share a durable subscription.
+    Join(Join),
+    /// B 0x26: the partitions that a member reads from now on.
+    Assignment(Assignment),
+    /// C 0x27: the member is there, and has given up what is not its own.
+    Present(Present),
+    /// C 0x28: the member on this stream leaves, and reads nothing any more.
+    Leave(StreamId),
     /// C 0x30: asks for topics.
     Metadata(Metadata),
     /// B 0x31: a page of topics.
@@ -391,6 +401,8 @@ pub struct Needs {
     /// A durable subscription starts no earlier than here: where its consumer stood when it moved.
     /// 0 = at its cursor.
     pub resume: Offset,
+    /// Epoch of the assignment that gave the partition to the consumer; 0 = it shares with nobody.
+    pub epoch: u64,
 }
 
 /// Opens a consumer on a stream.

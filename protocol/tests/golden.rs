@@ -214,7 +214,20 @@ fn consume_frames() -> Vec<(&'static str, Frame)> {
                 subscription: None,
                 start: Start::Latest,
                 credit: grant(),
-                needs: Needs { any_replica: true, reach: Offset(9), resume: Offset(5) },
+                needs: Needs { any_replica: true, reach: Offset(9), resume: Offset(5), epoch: 0 },
+            }),
+        ),
+        (
+            "subscribe_epoch",
+            Frame::Subscribe(Subscribe {
+                stream,
+                request: RequestId(2),
+                topic: name("orders"),
+                partition: PartitionId(0),
+                subscription: Some(name("billing")),
+                start: Start::Earliest,
+                credit: grant(),
+                needs: Needs { epoch: 11, ..Needs::default() },
             }),
         ),
         (
@@ -251,6 +264,26 @@ fn consume_frames() -> Vec<(&'static str, Frame)> {
                 batches: vec![Bytes::from_static(&[0xab; 64])],
             }),
         ),
+        (
+            "join",
+            Frame::Join(Join {
+                stream,
+                request: RequestId(2),
+                topic: name("orders"),
+                subscription: name("billing"),
+                member: MemberId(0x0102_0304_0506_0708),
+            }),
+        ),
+        (
+            "assignment",
+            Frame::Assignment(Assignment {
+                stream,
+                epoch: 11,
+                partitions: vec![PartitionId(0), PartitionId(5)],
+            }),
+        ),
+        ("present", Frame::Present(Present { stream, epoch: 11 })),
+        ("leave", Frame::Leave(stream)),
         ("settle", Frame::Settle(Settle { stream, upto: Offset(7), confirm: true })),
         ("settled", Frame::Settled(Settled { stream, upto: Offset(7), refusal: None })),
     ]

@@ -5,12 +5,12 @@ use super::fields::Fields;
 use super::write::{ANY_REPLICA, frame_type as t};
 use crate::batch::{BatchHeader, HeaderError, WIRE_SALT};
 use crate::frame::{
-    AlterTopic, Auth, BrokerView, CreateTopic, DeleteTopic, Deliver, Demand, Durability,
-    ErrorFrame, Frame, GoAway, Hello, Metadata, MetadataPage, Needs, OpenPublisher, Overflow,
-    PartitionView, Publish, Published, PublisherOpened, Refused, Revoke, Revoked, Settle, Settled,
+    AlterTopic, Assignment, Auth, BrokerView, CreateTopic, DeleteTopic, Deliver, Demand, Durability,
+    ErrorFrame, Frame, GoAway, Hello, Join, MemberId, Metadata, MetadataPage, Needs, OpenPublisher, Overflow,
+    PartitionView, Present, Publish, Published, PublisherOpened, Refused, Revoke, Revoked, Settle, Settled,
     Start, StoredRange, StreamClosed, Subscribe, Subscribed, TopicConfig, TopicView, Welcome,
 };
-use crate::limits::BATCH_HEADER_BYTES;
+use crate::limits::{BATCH_HEADER_BYTES, PARTITIONS_MAX};
 use crate::types::{
     BrokerId, Offset, PartitionId, ProducerId, RequestId, Sequence, StreamId, Term, TopicId,
 };
@@ -76,6 +76,10 @@ pub(super) fn frame(
             let refusal = f.option("refusal", |f, _| f.refusal())?;
             Frame::Settled(Settled { stream, upto, refusal })
         }
+        t::JOIN => Frame::Join(join(stream, f)?),
+        t::ASSIGNMENT => Frame::Assignment(assignment(stream, f)?),
+        t::PRESENT => Frame::Present(Present { stream, epoch: f.u64("epoch")? }),
+        t::LEAVE => Frame::Leave(stream),
         t::METADATA => Frame::Metadata(Metadata {
             request: request(f)?,
             topic: f.option("topic", Fields::name)?,
@@ -239,7 +243,22 @@ fn needs(f: &mut Fields) -> Result<Needs, DecodeError> {
         any_replica: f.u8("flags")? & ANY_REPLICA != 0,
         reach: Offset(f.u64("reach")?),
         resume: Offset(f.u64("resume")?),
+        epoch: if f.rest.is_empty() { 0 } else { f.u64("epoch")? },
     })
+}
+
+fn join(stream: StreamId, f: &mut Fields) -> Result<Join, DecodeError> {
+    let request = request(f)?;
+    let (topic, subscription) = (f.name("topic")?, f.name("subscription")?);
+    let member = MemberId(f.u64("member")?);
+    Ok(Join { stream, request, topic, subscription, member })
+}
+
+fn assignment(stream: StreamId, f: &mut Fields) -> Result<Assignment, DecodeError> {
+    let epoch = f.u64("epoch")?;
+    let count = f.count("partitions", (size_of::<u32>(), PARTITIONS_MAX as usize))?;
+    let partitions = (0..count).map(|_| f.u32("partition").map(PartitionId));
+    Ok(Assignment { stream, epoch, partitions: partitions.collect::<Result<_, _>>()? })
 }
 
 fn subscribed(stream: StreamId, f: &mut Fields) -> Result<Subscribed, DecodeError> {

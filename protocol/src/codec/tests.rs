@@ -198,10 +198,23 @@ fn any_frame() -> impl Strategy<Value = Frame> {
                         any_replica: time.is_none(),
                         reach: Offset(credit.limit_cost),
                         resume: Offset(time.unwrap_or(0)),
+                        epoch: time.map_or(0, |time| time / 2),
                     },
                     credit,
                 })
             }),
+        (stream.clone(), any::<u64>(), proptest::collection::vec(any::<u32>(), 0..9)).prop_map(
+            |(stream, epoch, partitions)| {
+                let partitions = partitions.into_iter().map(PartitionId).collect();
+                Frame::Assignment(Assignment { stream, epoch, partitions })
+            }
+        ),
+        (stream.clone(), request.clone(), any_name(), any::<u64>()).prop_map(
+            |(stream, request, topic, member)| {
+                let (subscription, member) = (topic.clone(), MemberId(member));
+                Frame::Join(Join { stream, request, topic, subscription, member })
+            }
+        ),
         (stream, any::<u64>(), proptest::option::of(any_refusal())).prop_map(
             |(stream, upto, refusal)| {
                 Frame::Settled(Settled { stream, upto: Offset(upto), refusal })

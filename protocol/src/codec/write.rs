@@ -4,7 +4,7 @@ use super::fields::PutFields;
 use super::{EncodeBuf, crc_of};
 use crate::batch::WIRE_SALT;
 use crate::frame::{
-    AlterTopic, CreateTopic, Deliver, Frame, GoAway, Hello, MetadataPage, Needs, OpenPublisher,
+    AlterTopic, Assignment, CreateTopic, Deliver, Frame, GoAway, Hello, MetadataPage, Needs, OpenPublisher,
     Publish, Published, PublisherOpened, Refused, Start, Subscribe, Subscribed, TopicConfig,
     TopicView, Welcome,
 };
@@ -37,6 +37,10 @@ pub(super) mod frame_type {
     pub(in crate::codec) const DELIVER: u8 = 0x22;
     pub(in crate::codec) const SETTLE: u8 = 0x23;
     pub(in crate::codec) const SETTLED: u8 = 0x24;
+    pub(in crate::codec) const JOIN: u8 = 0x25;
+    pub(in crate::codec) const ASSIGNMENT: u8 = 0x26;
+    pub(in crate::codec) const PRESENT: u8 = 0x27;
+    pub(in crate::codec) const LEAVE: u8 = 0x28;
     pub(in crate::codec) const METADATA: u8 = 0x30;
     pub(in crate::codec) const METADATA_PAGE: u8 = 0x31;
     pub(in crate::codec) const CREATE_TOPIC: u8 = 0x32;
@@ -139,6 +143,17 @@ fn stream_frame(frame: &Frame, out: &mut EncodeBuf) {
             f.put_u64_le(settled.upto.0);
             f.put_option(settled.refusal.as_ref(), PutFields::put_refusal);
         }),
+        Frame::Join(join) => whole(out, (t::JOIN, join.stream.0), &[], |f| {
+            f.put_u32_le(join.request.0);
+            f.put_prefixed(join.topic.as_str().as_bytes());
+            f.put_prefixed(join.subscription.as_str().as_bytes());
+            f.put_u64_le(join.member.0);
+        }),
+        Frame::Assignment(assignment) => put_assignment(out, assignment),
+        Frame::Present(present) => whole(out, (t::PRESENT, present.stream.0), &[], |f| {
+            f.put_u64_le(present.epoch);
+        }),
+        Frame::Leave(stream) => whole(out, (t::LEAVE, stream.0), &[], |_| {}),
         other => unreachable!("{other:?} is no frame of a stream"),
     }
 }
@@ -270,6 +285,19 @@ fn put_subscribe(out: &mut EncodeBuf, subscribe: &Subscribe) {
             f.put_u64_le(needs.reach.0);
             f.put_u64_le(needs.resume.0);
         }
+        // As of older versions, where nothing is shared.
+        if needs.epoch != 0 {
+            f.put_u64_le(needs.epoch);
+        }
+    });
+}
+
+fn put_assignment(out: &mut EncodeBuf, assignment: &Assignment) {
+    whole(out, (t::ASSIGNMENT, assignment.stream.0), &[], |f| {
+        f.put_u64_le(assignment.epoch);
+        let count = u16::try_from(assignment.partitions.len());
+        f.put_u16_le(count.expect("a topic has a bounded number of partitions"));
+        assignment.partitions.iter().for_each(|partition| f.put_u32_le(partition.0));
     });
 }
 

@@ -17,7 +17,7 @@ use weir_storage::Read;
 
 /// Longer than any election here.
 const LONG: Duration = Duration::from_secs(20);
-const ANYWHERE: Needs = Needs { any_replica: true, reach: Offset(0), resume: Offset(0) };
+const ANYWHERE: Needs = Needs { any_replica: true, reach: Offset(0), resume: Offset(0), epoch: 0 };
 
 /// A group: replica n lives on broker n.
 struct Group {

@@ -123,7 +123,7 @@ impl World {
     }
 }
 
-const ANYWHERE: Needs = Needs { any_replica: true, reach: Offset(0), resume: Offset(0) };
+const ANYWHERE: Needs = Needs { any_replica: true, reach: Offset(0), resume: Offset(0), epoch: 0 };
 
 #[test]
 fn a_follower_sends_whoever_needs_a_leader_there_at_once() {
@@ -449,7 +449,7 @@ impl Asked {
                 world.registers.insert(id, registers);
                 let subscription = durable.then(|| Name::new("s").unwrap());
                 let needs =
-                    Needs { any_replica: anywhere, reach: Offset(reach), resume: Offset(0) };
+                    Needs { any_replica: anywhere, reach: Offset(reach), resume: Offset(0), epoch: 0 };
                 let start = Start::Earliest;
                 let arriving = Arriving { id, subscription, start, needs, registers };
                 world.tell(Event::Subscribe(arriving));
