@@ -280,6 +280,11 @@ impl Connection {
             }),
             Frame::OpenPublisher(open) => self.on_open_publisher(open),
             Frame::Subscribe(subscribe) => self.on_subscribe(subscribe),
+            Frame::Join(join) => self.on_join(join),
+            Frame::Present(present) => self.on_register(present.stream, |outbox| {
+                outbox.member_present(present.stream, present.epoch)
+            }),
+            Frame::Leave(stream) => self.on_register(stream, |outbox| outbox.member_leaves(stream)),
             Frame::CloseStream(stream) => self.on_close_stream(stream),
             Frame::Metadata(metadata) => self.on_metadata(&metadata),
             Frame::CreateTopic(create) => {
@@ -308,6 +313,7 @@ impl Connection {
             | Frame::StreamClosed(_)
             | Frame::Subscribed(_)
             | Frame::Deliver(_)
+            | Frame::Assignment(_)
             | Frame::Settled(_)
             | Frame::MetadataPage(_)
             | Frame::Done(_) => {

@@ -20,6 +20,7 @@ mod pokes;
 mod refusal;
 mod request;
 mod retention;
+mod roster;
 mod state;
 mod subscription;
 mod task;
@@ -30,7 +31,9 @@ mod wire;
 
 pub use command::describe_commands;
 pub use open::{OpenPartitionError, PartitionOptions};
-pub use request::{PublishRequest, PublisherState, Request, SubscribeRequest, SubscribedState};
+pub use request::{
+    JoinRequest, PublishRequest, PublisherState, Request, SubscribeRequest, SubscribedState,
+};
 pub use view::{PartitionView, SubscriptionView};
 pub use wire::WireError;
 

@@ -76,6 +76,14 @@ pub const MESSAGE_COST_MIN: u64 = 512;
 pub const HEARTBEAT_MS: u32 = 10_000;
 /// A peer that heard nothing for this long closes the connection.
 pub const DEAD_AFTER_MS: u32 = 30_000;
+/// A consumer that shares a subscription says that it is there this often ...
+pub const MEMBER_BEAT_MS: u32 = 3_000;
+/// ... and is gone when it was not heard for this long.
+pub const MEMBER_SILENCE_MS_MAX: u32 = 10_000;
+/// One whose connection has ended is gone sooner: it would have come back by then.
+pub const MEMBER_RETURN_MS_MAX: u32 = 3_000;
+/// It is given this long to give up a partition that goes to another one.
+pub const MEMBER_HAND_OVER_MS_MAX: u32 = 10_000;
 /// HELLO and authentication must be through by then.
 pub const HANDSHAKE_MS_MAX: u32 = 5_000;
 
@@ -98,4 +106,6 @@ const _: () = assert!(
 );
 const _: () = assert!(BROKERS_MAX <= u8::MAX as usize);
 const _: () = assert!(DEAD_AFTER_MS >= 2 * HEARTBEAT_MS);
+const _: () = assert!(MEMBER_RETURN_MS_MAX < MEMBER_SILENCE_MS_MAX);
+const _: () = assert!(MEMBER_SILENCE_MS_MAX > 3 * MEMBER_BEAT_MS);
 const _: () = assert!(HEADER_KEY_BYTES_MAX * HEADERS_MAX <= HEADERS_BYTES_MAX);

@@ -7,7 +7,7 @@ use super::{Connection, Phase};
 use crate::reply;
 use tokio::time::Duration;
 use weir_protocol::error_code::ErrorCode;
-use weir_protocol::frame::{Auth, Frame, Hello, Refusal, Welcome};
+use weir_protocol::frame::{Auth, FEATURE_SHARING, Frame, Hello, Refusal, Welcome};
 use weir_protocol::limits::{
     HEARTBEAT_MS, MESSAGE_COST_MIN, PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN,
 };
@@ -46,7 +46,7 @@ impl Connection {
         let identity = &self.services.identity;
         let welcome = Welcome {
             version,
-            features: 0,
+            features: hello.features & FEATURE_SHARING,
             limits: self.services.limits,
             message_cost_min: MESSAGE_COST_MIN as u32,
             cluster_id: identity.cluster_id,

@@ -1,6 +1,6 @@
 //! One consumer stream's side of the outbox: its registers and its lane of deliveries.
 //!
-//! Owns: the newest credit and settle of the client, and at most [`LANE_DELIVERIES_MAX`]
+//! Owns: the newest credit and settle of the client, what a member says and is told, and at most [`LANE_DELIVERIES_MAX`]
 //! deliveries on their way to it, so that a client that stops reading holds no more than those.
 //! Never: waits, and never asks for a delivery that has no place.
 
@@ -8,7 +8,7 @@ use super::outbox::{Outbox, State, Taken};
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
-use weir_protocol::frame::{Deliver, Frame, Grant, Refusal, Settled, StreamClosed};
+use weir_protocol::frame::{Assignment, Deliver, Frame, Grant, Refusal, Settled, StreamClosed};
 use weir_protocol::types::{Offset, StreamId};
 
 /// Deliveries that may be on their way to one consumer: one is written while one is made.
@@ -29,6 +29,7 @@ pub(super) struct ConsumerOut {
     limit_messages: u64,
     settle: Option<Settle>,
     settled: Option<Settled>,
+    member: MemberOut,
     pub(super) lane: VecDeque<Deliver>,
     /// The partition found the lane full and wants to know when it is not.
     lane_wanted: bool,
@@ -37,6 +38,14 @@ pub(super) struct ConsumerOut {
     closing: Option<Option<Box<Refusal>>>,
     pub(super) talking: bool,
     delivering: bool,
+}
+
+/// The registers of a stream by which a consumer shares a subscription.
+#[derive(Default)]
+struct MemberOut {
+    present: Option<u64>,
+    leaves: bool,
+    assignment: Option<Assignment>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +62,7 @@ impl ConsumerOut {
             limit_messages: credit.limit_messages,
             settle: None,
             settled: None,
+            member: MemberOut::default(),
             lane: VecDeque::new(),
             lane_wanted: false,
             poked: false,
@@ -104,6 +114,24 @@ impl ConsumerPort {
     pub fn settle(&self) -> Option<(Offset, bool)> {
         let settle = self.with(|consumer| consumer.settle.take()).flatten()?;
         Some((settle.upto, settle.confirm))
+    }
+
+    /// What the member said last, taken: up to which epoch it obeys, and whether it leaves.
+    pub fn membership(&self) -> (Option<u64>, bool) {
+        let member = |consumer: &mut ConsumerOut| {
+            (consumer.member.present.take(), std::mem::take(&mut consumer.member.leaves))
+        };
+        self.with(member).unwrap_or_default()
+    }
+
+    /// What the member reads from now on. The latest call counts; its `stream` is filled in here.
+    pub fn assigned(&self, assignment: Assignment) {
+        self.change(|state, stream| {
+            if let Some(consumer) = state.consumers.get_mut(&stream) {
+                consumer.member.assignment = Some(Assignment { stream, ..assignment });
+                state.talk(stream);
+            }
+        });
     }
 
     /// Whether one more delivery has a place. If not, a poke follows when one has.
@@ -189,6 +217,19 @@ impl Outbox {
         })
     }
 
+    /// A member is there. Returns whether the partition must be poked.
+    pub(crate) fn member_present(&self, stream: StreamId, epoch: u64) -> bool {
+        self.consumer_register(stream, |consumer| {
+            let present = &mut consumer.member.present;
+            *present = Some(present.map_or(epoch, |earlier| earlier.max(epoch)));
+        })
+    }
+
+    /// A member leaves. Returns whether the partition must be poked.
+    pub(crate) fn member_leaves(&self, stream: StreamId) -> bool {
+        self.consumer_register(stream, |consumer| consumer.member.leaves = true)
+    }
+
     fn consumer_register(&self, stream: StreamId, change: impl FnOnce(&mut ConsumerOut)) -> bool {
         let mut state = self.lock();
         let Some(consumer) = state.consumers.get_mut(&stream) else { return false };
@@ -212,6 +253,7 @@ impl State {
         if let Some(settled) = consumer.settled.take() {
             taken.frames.push(Frame::Settled(settled));
         }
+        taken.frames.extend(consumer.member.assignment.take().map(Frame::Assignment));
         if consumer.lane.is_empty()
             && let Some(refusal) = consumer.closing.take()
         {

@@ -4,14 +4,14 @@
 //! again when its answer has been written, so that a client that does not read cannot go on asking.
 //! Never: waits: what takes time runs beside the connection and leaves its answer in the outbox.
 
-use super::outbox::{Completion, OpenedPublisher, Outbox, RequestReply};
+use super::outbox::{Completion, ConsumerPort, OpenedPublisher, Outbox, RequestReply};
 use super::publish::PublisherStream;
 use super::streams::{ConsumerStream, Identity, OpeningPublisher, STREAM_BYTES, StreamState};
 use super::{Backend, Connection};
 use crate::budget::{Account, Draft};
 use crate::flow::PartitionKey;
 use crate::partition::{
-    PartitionHandle, PublisherState, Request, SubscribeRequest, SubscribedState,
+    JoinRequest, PartitionHandle, PublisherState, Request, SubscribeRequest, SubscribedState,
 };
 use crate::reply;
 use crate::task::{self, TaskKind};
@@ -20,11 +20,11 @@ use std::future::Future;
 use std::sync::Arc;
 use weir_protocol::error_code::ErrorCode;
 use weir_protocol::frame::{
-    ErrorFrame, Frame, Metadata, OpenPublisher, PublisherOpened, Refusal, StreamClosed, Subscribe,
-    Subscribed,
+    ErrorFrame, Frame, Grant, Join, Metadata, OpenPublisher, PublisherOpened, Refusal,
+    StreamClosed, Subscribe, Subscribed,
 };
 use weir_protocol::limits::{FIELDS_BYTES_MAX, REQUESTS_PER_CONNECTION_MAX};
-use weir_protocol::types::{ProducerId, RequestId, StreamId};
+use weir_protocol::types::{PartitionId, ProducerId, RequestId, StreamId};
 
 /// What most requests and their answers come to, bytes.
 const REQUEST_BYTES: u64 = 1 << 10;
@@ -165,29 +165,65 @@ impl Connection {
         Ok(())
     }
 
-    pub(super) fn on_subscribe(&mut self, subscribe: Subscribe) -> Result<(), Refusal> {
-        let (request, stream) = (subscribe.request, subscribe.stream);
+    /// The port of a consumer, or of a member, on its way to its partition. None: it was answered.
+    fn open_port(
+        &mut self,
+        request: RequestId,
+        stream: StreamId,
+        key: &PartitionKey,
+        credit: Option<Grant>,
+    ) -> Result<Option<(PartitionHandle, ConsumerPort)>, Refusal> {
         if !self.slot(request, REQUEST_BYTES)? {
-            return Ok(());
+            return Ok(None);
         }
-        let key = PartitionKey { topic: subscribe.topic, partition: subscribe.partition };
-        let (partition, memory) = match self.stream_place(stream, &key, ErrorCode::ConsumerLimit) {
+        let (partition, memory) = match self.stream_place(stream, key, ErrorCode::ConsumerLimit) {
             Ok(place) => place,
             Err(refusal) => {
                 self.answer(request, Err(refusal));
-                return Ok(());
+                return Ok(None);
             }
         };
-        let port = self.outbox.open_consumer(stream, subscribe.credit);
+        let port = self.outbox.open_consumer(stream, credit.unwrap_or_default());
         let consumer = ConsumerStream {
             id: port.id(),
             topic: key.topic.clone(),
             partition: partition.clone(),
             open: false,
             cancelled: false,
+            member: credit.is_none(),
             _memory: memory,
         };
         self.streams.insert(stream, StreamState::Consumer(Box::new(consumer)));
+        Ok(Some((partition, port)))
+    }
+
+    pub(super) fn on_join(&mut self, join: Join) -> Result<(), Refusal> {
+        let (request, stream) = (join.request, join.stream);
+        let key = PartitionKey { topic: join.topic, partition: PartitionId(0) };
+        let Some((partition, port)) = self.open_port(request, stream, &key, None)? else {
+            return Ok(());
+        };
+        let outbox = Arc::clone(&self.outbox);
+        let deliver = move |result: Result<(), Refusal>| {
+            let result = result.map(|()| Box::new(Frame::Done(request)));
+            outbox.complete(Completion::Consumer { stream, request, result });
+        };
+        let reply = RequestReply::new(deliver);
+        let (subscription, member) = (join.subscription, join.member);
+        let ask = JoinRequest { subscription, member, port, reply };
+        if let Err(Request::Join(ask)) = partition.try_send(Request::Join(ask)) {
+            ask.reply.done(Err(not_taken(&partition, &key)));
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_subscribe(&mut self, subscribe: Subscribe) -> Result<(), Refusal> {
+        let (request, stream) = (subscribe.request, subscribe.stream);
+        let key = PartitionKey { topic: subscribe.topic, partition: subscribe.partition };
+        let credit = Some(subscribe.credit);
+        let Some((partition, port)) = self.open_port(request, stream, &key, credit)? else {
+            return Ok(());
+        };
         let outbox = Arc::clone(&self.outbox);
         let deliver = move |result: Result<SubscribedState, Refusal>| {
             let result = result.map(|state| {

@@ -34,6 +34,8 @@ pub(super) struct ConsumerStream {
     pub(super) open: bool,
     /// The client has ended the stream before it was open.
     pub(super) cancelled: bool,
+    /// It carries no records: its consumer shares a subscription.
+    pub(super) member: bool,
     pub(super) _memory: Draft,
 }
 
@@ -42,6 +44,16 @@ pub(super) enum StreamState {
     OpeningPublisher(OpeningPublisher),
     Publisher(Box<PublisherStream>),
     Consumer(Box<ConsumerStream>),
+}
+
+impl StreamState {
+    fn is_consumer(&self) -> bool {
+        matches!(self, Self::Consumer(consumer) if !consumer.member)
+    }
+
+    fn is_member(&self) -> bool {
+        matches!(self, Self::Consumer(consumer) if consumer.member)
+    }
 }
 
 /// Identity that a publisher put into its batches.
@@ -56,6 +68,7 @@ pub(super) struct Identity {
 pub(super) struct Streams {
     streams: BTreeMap<StreamId, StreamState>,
     consumers: u32,
+    members: u32,
     /// Streams that are over: what was on its way to them is not an error.
     ended: BTreeSet<StreamId>,
 }
@@ -79,7 +92,8 @@ impl Streams {
 
     pub(super) fn insert(&mut self, stream: StreamId, state: StreamState) {
         self.ended.remove(&stream);
-        self.consumers += u32::from(matches!(state, StreamState::Consumer(_)));
+        self.consumers += u32::from(state.is_consumer());
+        self.members += u32::from(state.is_member());
         self.streams.insert(stream, state);
     }
 
@@ -96,7 +110,8 @@ impl Streams {
     /// The stream never came to be.
     pub(super) fn forget(&mut self, stream: StreamId) -> Option<StreamState> {
         let state = self.streams.remove(&stream)?;
-        self.consumers -= u32::from(matches!(state, StreamState::Consumer(_)));
+        self.consumers -= u32::from(state.is_consumer());
+        self.members -= u32::from(state.is_member());
         Some(state)
     }
 
@@ -139,12 +154,12 @@ impl Streams {
 
     /// Open publishers and consumers.
     pub(super) fn counts(&self) -> (u32, u32) {
-        (self.streams.len() as u32 - self.consumers, self.consumers)
+        (self.streams.len() as u32 - self.consumers - self.members, self.consumers)
     }
 
     /// Takes all streams out: the connection is over.
     pub(super) fn take(&mut self) -> BTreeMap<StreamId, StreamState> {
-        self.consumers = 0;
+        (self.consumers, self.members) = (0, 0);
         std::mem::take(&mut self.streams)
     }
 }

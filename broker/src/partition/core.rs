@@ -2,7 +2,7 @@
 //!
 //! Owns: the replicated state; where the leader is (`standing`); publishes and commands on their way
 //! into the log (`proposing`); consumers on their way in (`arriving`) and what they are owed
-//! (`consuming`).
+//! (`consuming`); who of them reads what (`sharing`).
 //! Never: a clock, a socket, a file, a random number. `handle(event, now)` appends effects, in the
 //! order in which they must be carried out.
 //! Invariants:
@@ -18,6 +18,7 @@
 mod arriving;
 mod consuming;
 mod proposing;
+mod sharing;
 mod standing;
 #[cfg(test)]
 mod tests;
@@ -36,10 +37,13 @@ use crate::replication::{Proposal, Refused, Role, StoredOutcome};
 use bytes::Bytes;
 use consuming::Consuming;
 use proposing::Proposing;
+use sharing::Sharing;
 use tokio::time::Instant;
 use weir_protocol::batch::BatchHeader;
 use weir_protocol::error_code::reason_bits;
-use weir_protocol::frame::{Deliver, Overflow, Settled, StoredRange, TopicConfig};
+use weir_protocol::frame::{
+    Assignment, Deliver, MemberId, Overflow, Settled, StoredRange, TopicConfig,
+};
 use weir_protocol::types::{Name, Offset, ProducerId, Term};
 use weir_storage::BatchSlice;
 
@@ -84,6 +88,12 @@ pub(super) enum Event<R> {
     Poked { id: ConsumerId, registers: Registers, settle: Option<(Offset, bool)> },
     /// A consumer is gone.
     Closed(ConsumerId),
+    /// A consumer joins those that share a subscription.
+    Join { id: ConsumerId, subscription: Name, member: MemberId },
+    /// A member is there, and has given up what it was told to by this epoch.
+    Present { id: ConsumerId, epoch: u64 },
+    /// A member leaves, and reads nothing any more.
+    Leave(ConsumerId),
     /// A read that was asked for is through.
     Read { id: ConsumerId, slices: Vec<BatchSlice> },
     /// A durable subscription is to go.
@@ -132,6 +142,12 @@ pub(super) enum Effect<R> {
     Deliver(ConsumerId, Deliver),
     /// A settle is committed, or refused.
     Settled(ConsumerId, Settled),
+    /// A consumer is a member of those that share, or not.
+    Joined(ConsumerId, Result<(), SubscribeRefusal>),
+    /// What a member reads from now on.
+    Assigned(ConsumerId, Assignment),
+    /// A member has left: its stream ends.
+    Left(ConsumerId),
     /// A subscription is deleted, or never was; or it cannot be.
     Deleted(Ticket, Result<bool, SubscribeRefusal>),
     /// Another replica leads, or none does: the streams of all publishers end.
@@ -160,6 +176,7 @@ pub(super) struct Core<R> {
     leader: Leader,
     proposing: Proposing<R>,
     consuming: Consuming,
+    sharing: Sharing,
     /// More bytes than the topic may hold are needed.
     full: bool,
     has_space: bool,
@@ -181,6 +198,7 @@ impl<R> Core<R> {
             leader: Leader::unknown(),
             proposing: Proposing::new(log_time_ms),
             consuming: Consuming::default(),
+            sharing: Sharing::default(),
             full: false,
             has_space: true,
             blocked_bits: 0,
@@ -220,6 +238,11 @@ impl<R> Core<R> {
         self.proposing.term()
     }
 
+    /// Members that have a stream here.
+    pub(super) fn members(&self) -> usize {
+        self.sharing.streams()
+    }
+
     /// Whether time alone may change something soon.
     pub(super) fn is_restless(&self) -> bool {
         self.blocked_bits != 0 || !self.has_space || self.draining || self.proposing.is_waiting()
@@ -247,12 +270,14 @@ impl<R> Core<R> {
 
     /// When [`Core::pump`] has something to do that waits for its time.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        let members = if self.leads() { self.sharing.due() } else { None };
+        let commands = [self.consuming.settles.due(now), members].into_iter().flatten().min();
         // Without room in flight they wait for a proposal to come back, which is no matter of time.
-        let settles = self.proposing.has_room().then(|| self.consuming.settles.due(now)).flatten();
+        let commands = self.proposing.has_room().then_some(commands).flatten();
         let rest = self.proposing.rest_ends();
-        let settles = settles.map(|due| rest.map_or(due, |ends| ends.max(due))).or(rest);
+        let commands = commands.map(|due| rest.map_or(due, |ends| ends.max(due))).or(rest);
         let patience = [self.leader.awaited_until(), self.consuming.patience_ends()];
-        patience.into_iter().chain([settles]).flatten().min()
+        patience.into_iter().chain([commands]).flatten().min()
     }
 
     /// Takes one event in. [`Core::pump`] follows when all that has arrived is taken in.
@@ -262,7 +287,15 @@ impl<R> Core<R> {
             Event::OpenPublisher(producer, ticket) => self.open_publisher(producer, ticket, out),
             Event::Subscribe(arriving) => self.subscribe(arriving, now, out),
             Event::Poked { id, registers, settle } => self.poked(id, registers, settle, now, out),
-            Event::Closed(id) => self.consuming.close(id),
+            Event::Closed(id) => {
+                self.consuming.close(id);
+                self.sharing.close(id, now);
+            }
+            Event::Join { id, subscription, member } => {
+                self.join(id, (subscription, member), now, out);
+            }
+            Event::Present { id, epoch } => self.sharing.present(id, epoch, now),
+            Event::Leave(id) => self.sharing.leave(id),
             Event::Read { id, slices } => self.read(id, slices, out),
             Event::DeleteSubscription(name, ticket) => self.delete(name, ticket, out),
             Event::Applied { header, commands } => self.applied(&header, &commands, out),
@@ -270,7 +303,10 @@ impl<R> Core<R> {
             Event::Replaced(state) => self.replaced(*state, out),
             Event::Replica(seen) => self.replica(&seen, now, out),
             Event::NotProposed { number } => self.not_proposed(number, out),
-            Event::Configure(config) => self.config = config,
+            Event::Configure(config) => {
+                self.config = config;
+                self.sharing.look_again();
+            }
             Event::Holds { sealed, bytes, held_from, wall_ms } => {
                 self.held_from = held_from;
                 self.retain(&sealed, bytes, wall_ms);
@@ -287,6 +323,7 @@ impl<R> Core<R> {
     /// Proposes what is due, gathered, and says what follows from all that was taken in.
     pub(super) fn pump(&mut self, wall_ms: u64, now: Instant, out: &mut Effects<R>) {
         self.lose_patience(now, out);
+        self.share(now, out);
         self.propose(wall_ms, now, out);
         self.let_in(now, out);
         let bits = self.reasons_to_block();
@@ -313,6 +350,7 @@ impl<R> Core<R> {
         self.held_from = state.high_watermark;
         self.proposing.clock.seen(state.log_time_ms);
         self.state = state;
+        self.sharing.look_again();
         self.lost = None;
         out.push(Effect::Trimmed);
     }
@@ -329,6 +367,7 @@ impl<R> Core<R> {
         self.answer_opens(out);
         self.proposing.trim_to(None);
         self.refuse_changes(&lost, out);
+        self.sharing.look_again();
     }
 
     /// Another replica leads, or none has for too long. What is replicated stays as it is; what is
@@ -337,6 +376,7 @@ impl<R> Core<R> {
         self.full = false;
         self.proposing.trim_to(None);
         self.leave_consumers(hint, out);
+        self.send_members_away(&SubscribeRefusal::NotLeader(hint), out);
         out.push(Effect::Depart(PublishRefusal::NotLeader(hint)));
     }
 

@@ -3,7 +3,9 @@
 
 use crate::replication::INFLIGHT_MAX;
 use tokio::time::Duration;
-use weir_protocol::limits::BATCH_BYTES_MAX;
+use weir_protocol::limits::{
+    BATCH_BYTES_MAX, MEMBER_HAND_OVER_MS_MAX, MEMBER_RETURN_MS_MAX, MEMBER_SILENCE_MS_MAX,
+};
 
 /// Requests other than publishes that the mailbox of one partition holds. Beyond them the caller
 /// answers OVERLOADED_REQUEST.
@@ -36,6 +38,15 @@ pub const PRODUCER_ANONYMOUS_BIT: u64 = 1 << 63;
 pub const SUBSCRIPTIONS_MAX: usize = 1_000;
 /// Consumers attached to one partition.
 pub const CONSUMERS_MAX: usize = 16_384;
+/// Consumers that share the subscriptions of one topic, all together.
+pub const MEMBERS_MAX: usize = 4_096;
+/// A member that has not been heard for this long is gone: the longest that a partition stays without
+/// a reader behind a death (semantics.md B3: sessions of 3 s and 10 s).
+pub const MEMBER_SILENCE_MAX: Duration = Duration::from_millis(MEMBER_SILENCE_MS_MAX as u64);
+/// One whose connection has ended is gone after this.
+pub const MEMBER_RETURN_MAX: Duration = Duration::from_millis(MEMBER_RETURN_MS_MAX as u64);
+/// A member is given this long to settle what it holds of a partition that goes to another one.
+pub const HAND_OVER_MAX: Duration = Duration::from_millis(MEMBER_HAND_OVER_MS_MAX as u64);
 /// Settles are proposed when they would fill this much of a control batch ...
 pub const SETTLES_BYTES_TARGET: usize = 4 << 10;
 /// ... or when the first of them is this old.
@@ -77,3 +88,4 @@ const _: () = assert!(CONTROL_BYTES_MAX < BATCH_BYTES_MAX);
 const _: () = assert!(SETTLES_BYTES_TARGET < CONTROL_BYTES_MAX);
 const _: () = assert!(PRODUCER_ANONYMOUS_IDLE_MIN_MS < PRODUCER_IDLE_MIN_MS);
 const _: () = assert!(PRODUCER_IDLE_MIN_MS < PRODUCER_IDLE_MS);
+const _: () = assert!(MEMBERS_MAX < u16::MAX as usize);

@@ -219,6 +219,10 @@ pub(super) enum SubscribeRefusal {
     Behind { reach: Offset, high_watermark: Offset },
     /// A newer consumer took its place.
     TakenOver,
+    /// Another consumer was given the partition by a newer assignment.
+    Generation,
+    /// The member was not heard of for too long.
+    Silent,
     /// Its subscription was deleted.
     SubscriptionDeleted,
     /// What it would read is lost.
@@ -278,6 +282,16 @@ impl SubscribeRefusal {
             Self::TakenOver => stream(
                 ErrorCode::TakenOver,
                 "a newer consumer of the same subscription reads this partition now",
+            ),
+            Self::Generation => stream(
+                ErrorCode::Generation,
+                "the partition was given to another consumer of the subscription; wait for an \
+                 ASSIGNMENT that names it",
+            ),
+            Self::Silent => stream(
+                ErrorCode::Generation,
+                "the consumer was not heard of for 10 s and shares the subscription no more; join \
+                 again",
             ),
             Self::SubscriptionDeleted => {
                 stream(ErrorCode::TakenOver, "the subscription was deleted")

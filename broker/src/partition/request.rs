@@ -8,7 +8,7 @@ use crate::flow::Reservation;
 use bytes::Bytes;
 use tokio::time::Instant;
 use weir_protocol::batch::BatchHeader;
-use weir_protocol::frame::{Needs, Start, TopicConfig};
+use weir_protocol::frame::{MemberId, Needs, Start, TopicConfig};
 use weir_protocol::types::{Name, Offset, ProducerId, Sequence, Term};
 
 /// One request to a partition. Each carries the place for its own answer.
@@ -25,7 +25,9 @@ pub enum Request {
     Publish(PublishRequest),
     /// A consumer attaches.
     Subscribe(SubscribeRequest),
-    /// Credit, settle or lane of a consumer changed.
+    /// A consumer joins those that share a subscription; of partition 0.
+    Join(JoinRequest),
+    /// Credit, settle or lane of a consumer changed, or a member said something.
     Poke(ConsumerId),
     /// The consumer is gone.
     CloseConsumer(ConsumerId),
@@ -78,6 +80,19 @@ pub struct SubscribeRequest {
     pub port: ConsumerPort,
     /// Where it starts, or why not.
     pub reply: RequestReply<SubscribedState>,
+}
+
+/// A consumer joins those that share a subscription.
+#[derive(Debug)]
+pub struct JoinRequest {
+    /// What is shared.
+    pub subscription: Name,
+    /// Who joins.
+    pub member: MemberId,
+    /// Its stream.
+    pub port: ConsumerPort,
+    /// When it is a member, or why it is not.
+    pub reply: RequestReply<()>,
 }
 
 /// Where a publisher goes on.

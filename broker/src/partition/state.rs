@@ -1,26 +1,29 @@
 //! The replicated state of a partition: a pure function of its log's prefix.
 //!
-//! Owns: producers, subscriptions, log start, high watermark, log time; and how a checkpoint holds
-//! them.
+//! Owns: producers, subscriptions, rosters, log start, high watermark, log time; and how a checkpoint
+//! holds them.
 //! Never: a clock, a reply, anything that another replica would not have.
 //! Invariants: batches are applied in the order of the log, each once; a checkpoint at an index
 //! plus the log behind it gives the same state as the whole log.
 //!
 //! ```text
-//! checkpoint = version2 (1) reserved2 high_watermark8 log_start8 log_time_ms8
+//! checkpoint = version2 (1, or 2 with rosters) reserved2 high_watermark8 log_start8 log_time_ms8
 //!              subscriptions (see `subscription`)  producers (see `dedup`)
+//!              and where anything was ever shared, rosters (see `roster`)
 //! ```
 
 use super::command::Command;
 use super::dedup::{Dedup, DedupLimits};
+use super::roster::Rosters;
 use super::subscription::Subscriptions;
 use super::wire::{Fields, WireError};
 use weir_protocol::batch::{BatchHeader, BatchType};
 use weir_protocol::types::{Index, Offset};
 use weir_storage::DamagedRange;
 
-/// Version of the checkpoint.
+/// Version of the checkpoint: the oldest that has all of the state.
 const VERSION: u16 = 1;
+const VERSION_SHARING: u16 = 2;
 
 /// What the log up to and including `applied` amounts to.
 #[derive(Debug)]
@@ -32,6 +35,7 @@ pub(super) struct State {
     pub(super) log_start: Offset,
     pub(super) log_time_ms: u64,
     pub(super) subscriptions: Subscriptions,
+    pub(super) rosters: Rosters,
     pub(super) dedup: Dedup,
 }
 
@@ -44,6 +48,7 @@ impl State {
             log_start: Offset(0),
             log_time_ms: 0,
             subscriptions: Subscriptions::default(),
+            rosters: Rosters::default(),
             dedup: Dedup::new(DedupLimits::default()),
         }
     }
@@ -68,6 +73,7 @@ impl State {
                 self.log_start = self.log_start.max(*log_start);
             }
             expired += self.subscriptions.apply(command);
+            self.rosters.apply(command);
         }
         expired
     }
@@ -81,13 +87,18 @@ impl State {
     /// The state as a checkpoint at `applied` holds it.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        out.extend_from_slice(&VERSION.to_le_bytes());
+        let shares = !self.rosters.are_untouched();
+        let version = if shares { VERSION_SHARING } else { VERSION };
+        out.extend_from_slice(&version.to_le_bytes());
         out.extend_from_slice(&[0, 0]);
         out.extend_from_slice(&self.high_watermark.to_le_bytes());
         out.extend_from_slice(&self.log_start.to_le_bytes());
         out.extend_from_slice(&self.log_time_ms.to_le_bytes());
         self.subscriptions.encode(&mut out);
         self.dedup.encode(&mut out);
+        if shares {
+            self.rosters.encode(&mut out);
+        }
         out
     }
 
@@ -95,8 +106,9 @@ impl State {
     pub(super) fn decode(applied: Index, bytes: &[u8]) -> Result<Self, WireError> {
         let mut fields = Fields(bytes);
         let version = fields.u16("version")?;
-        if version != VERSION {
-            return Err(WireError::Version { what: "a checkpoint", version, known: VERSION });
+        if !(VERSION..=VERSION_SHARING).contains(&version) {
+            let known = VERSION_SHARING;
+            return Err(WireError::Version { what: "a checkpoint", version, known });
         }
         fields.u16("reserved")?;
         let state = Self {
@@ -106,6 +118,10 @@ impl State {
             log_time_ms: fields.u64("log time")?,
             subscriptions: Subscriptions::decode(&mut fields)?,
             dedup: Dedup::decode(DedupLimits::default(), &mut fields)?,
+            rosters: match version {
+                VERSION_SHARING => Rosters::decode(&mut fields)?,
+                _ => Rosters::default(),
+            },
         };
         fields.end()?;
         Ok(state)
@@ -116,6 +132,7 @@ impl State {
 mod tests {
     use super::*;
     use crate::partition::command::SubscriptionId;
+    use weir_protocol::frame::MemberId;
     use weir_protocol::types::{Name, ProducerId, Sequence};
 
     fn example() -> State {
@@ -165,13 +182,41 @@ mod tests {
     }
 
     #[test]
+    fn version_2_of_the_checkpoint_is_fixed_for_ever() {
+        let mut state = example();
+        let older = state.encode();
+        let mut control = BatchHeader::empty(BatchType::Control);
+        (control.index, control.log_time_ms) = (Index(5), 78);
+        let subscription = Name::new("s").unwrap();
+        let join = |member| {
+            let (subscription, member) = (subscription.clone(), MemberId(member));
+            Command::Join { subscription, member, partitions: 2 }
+        };
+        state.apply(&control, &[join(6), join(7)]);
+        let mut golden = older;
+        golden[0] = 2;
+        golden.extend_from_slice(&2u64.to_le_bytes()); // epoch
+        golden.extend_from_slice(&[1, 0, 0, 0, 1, b's', 2, 0]); // one roster of two
+        golden.extend_from_slice(&6u64.to_le_bytes());
+        golden.extend_from_slice(&7u64.to_le_bytes());
+        golden.extend_from_slice(&[2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]); // seats: 6; 6 to 7
+        golden.extend_from_slice(&2u64.to_le_bytes());
+        assert_eq!(state.encode(), golden);
+        let read = State::decode(Index(5), &golden).unwrap();
+        assert_eq!(read.rosters, state.rosters);
+        for len in 0..golden.len() {
+            assert!(State::decode(Index(5), &golden[..len]).is_err(), "cut at {len}");
+        }
+    }
+
+    #[test]
     fn a_checkpoint_that_is_cut_or_newer_is_refused() {
         let good = example().encode();
         for len in 0..good.len() {
             assert!(State::decode(Index(4), &good[..len]).is_err(), "cut at {len}");
         }
         let mut newer = good;
-        newer[0] = 2;
+        newer[0] = 3;
         assert!(matches!(State::decode(Index(4), &newer), Err(WireError::Version { .. })));
     }
 

@@ -96,6 +96,7 @@ impl Subscriptions {
                 0
             }
             Command::Trim { log_start } => self.trim(*log_start),
+            Command::Join { .. } | Command::Leave { .. } | Command::Release { .. } => 0,
         }
     }
 

@@ -19,7 +19,7 @@ use super::limits::{AGE_TICK, REQUESTS_PER_TURN, TICK};
 use super::open::PartitionOptions;
 use super::pokes::Pokes;
 use super::refusal::{PublishRefusal, SubscribeRefusal};
-use super::request::{PublisherState, Request, SubscribeRequest, SubscribedState};
+use super::request::{JoinRequest, PublisherState, Request, SubscribeRequest, SubscribedState};
 use super::subscription::consumer::{Registers, Wanted};
 use super::view::Board;
 use crate::connection::outbox::{ConsumerId, ConsumerPort, PublishReply, RequestReply};
@@ -59,10 +59,25 @@ pub(super) struct Paid {
     _reservation: Reservation,
 }
 
-/// A consumer's port, and the place for the answer to its SUBSCRIBE.
+/// A consumer's or member's port, and the place for the answer to what opened it.
 struct Attached {
     port: ConsumerPort,
-    reply: Option<RequestReply<SubscribedState>>,
+    reply: Option<Opening>,
+}
+
+/// Who waits for a port to be opened.
+enum Opening {
+    Consumer(RequestReply<SubscribedState>),
+    Member(RequestReply<()>),
+}
+
+impl Opening {
+    fn refused(self, refusal: &SubscribeRefusal) {
+        match self {
+            Self::Consumer(reply) => reply.done(Err(refusal.to_peer())),
+            Self::Member(reply) => reply.done(Err(refusal.to_peer())),
+        }
+    }
 }
 
 /// Who asked, by ticket.
@@ -234,6 +249,12 @@ impl Task {
                 self.tell(Event::OpenPublisher(producer, ticket), now);
             }
             Request::Subscribe(subscribe) => self.subscribe(subscribe, now).await,
+            Request::Join(join) => {
+                let JoinRequest { subscription, member, port, reply } = join;
+                let (id, reply) = (port.id(), Some(Opening::Member(reply)));
+                self.consumers.insert(id, Attached { port, reply });
+                self.tell(Event::Join { id, subscription, member }, now);
+            }
             Request::Poke(id) => self.look(id, now),
             Request::CloseConsumer(id) => self.close(id, now),
             Request::Configure(config) => {
@@ -275,7 +296,7 @@ impl Task {
             other => other,
         };
         let (id, registers) = (port.id(), registers_of(&port));
-        self.consumers.insert(id, Attached { port, reply: Some(reply) });
+        self.consumers.insert(id, Attached { port, reply: Some(Opening::Consumer(reply)) });
         let arriving = Arriving { id, subscription, start, needs, registers };
         self.tell(Event::Subscribe(arriving), now);
     }
@@ -307,6 +328,13 @@ impl Task {
         port.take_poke();
         let settle = port.settle();
         let registers = registers_of(port);
+        let (present, leaves) = port.membership();
+        if let Some(epoch) = present {
+            self.tell(Event::Present { id, epoch }, now);
+        }
+        if leaves {
+            self.tell(Event::Leave(id), now);
+        }
         self.tell(Event::Poked { id, registers, settle }, now);
     }
 

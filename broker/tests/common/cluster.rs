@@ -80,7 +80,7 @@ pub struct Member {
 enum Life {
     Off,
     Starting(Runtime, JoinHandle<Result<Broker, StartError>>),
-    On(Runtime, Broker),
+    On(Runtime, Box<Broker>),
 }
 
 impl Member {
@@ -148,7 +148,7 @@ impl Member {
         let life = std::mem::replace(&mut self.life, Life::Off);
         let Life::Starting(runtime, starting) = life else { panic!("it is not being started") };
         let broker = at_last(&format!("{} is ready", self.name), starting).await;
-        self.life = Life::On(runtime, broker.unwrap().unwrap());
+        self.life = Life::On(runtime, Box::new(broker.unwrap().unwrap()));
     }
 
     pub async fn start(&mut self, seeds: &str) {

@@ -5,10 +5,11 @@ use super::fields::Fields;
 use super::write::{ANY_REPLICA, frame_type as t};
 use crate::batch::{BatchHeader, HeaderError, WIRE_SALT};
 use crate::frame::{
-    AlterTopic, Assignment, Auth, BrokerView, CreateTopic, DeleteTopic, Deliver, Demand, Durability,
-    ErrorFrame, Frame, GoAway, Hello, Join, MemberId, Metadata, MetadataPage, Needs, OpenPublisher, Overflow,
-    PartitionView, Present, Publish, Published, PublisherOpened, Refused, Revoke, Revoked, Settle, Settled,
-    Start, StoredRange, StreamClosed, Subscribe, Subscribed, TopicConfig, TopicView, Welcome,
+    AlterTopic, Assignment, Auth, BrokerView, CreateTopic, DeleteTopic, Deliver, Demand,
+    Durability, ErrorFrame, Frame, GoAway, Hello, Join, MemberId, Metadata, MetadataPage, Needs,
+    OpenPublisher, Overflow, PartitionView, Present, Publish, Published, PublisherOpened, Refused,
+    Revoke, Revoked, Settle, Settled, Start, StoredRange, StreamClosed, Subscribe, Subscribed,
+    TopicConfig, TopicView, Welcome,
 };
 use crate::limits::{BATCH_HEADER_BYTES, PARTITIONS_MAX};
 use crate::types::{

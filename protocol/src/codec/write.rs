@@ -4,9 +4,9 @@ use super::fields::PutFields;
 use super::{EncodeBuf, crc_of};
 use crate::batch::WIRE_SALT;
 use crate::frame::{
-    AlterTopic, Assignment, CreateTopic, Deliver, Frame, GoAway, Hello, MetadataPage, Needs, OpenPublisher,
-    Publish, Published, PublisherOpened, Refused, Start, Subscribe, Subscribed, TopicConfig,
-    TopicView, Welcome,
+    AlterTopic, Assignment, CreateTopic, Deliver, Frame, GoAway, Hello, MetadataPage, Needs,
+    OpenPublisher, Publish, Published, PublisherOpened, Refused, Start, Subscribe, Subscribed,
+    TopicConfig, TopicView, Welcome,
 };
 use crate::limits::FRAME_HEADER_BYTES;
 use crate::types::{BrokerId, Term};

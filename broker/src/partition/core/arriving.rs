@@ -5,6 +5,7 @@
 //! Never: more of them, together with those attached, than a partition may have.
 //! Invariant: each is let in or refused, once, and none waits longer than [`REACH_PATIENCE`].
 
+use super::consuming::Newcomer;
 use super::{Core, Effect, Effects, Leader};
 use crate::connection::outbox::ConsumerId;
 use crate::partition::limits::{CONSUMERS_MAX, REACH_PATIENCE};
@@ -115,12 +116,16 @@ impl<R> Core<R> {
         let Arriving { id, subscription, start, needs, registers } = arriving;
         let existing = subscription.as_ref().and_then(|name| self.state.subscriptions.find(name));
         if let Some(existing) = existing {
-            return self.attach(id, existing, needs.resume, registers, out);
+            let newcomer = Newcomer { id, registers, epoch: needs.epoch };
+            return self.attach(newcomer, existing, needs.resume, out);
         }
         match (self.start_offset(start), subscription) {
             (Err(refusal), _) => out.push(Effect::Subscribed(id, Err(refusal))),
             (Ok(start), None) => self.attach_reader(id, needs.any_replica, start, registers, out),
-            (Ok((cursor, _)), Some(name)) => self.create(name, cursor, id, registers, out),
+            (Ok((cursor, _)), Some(name)) => {
+                let newcomer = Newcomer { id, registers, epoch: needs.epoch };
+                self.create(name, cursor, newcomer, out);
+            }
         }
     }
 

@@ -19,11 +19,27 @@ use weir_protocol::frame::{Deliver, Settled};
 use weir_protocol::types::{Name, Offset, StreamId};
 use weir_storage::BatchSlice;
 
+/// A consumer that waits for its subscription.
+#[derive(Debug)]
+pub(super) struct Newcomer {
+    pub(super) id: ConsumerId,
+    pub(super) registers: Registers,
+    /// Of the assignment that sent it; 0 = none did.
+    pub(super) epoch: u64,
+}
+
+/// The assignments under which a subscription was and is read here.
+#[derive(Debug, Default)]
+struct Fence {
+    highest: u64,
+    serving: u64,
+}
+
 /// A subscription that does not exist yet, and the consumers that wait for it.
 #[derive(Debug)]
 struct Creating {
     cursor: Offset,
-    waiting: Vec<(ConsumerId, Registers)>,
+    waiting: Vec<Newcomer>,
     proposed: bool,
 }
 
@@ -40,6 +56,7 @@ pub(in crate::partition) struct Consuming {
     pub(super) settles: Settles,
     creating: BTreeMap<Name, Creating>,
     deleting: BTreeMap<SubscriptionId, Deleting>,
+    fences: BTreeMap<SubscriptionId, Fence>,
     /// Who waits to hear that a settle is committed, and which.
     confirms: BTreeMap<SubscriptionId, (ConsumerId, Offset)>,
     pub(super) arrivals: Arrivals,
@@ -53,7 +70,7 @@ impl Consuming {
     pub(super) fn close(&mut self, id: ConsumerId) {
         self.consumers.detach(id);
         for creating in self.creating.values_mut() {
-            creating.waiting.retain(|(waiting, _)| *waiting != id);
+            creating.waiting.retain(|waiting| waiting.id != id);
         }
         self.creating.retain(|_, creating| creating.proposed || !creating.waiting.is_empty());
         self.confirms.retain(|_, (waiting, _)| *waiting != id);
@@ -115,10 +132,10 @@ impl<R> Core<R> {
         &mut self,
         name: Name,
         cursor: Offset,
-        id: ConsumerId,
-        registers: Registers,
+        newcomer: Newcomer,
         out: &mut Effects<R>,
     ) {
+        let id = newcomer.id;
         if let Some(lost) = &self.lost {
             // It may have been created in there.
             let refusal = SubscribeRefusal::ReadOnly(lost.clone());
@@ -132,25 +149,35 @@ impl<R> Core<R> {
         }
         let fresh = || Creating { cursor, waiting: Vec::new(), proposed: false };
         let creating = self.consuming.creating.entry(name).or_insert_with(fresh);
-        creating.waiting.push((id, registers));
+        creating.waiting.push(newcomer);
     }
 
-    /// Attaches the consumer of a durable subscription, which stood at `resume` where it came from.
+    /// Attaches the consumer of a durable subscription, which stood at `resume` where it came from,
+    /// unless another one has come under a newer assignment.
     pub(super) fn attach(
         &mut self,
-        id: ConsumerId,
+        Newcomer { id, registers, epoch }: Newcomer,
         subscription: SubscriptionId,
         resume: Offset,
-        registers: Registers,
         out: &mut Effects<R>,
     ) {
         let Some(durable) = self.state.subscriptions.by_id(subscription) else { return };
+        let fence = self.consuming.fences.entry(subscription).or_default();
+        if epoch != 0 && epoch < fence.highest {
+            out.push(Effect::Subscribed(id, Err(SubscribeRefusal::Generation)));
+            return;
+        }
+        let both_share = epoch != 0 && fence.serving != 0;
+        *fence = Fence { highest: fence.highest.max(epoch), serving: epoch };
+        let replaced =
+            if both_share { SubscribeRefusal::Generation } else { SubscribeRefusal::TakenOver };
         let cursor = durable.cursor.max(self.first_readable());
         let resume = resume.min(self.state.high_watermark);
         // What was trimmed below the place where it stood it has received.
         let skipped = if resume > cursor { 0 } else { durable.skipped };
         let start = (cursor.max(resume), skipped);
-        self.attach_at(id, Some(subscription), start, registers, out);
+        let older = self.attach_at(id, Some(subscription), start, registers, out);
+        out.extend(older.map(|older| Effect::Close(older, replaced)));
     }
 
     /// Attaches a reader that any replica may serve, or the leader alone.
@@ -165,9 +192,10 @@ impl<R> Core<R> {
         if any_replica {
             self.consuming.anywhere.insert(id);
         }
-        self.attach_at(id, None, start, registers, out);
+        let _none = self.attach_at(id, None, start, registers, out);
     }
 
+    /// Returns the consumer that it replaced.
     fn attach_at(
         &mut self,
         id: ConsumerId,
@@ -175,16 +203,14 @@ impl<R> Core<R> {
         (start, skipped): (Offset, u64),
         registers: Registers,
         out: &mut Effects<R>,
-    ) {
+    ) -> Option<ConsumerId> {
         let older = self.consuming.consumers.attach(id, subscription, start, registers);
-        if let Some(older) = older {
-            out.push(Effect::Close(older, SubscribeRefusal::TakenOver));
-        }
         let (log_start, high_watermark) = (self.first_readable(), self.state.high_watermark);
         let term = self.term().unwrap_or_default();
         let state = SubscribedState { start, log_start, high_watermark, skipped, term };
         out.push(Effect::Subscribed(id, Ok(state)));
         self.feed(id, out);
+        older
     }
 
     pub(super) fn poked(
@@ -246,6 +272,9 @@ impl<R> Core<R> {
                 Command::Settle { subscription, .. } => self.confirm(*subscription, out),
                 Command::Delete { subscription } => self.deleted(*subscription, out),
                 Command::Trim { .. } => {}
+                Command::Join { .. } | Command::Leave { .. } | Command::Release { .. } => {
+                    self.sharing.look_again();
+                }
             }
         }
     }
@@ -253,8 +282,8 @@ impl<R> Core<R> {
     fn created(&mut self, name: &Name, out: &mut Effects<R>) {
         let Some(creating) = self.consuming.creating.remove(name) else { return };
         let Some(subscription) = self.state.subscriptions.find(name) else { return };
-        for (id, registers) in creating.waiting {
-            self.attach(id, subscription, Offset(0), registers, out);
+        for newcomer in creating.waiting {
+            self.attach(newcomer, subscription, Offset(0), out);
         }
     }
 
@@ -309,6 +338,7 @@ impl<R> Core<R> {
             out.push(Effect::Close(id, SubscribeRefusal::SubscriptionDeleted));
         }
         self.consuming.confirms.remove(&subscription);
+        self.consuming.fences.remove(&subscription);
         if let Some(deleting) = self.consuming.deleting.remove(&subscription) {
             out.extend(
                 deleting.tickets.into_iter().map(|ticket| Effect::Deleted(ticket, Ok(true))),
@@ -319,7 +349,7 @@ impl<R> Core<R> {
     /// Nothing can be created here any more.
     pub(super) fn refuse_creations(&mut self, out: &mut Effects<R>) {
         for (_, creating) in std::mem::take(&mut self.consuming.creating) {
-            for (id, _) in creating.waiting {
+            for Newcomer { id, .. } in creating.waiting {
                 out.push(Effect::Subscribed(id, Err(SubscribeRefusal::Fenced)));
             }
         }
@@ -343,6 +373,7 @@ impl<R> Core<R> {
         self.refuse_subscription_changes(&refusal, out);
         self.consuming.settles = Settles::default();
         self.consuming.confirms = BTreeMap::new();
+        self.consuming.fences = BTreeMap::new();
         let anywhere = &self.consuming.anywhere;
         let consumers = self.consuming.consumers.ids().filter(|id| !anywhere.contains(id));
         for id in consumers.collect::<Vec<_>>() {
@@ -354,7 +385,7 @@ impl<R> Core<R> {
     fn refuse_subscription_changes(&mut self, why: &SubscribeRefusal, out: &mut Effects<R>) {
         for (_, creating) in std::mem::take(&mut self.consuming.creating) {
             let waiting = creating.waiting.into_iter();
-            out.extend(waiting.map(|(id, _)| Effect::Subscribed(id, Err(why.clone()))));
+            out.extend(waiting.map(|new| Effect::Subscribed(new.id, Err(why.clone()))));
         }
         for (_, deleting) in std::mem::take(&mut self.consuming.deleting) {
             let tickets = deleting.tickets.into_iter();

@@ -18,7 +18,7 @@ use crate::partition::limits::{
 };
 use crate::partition::log_time::LogClock;
 use crate::partition::pending::{Pending, Place};
-use crate::partition::refusal::PublishRefusal;
+use crate::partition::refusal::{PublishRefusal, SubscribeRefusal};
 use crate::partition::request::PublisherState;
 use crate::replication::{Fence, Proposal, Role, StoredOutcome, control_batch};
 use std::collections::VecDeque;
@@ -51,7 +51,7 @@ struct Waiting<R> {
 #[derive(Debug)]
 enum Owed<R> {
     Publish { reply: R, base_sequence: Sequence, record_count: u32 },
-    Commands { settles: bool, trim: bool },
+    Commands { settles: bool, trim: bool, roster: bool },
 }
 
 /// A repetition of what is in flight: what becomes of that decides.
@@ -314,12 +314,13 @@ impl<R> Core<R> {
             CONTROL_BYTES_MAX / 4,
             &mut commands,
         );
+        let roster = self.sharing.take_commands(&mut commands);
         if commands.is_empty() {
             return;
         }
         self.proposing.trim.in_flight |= trim.is_some();
         let mut header = BatchHeader::empty(BatchType::Control);
-        let owed = Owed::Commands { settles: due, trim: trim.is_some() };
+        let owed = Owed::Commands { settles: due, trim: trim.is_some(), roster };
         self.proposing.number(&mut header, log_time_ms, owed);
         batches.push(control_batch(header, command::encode(&commands)));
     }
@@ -351,6 +352,7 @@ impl<R> Core<R> {
             out.push(Effect::Opened(ticket, Err(refusal.clone())));
         }
         self.refuse_creations(out);
+        self.send_members_away(&SubscribeRefusal::Fenced, out);
     }
 }
 
@@ -399,9 +401,12 @@ impl<R> Core<R> {
                 out.push(Effect::Stored { reply, range });
             }
             Owed::Publish { .. } => self.lost(owed, StoredOutcome::NotStored, out),
-            Owed::Commands { settles, trim } => {
+            Owed::Commands { settles, trim, roster } => {
                 if settles {
                     self.consuming.settles.landed();
+                }
+                if roster {
+                    self.sharing.commands_ended();
                 }
                 self.proposing.trim.in_flight &= !trim;
             }
@@ -413,9 +418,12 @@ impl<R> Core<R> {
             Owed::Publish { reply, .. } => {
                 out.push(Effect::Refused { reply, refusal: self.why_lost(outcome) });
             }
-            Owed::Commands { settles, trim } => {
+            Owed::Commands { settles, trim, roster } => {
                 if settles {
                     self.consuming.settles.lost();
+                }
+                if roster {
+                    self.sharing.commands_ended();
                 }
                 self.proposing.trim.in_flight &= !trim;
                 self.consuming.changes_lost();
@@ -471,6 +479,7 @@ impl<R> Core<R> {
             && let Some(term) = seen.leading
         {
             self.proposing.begin(term);
+            self.sharing.look_again();
         }
         self.follow_up(StoredOutcome::NotStored, out);
         self.answer_opens(out);

@@ -1,6 +1,7 @@
 //! The core against a log that commits, loses and voids what it is handed.
 
 mod loss;
+mod sharing;
 mod standing;
 
 use super::*;

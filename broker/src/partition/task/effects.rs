@@ -2,7 +2,7 @@
 //! Invariant: in their order; what an effect gives rise to is told to the core at once, so that
 //! nothing is left over when a turn ends.
 
-use super::{Asked, Attached, ColdDone, Paid, Task, registers_of};
+use super::{Asked, Attached, ColdDone, Opening, Paid, Task, registers_of};
 use crate::connection::outbox::ConsumerId;
 use crate::partition::core::{Effect, Event, Ticket};
 use crate::partition::limits::COLD_READS_MAX;
@@ -42,6 +42,17 @@ impl Task {
             }
             Effect::Subscribed(id, result) => self.subscribed(id, result, now),
             Effect::Close(id, refusal) => self.close_port(id, &refusal),
+            Effect::Joined(id, result) => self.joined(id, result),
+            Effect::Assigned(id, assignment) => {
+                if let Some(Attached { port, .. }) = self.consumers.get(&id) {
+                    port.assigned(assignment);
+                }
+            }
+            Effect::Left(id) => {
+                if let Some(Attached { port, .. }) = self.consumers.remove(&id) {
+                    port.close(None);
+                }
+            }
             Effect::Read(wanted) => self.read(wanted, now),
             Effect::Deliver(id, deliver) => self.deliver(id, deliver, now),
             Effect::Settled(id, settled) => {
@@ -90,7 +101,7 @@ impl Task {
     ) {
         let Some(attached) = self.consumers.get_mut(&id) else { return };
         let refused = result.is_err();
-        if let Some(reply) = attached.reply.take() {
+        if let Some(Opening::Consumer(reply)) = attached.reply.take() {
             reply.done(result.map_err(|refusal| refusal.to_peer()));
         }
         if refused {
@@ -101,11 +112,22 @@ impl Task {
         }
     }
 
+    fn joined(&mut self, id: ConsumerId, result: Result<(), SubscribeRefusal>) {
+        let Some(attached) = self.consumers.get_mut(&id) else { return };
+        let refused = result.is_err();
+        if let Some(Opening::Member(reply)) = attached.reply.take() {
+            reply.done(result.map_err(|refusal| refusal.to_peer()));
+        }
+        if refused {
+            self.consumers.remove(&id);
+        }
+    }
+
     pub(super) fn close_port(&mut self, id: ConsumerId, refusal: &SubscribeRefusal) {
         self.cold_waiting.retain(|wanted| wanted.consumer != id);
         if let Some(Attached { port, reply }) = self.consumers.remove(&id) {
             match reply {
-                Some(reply) => reply.done(Err(refusal.to_peer())),
+                Some(reply) => reply.refused(refusal),
                 None => port.close(Some(refusal.to_peer())),
             }
         }
@@ -182,7 +204,8 @@ impl Task {
         self.replica.readers_begin_at(state.log_start);
         board.high_watermark.store(state.high_watermark.0, Ordering::Release);
         board.blocked_bits.store(self.core.blocked_bits(), Ordering::Release);
-        board.consumers.store(self.consumers.len() as u32, Ordering::Release);
+        let consumers = self.consumers.len().saturating_sub(self.core.members());
+        board.consumers.store(consumers as u32, Ordering::Release);
         board.read_only.store(self.core.is_read_only(), Ordering::Release);
         if let Some(term) = self.core.term() {
             board.term.store(term.0, Ordering::Release);

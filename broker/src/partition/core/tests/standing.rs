@@ -448,8 +448,12 @@ impl Asked {
                     Registers { limit_bytes: u64::MAX, limit_messages: u64::MAX, lane_free: true };
                 world.registers.insert(id, registers);
                 let subscription = durable.then(|| Name::new("s").unwrap());
-                let needs =
-                    Needs { any_replica: anywhere, reach: Offset(reach), resume: Offset(0), epoch: 0 };
+                let needs = Needs {
+                    any_replica: anywhere,
+                    reach: Offset(reach),
+                    resume: Offset(0),
+                    epoch: 0,
+                };
                 let start = Start::Earliest;
                 let arriving = Arriving { id, subscription, start, needs, registers };
                 world.tell(Event::Subscribe(arriving));
