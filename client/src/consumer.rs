@@ -5,6 +5,7 @@
 mod credit;
 pub(crate) mod delivered;
 pub(crate) mod lane;
+pub(crate) mod share;
 pub(crate) mod shared;
 
 pub use delivered::{Delivered, Record, RecordBatch};
@@ -13,9 +14,10 @@ use crate::client::{Client, Handle};
 use crate::config::{CREDIT_DEFAULT, Limits, Start};
 use crate::error::{Error, Result};
 use crate::publisher::name;
-use crate::shared::{LaneRef, TopicState};
+use crate::shared::{LaneId, LaneRef, TopicState};
 use delivered::Origin;
 use lane::{ReadLane, Reading};
+use share::Membership;
 use shared::{ConsumerShared, End};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,7 +26,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
+use tokio::time::Instant;
 use weir_protocol::error_code::ErrorCode;
+use weir_protocol::frame::MemberId;
 
 /// Builds a [`Consumer`]; see [`Client::reader`] and [`Client::consumer`].
 #[derive(Debug, Clone)]
@@ -139,6 +143,7 @@ impl ConsumerBuilder {
             shared: Arc::new(ConsumerShared::new(topic, subscription)),
             handle,
             topic_state: Some(topic_state).filter(|_| follows),
+            member_lane: None,
             credit: share(self.credit.clamped(), partitions.len()),
             auto_settle: self.auto_settle,
             any_replica: self.any_replica,
@@ -164,6 +169,8 @@ pub struct Consumer {
     handle: Arc<Handle>,
     /// Some: partitions that are added later are read too.
     topic_state: Option<Arc<TopicState>>,
+    /// Some: partitions are shared with the other consumers of the subscription.
+    member_lane: Option<LaneId>,
     credit: Limits,
     auto_settle: bool,
     any_replica: bool,
@@ -190,6 +197,9 @@ impl Consumer {
         start: Start,
         reach: &BTreeMap<u32, u64>,
     ) -> Result<Self> {
+        if self.shared.subscription.is_some() && self.topic_state.is_some() {
+            self.add_membership()?;
+        }
         for partition in partitions {
             self.add_lane(partition, start, reach.get(&partition).copied().unwrap_or(0))?;
         }
@@ -197,12 +207,26 @@ impl Consumer {
         Ok(self)
     }
 
+    fn add_membership(&mut self) -> Result<()> {
+        let member = MemberId(self.handle.shared.chance.up_to(u64::MAX - 1) + 1);
+        let consumer = self.shared.clone();
+        let lane_id = self.handle.shared.add_lane(|lane_id| {
+            consumer.lock().membership = Some(Membership::new(member, lane_id));
+            LaneRef::Member(consumer.clone())
+        })?;
+        self.member_lane = Some(lane_id);
+        Ok(())
+    }
+
     fn add_lane(&mut self, partition: u32, start: Start, reach: u64) -> Result<()> {
         let durable = self.shared.subscription.is_some();
         let reading = Reading { start, durable, any_replica: self.any_replica, reach };
         let lane = {
             let mut state = self.shared.lock();
-            state.lanes.push(ReadLane::new(partition, reading, self.credit));
+            let lane = ReadLane::new(partition, reading, self.credit);
+            let shares = state.membership.is_some();
+            state.lanes.push(if shares { lane.shared() } else { lane });
+            state.share(Instant::now());
             state.lanes.len() - 1
         };
         let consumer = self.shared.clone();
@@ -225,7 +249,7 @@ impl Consumer {
                         End::Failed(Some(error)) if state.was_open(error) => return Ok(()),
                         End::Failed(Some(error)) => return Err(error.clone()),
                         _ if state.is_ending() => return Err(crate::shared::closed()),
-                        _ if state.lanes.iter().all(|lane| lane.view().is_some()) => return Ok(()),
+                        _ if state.is_open() => return Ok(()),
                         _ => {}
                     }
                 }
@@ -364,7 +388,7 @@ impl Consumer {
     pub fn handle(&self) -> ConsumerHandle {
         ConsumerHandle {
             shared: self.shared.clone(),
-            rings: self.origins.iter().map(|origin| origin.lane_id).collect(),
+            rings: self.origins.iter().map(|o| o.lane_id).chain(self.member_lane).collect(),
             client: self.handle.shared.clone(),
         }
     }

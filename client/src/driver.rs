@@ -273,7 +273,9 @@ impl Drop for EndGuard {
                     drop(core);
                     lane.changed.notify_waiters();
                 }
-                LaneRef::Read(consumer, _) => consumer.end(End::Failed(Some(error.clone()))),
+                LaneRef::Read(consumer, _) | LaneRef::Member(consumer) => {
+                    consumer.end(End::Failed(Some(error.clone())))
+                }
             }
         }
         self.0.status.send_replace(Status::Closed);

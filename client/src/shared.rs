@@ -29,6 +29,8 @@ pub(crate) type LaneId = u32;
 pub(crate) enum LaneRef {
     Publish(Arc<PublishLane>),
     Read(Arc<ConsumerShared>, usize),
+    /// By which a consumer shares its subscription.
+    Member(Arc<ConsumerShared>),
 }
 
 /// What a topic looked like when it was last asked about.

@@ -38,7 +38,8 @@ impl Origin {
                 let changed = self.consumer.changed.notified();
                 tokio::pin!(changed);
                 changed.as_mut().enable();
-                {
+                // The registry's lock is never taken under this one.
+                let rings = {
                     let mut state = self.consumer.lock();
                     let lane = &mut state.lanes[self.lane];
                     if let (refused, Some(error)) = lane.refusals()
@@ -46,8 +47,9 @@ impl Origin {
                     {
                         return Err(error);
                     }
-                    if lane.settle(upto, true) {
-                        self.client.ring(self.lane_id);
+                    let rings = lane.settle(upto, true);
+                    if lane.is_away() {
+                        return Err(given_away(self.partition));
                     }
                     if lane.committed() >= upto.min(lane.position()) {
                         return Ok(());
@@ -55,12 +57,22 @@ impl Origin {
                     if lane.is_over() || state.has_failed() {
                         return Err(Error::local(ErrorCode::Closed, "the consumer has ended"));
                     }
+                    rings
+                };
+                if rings {
+                    self.client.ring(self.lane_id);
                 }
                 changed.await;
             }
         };
         self.client.within_request_timeout("a settle", wait).await
     }
+}
+
+fn given_away(partition: u32) -> Error {
+    let text =
+        "the partition was given to another consumer before this was settled; it comes again";
+    Error::local(ErrorCode::Generation, text).with_partition(partition)
 }
 
 /// One message that was read.
@@ -121,6 +133,11 @@ impl Delivered {
         if self.origin.consumer.subscription.is_none() {
             self.ack();
             return Ok(());
+        }
+        // Behind what was handed over: it was, before the partition went to another and came back.
+        let position = self.origin.consumer.lock().lanes[self.origin.lane].position();
+        if self.offset >= position {
+            return Err(given_away(self.origin.partition));
         }
         self.origin.settle_confirmed(self.offset + 1).await
     }

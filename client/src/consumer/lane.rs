@@ -5,6 +5,7 @@
 //! Invariants: records are handed over in the order of their offsets, each once per consumer;
 //! buffered and unsettled bytes together stay within the credit, but for the last delivery.
 
+mod sharing;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,7 @@ use crate::error::Error;
 use crate::retry::Backoff;
 use crate::seams::Chance;
 use bytes::Bytes;
+use sharing::Hold;
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -140,6 +142,7 @@ pub(crate) struct View {
 pub(crate) struct ReadLane {
     pub(crate) partition: u32,
     reading: Reading,
+    hold: Hold,
     /// The last replica that was asked sent it away: the leader is asked next.
     sent_away: bool,
     phase: Phase,
@@ -152,6 +155,7 @@ pub(crate) struct ReadLane {
     /// beyond it, and one that knows of no other place starts a durable subscription at its cursor.
     streamed: u64,
     buffered: VecDeque<RawBatch>,
+    window: Limits,
     credit: Credit,
     settling: Settling,
     damaged: u32,
@@ -164,6 +168,7 @@ impl ReadLane {
         Self {
             partition,
             reading,
+            hold: Hold::default(),
             sent_away: false,
             phase: Phase::Idle { reopen_at: None },
             view: None,
@@ -171,6 +176,7 @@ impl ReadLane {
             position: 0,
             streamed: 0,
             buffered: VecDeque::new(),
+            window,
             credit: Credit::new(window),
             settling: Settling::default(),
             damaged: 0,
@@ -194,7 +200,7 @@ impl ReadLane {
     }
 
     pub(crate) fn has_batch(&self) -> bool {
-        !self.buffered.is_empty()
+        !self.buffered.is_empty() && !self.is_going()
     }
 
     /// The newest settle, while the broker has not committed it.
@@ -232,6 +238,9 @@ impl ReadLane {
 
     /// Takes the next batch, after checking its body. An error: the batch is damaged for good.
     pub(crate) fn take(&mut self) -> Option<Result<RawBatch, Error>> {
+        if self.is_going() {
+            return None;
+        }
         let batch = self.buffered.pop_front()?;
         if let Err(error) = batch.header.check_body(&batch.body) {
             return self.damaged(&batch, error).map(Err);
@@ -312,6 +321,9 @@ impl ReadLane {
         out: &mut Vec<Frame>,
     ) -> ReadVisit {
         let ending = wish == Wish::End;
+        if !ending && let Some(visit) = self.visit_shared(now, connected, out) {
+            return visit;
+        }
         let mut visit = ReadVisit { close: self.take_abandoned(), ..ReadVisit::default() };
         if !connected {
             visit.finished = ending;
@@ -358,6 +370,7 @@ impl ReadLane {
             any_replica: self.reading.any_replica,
             reach: Offset(if again { 0 } else { self.reading.reach }),
             resume: Offset(if again && self.reading.durable { self.received } else { 0 }),
+            epoch: self.epoch(),
         };
         Ask { start, needs, credit: self.credit.start() }
     }
@@ -534,6 +547,10 @@ impl ReadLane {
                 let hint = Duration::from_millis(u64::from(refusal.retry_after_ms));
                 let reopen_at = chance.map(|chance| now + hint.max(self.backoff.next(chance)));
                 self.phase = Phase::Idle { reopen_at };
+                None
+            }
+            _ if refusal.code == ErrorCode::Generation.number() => {
+                self.forget();
                 None
             }
             _ => {

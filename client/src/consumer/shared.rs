@@ -5,11 +5,13 @@
 //! Invariant: a partition with a buffered batch stands in `ready` exactly once.
 
 use super::lane::{RawBatch, ReadLane, View};
+use super::share::{Membership, Share};
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use weir_protocol::types::Name;
 
 /// How a consumer ends.
@@ -40,6 +42,8 @@ pub(crate) struct ConsumerShared {
 #[derive(Debug, Default)]
 pub(crate) struct ConsumerState {
     pub(crate) lanes: Vec<ReadLane>,
+    /// Some: the partitions are shared with other consumers.
+    pub(crate) membership: Option<Membership>,
     ready: VecDeque<usize>,
     waker: Option<Waker>,
     /// Lanes that taking from has left something to do for the driver.
@@ -85,6 +89,28 @@ impl ConsumerShared {
 }
 
 impl ConsumerState {
+    /// Gives and takes partitions as the membership says.
+    pub(crate) fn share(&mut self, now: Instant) {
+        let Some(membership) = &self.membership else { return };
+        for lane in &mut self.lanes {
+            match membership.share() {
+                Share::Unknown => {}
+                Share::All => lane.keep_alone(),
+                Share::Assigned { epoch, partitions } if partitions.contains(&lane.partition) => {
+                    lane.give(*epoch);
+                }
+                Share::Assigned { .. } => lane.take_away(now),
+            }
+        }
+    }
+
+    /// Whether every partition that this consumer reads at first is open.
+    pub(crate) fn is_open(&self) -> bool {
+        let known = |membership: &Membership| *membership.share() != Share::Unknown;
+        let open = |lane: &ReadLane| lane.view().is_some() || lane.is_away();
+        self.membership.as_ref().is_none_or(known) && self.lanes.iter().all(open)
+    }
+
     pub(crate) fn is_ending(&self) -> bool {
         !matches!(self.end, End::No)
     }

@@ -15,8 +15,8 @@ use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 use weir_protocol::error_code::{Action, ErrorCode, Outcome};
 use weir_protocol::frame::{
-    Deliver, ErrorFrame, Frame, MetadataPage, PublisherOpened, Refusal, Refused, StreamClosed,
-    Subscribed,
+    Assignment, Deliver, ErrorFrame, Frame, MetadataPage, PublisherOpened, Refusal, Refused,
+    StreamClosed, Subscribed,
 };
 use weir_protocol::types::{BrokerId, RequestId, StreamId, Term};
 
@@ -72,15 +72,25 @@ impl Driver {
                 Ok(())
             }
             Frame::Settled(settled) => {
-                if let Some((_, LaneRef::Read(consumer, lane))) =
+                if let Some((id, LaneRef::Read(consumer, lane))) =
                     session.streams.get(&settled.stream)
                 {
-                    consumer.lock().lanes[*lane].settled(&settled);
+                    let mut state = consumer.lock();
+                    state.lanes[*lane].settled(&settled);
+                    self.lanes.touched.extend(state.lanes[*lane].is_going().then_some(*id));
+                    drop(state);
                     consumer.changed.notify_waiters();
                 }
                 Ok(())
             }
+            Frame::Assignment(assignment) => {
+                self.assigned(session, &assignment, now);
+                Ok(())
+            }
             Frame::MetadataPage(page) => self.page(session, page),
+            Frame::Done(request) if session.openings.contains_key(&request) => {
+                self.joined(session, request)
+            }
             Frame::Done(request) => match session.requests.remove(&request) {
                 Some(asked) => {
                     asked.answer(Ok(Answer::Done));
@@ -175,6 +185,38 @@ impl Driver {
         Ok(())
     }
 
+    fn joined(&mut self, session: &mut Session, request: RequestId) -> Result<()> {
+        let Some(Opening { owner, stream }) = session.openings.remove(&request) else {
+            return Err(unasked(request));
+        };
+        let Some(owner) = owner else {
+            session.out.push(&Frame::CloseStream(stream));
+            return Ok(());
+        };
+        let LaneRef::Member(consumer) = owner.1.clone() else { return Err(unasked(request)) };
+        self.lanes.touched.insert(owner.0);
+        session.streams.insert(stream, owner);
+        if let Some(membership) = &mut consumer.lock().membership {
+            membership.opened(stream);
+        }
+        Ok(())
+    }
+
+    fn assigned(&mut self, session: &Session, assignment: &Assignment, now: Instant) {
+        let Some((_, LaneRef::Member(consumer))) = session.streams.get(&assignment.stream) else {
+            return;
+        };
+        {
+            let mut state = consumer.lock();
+            if let Some(membership) = &mut state.membership {
+                membership.assigned(assignment);
+            }
+            state.share(now);
+        }
+        self.touch_lanes_of(consumer);
+        consumer.changed.notify_waiters();
+    }
+
     fn delivered(&mut self, session: &Session, deliver: &Deliver) {
         let Some((id, LaneRef::Read(consumer, lane))) = session.streams.get(&deliver.stream) else {
             return;
@@ -220,9 +262,21 @@ impl Driver {
                 });
                 lane.changed.notify_waiters();
             }
+            LaneRef::Member(consumer) => {
+                let chance = Some(&self.shared.chance).filter(|_| !moved);
+                if let Some(membership) = &mut consumer.lock().membership {
+                    membership.refused(refusal, now, chance);
+                }
+            }
             LaneRef::Read(consumer, number) => {
                 let chance = Some(&self.shared.chance).filter(|_| !moved);
-                let failed = consumer.lock().lanes[*number].refused(refusal, now, chance);
+                let mut state = consumer.lock();
+                let failed = state.lanes[*number].refused(refusal, now, chance);
+                if state.lanes[*number].is_away() {
+                    let membership = state.membership.as_ref();
+                    self.lanes.touched.extend(membership.map(|membership| membership.lane_id));
+                }
+                drop(state);
                 if let Some(error) = failed {
                     consumer.end(End::Failed(Some(error)));
                 }

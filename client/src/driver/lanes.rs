@@ -11,7 +11,8 @@ use super::session::Wish;
 use super::timers::Timers;
 use super::{Driver, OUT_BYTES_MAX};
 use crate::consumer::lane::{ReadLane, Wish as ReadWish};
-use crate::consumer::shared::{ConsumerShared, End};
+use crate::consumer::share::Standing;
+use crate::consumer::shared::{ConsumerShared, ConsumerState, End};
 use crate::error::Reason;
 use crate::publisher::shared::PublishLane;
 use crate::shared::{LaneId, LaneRef};
@@ -82,6 +83,10 @@ pub(super) fn place_of(lane: &LaneRef) -> Place {
             let anywhere = lane.is_some_and(ReadLane::goes_anywhere);
             Place { topic: consumer.topic.clone(), partition, anywhere }
         }
+        // The leader of partition 0 knows who reads what.
+        LaneRef::Member(consumer) => {
+            Place { topic: consumer.topic.clone(), partition: 0, anywhere: false }
+        }
     }
 }
 
@@ -107,6 +112,7 @@ impl Driver {
             let finished = match &lane {
                 LaneRef::Publish(publish) => self.visit_publish(id, publish, now),
                 LaneRef::Read(consumer, number) => self.visit_read(id, (consumer, *number), now),
+                LaneRef::Member(consumer) => self.visit_member(id, consumer, now),
             };
             if finished {
                 self.lanes.forget(id);
@@ -159,16 +165,18 @@ impl Driver {
         let link = self.link_for(id, &place);
         let session = link.and_then(|link| self.links.session(link));
         let connected = session.is_some_and(|session| session.away.is_none());
-        let visit = {
+        let (visit, told) = {
             let mut state = consumer.lock();
-            let wish = match (&state.end, state.gone) {
-                (_, true) | (End::Failed(_), _) => ReadWish::End,
-                (End::Drain | End::Stop, false) => ReadWish::Enough,
-                (End::No, false) => ReadWish::More,
-            };
+            let wish = wish_of(&state);
+            let member = state.membership.as_ref().map(|membership| membership.lane_id);
             let Some(lane) = state.lanes.get_mut(number) else { return true };
-            lane.visit(now, connected, wish, &mut self.lanes.frames)
+            let was_going = lane.is_going();
+            let visit = lane.visit(now, connected, wish, &mut self.lanes.frames);
+            let ends = visit.finished || (was_going && lane.is_away());
+            (visit, member.filter(|_| ends))
         };
+        // Its membership has something to say, behind the settles.
+        told.into_iter().for_each(|member| self.shared.ring(member));
         self.lanes.timers.set(id, visit.timer);
         let wish = visit.open.map(|ask| {
             let owner = (id, LaneRef::Read(consumer.clone(), number));
@@ -177,6 +185,48 @@ impl Driver {
         self.carry(id, link, visit.close, wish);
         self.note_homeless(id, visit.waits.then_some(place));
         visit.finished
+    }
+
+    fn visit_member(&mut self, id: LaneId, consumer: &Arc<ConsumerShared>, now: Instant) -> bool {
+        let place = place_of(&LaneRef::Member(consumer.clone()));
+        let link = self.link_for(id, &place);
+        let session = link.and_then(|link| self.links.session(link));
+        let connected =
+            session.filter(|session| session.away.is_none()).map(|session| session.shares);
+        let visit = {
+            let mut state = consumer.lock();
+            let standing = Standing {
+                connected,
+                wish: wish_of(&state),
+                obeys: !state.lanes.iter().any(ReadLane::is_going),
+                reads_nothing: state.lanes.iter().all(|lane| lane.is_over() || lane.is_away()),
+            };
+            let Some(membership) = &mut state.membership else { return true };
+            let visit = membership.visit(now, standing, &mut self.lanes.frames);
+            if visit.finished {
+                state.share(now);
+            }
+            visit
+        };
+        self.lanes.timers.set(id, visit.timer);
+        let wish = visit.open.then(|| Wish::Member((id, LaneRef::Member(consumer.clone()))));
+        self.carry(id, link, None, wish);
+        self.note_homeless(id, visit.waits.then_some(place));
+        if visit.finished {
+            self.touch_lanes_of(consumer);
+            consumer.changed.notify_waiters();
+        }
+        visit.finished
+    }
+
+    /// Partitions were given to a consumer, or taken from it.
+    pub(super) fn touch_lanes_of(&mut self, consumer: &Arc<ConsumerShared>) {
+        let registry = self.shared.lock();
+        let own = registry.lanes.iter().filter(|(_, lane)| match lane {
+            LaneRef::Read(of, _) | LaneRef::Member(of) => Arc::ptr_eq(of, consumer),
+            LaneRef::Publish(_) => false,
+        });
+        self.lanes.touched.extend(own.map(|(id, _)| *id));
     }
 
     /// The lane has left this stream for another.
@@ -284,12 +334,26 @@ impl Driver {
     }
 }
 
+/// What the application wants of its consumer.
+fn wish_of(state: &ConsumerState) -> ReadWish {
+    match (&state.end, state.gone) {
+        (_, true) | (End::Failed(_), _) => ReadWish::End,
+        (End::Drain | End::Stop, false) => ReadWish::Enough,
+        (End::No, false) => ReadWish::More,
+    }
+}
+
 fn lose(lane: &LaneRef, cause: &str) {
     match lane {
         LaneRef::Publish(lane) => lane.lock().lost(cause),
         LaneRef::Read(consumer, number) => {
             if let Some(lane) = consumer.lock().lanes.get_mut(*number) {
                 lane.lost();
+            }
+        }
+        LaneRef::Member(consumer) => {
+            if let Some(membership) = &mut consumer.lock().membership {
+                membership.lost();
             }
         }
     }
@@ -302,7 +366,7 @@ fn tell_closing(lane: &LaneRef) {
             core.close_window();
             core.finish();
         }
-        LaneRef::Read(consumer, _) => {
+        LaneRef::Read(consumer, _) | LaneRef::Member(consumer) => {
             consumer.lock().gone = true;
             consumer.end(End::Stop);
         }

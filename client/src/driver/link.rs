@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use weir_protocol::codec::{DecodeError, Decoder, EncodeBuf};
 use weir_protocol::error_code::{Action, ErrorCode};
-use weir_protocol::frame::{Auth, Frame, Hello, PeerLimits, Welcome};
+use weir_protocol::frame::{Auth, FEATURE_SHARING, Frame, Hello, PeerLimits, Welcome};
 use weir_protocol::limits::{
     FRAME_BYTES_MAX, HANDSHAKE_FRAME_BYTES_MAX, HANDSHAKE_MS_MAX, HEARTBEAT_MS, MESSAGE_BYTES_MAX,
     PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN, REQUESTS_PER_CONNECTION_MAX,
@@ -163,7 +163,7 @@ fn hello(client_name: &str) -> Hello {
     Hello {
         version_min: PROTOCOL_VERSION_MIN,
         version_max: PROTOCOL_VERSION_MAX,
-        features: 0,
+        features: FEATURE_SHARING,
         limits: PeerLimits {
             frame_bytes_max: FRAME_BYTES_MAX as u32,
             message_bytes_max: MESSAGE_BYTES_MAX as u32,

@@ -10,7 +10,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use weir_protocol::codec::EncodeBuf;
 use weir_protocol::frame::{
-    CreateTopic, DeleteTopic, Frame, GoAway, Metadata, OpenPublisher, Subscribe, Welcome,
+    CreateTopic, DeleteTopic, FEATURE_SHARING, Frame, GoAway, Join, Metadata, OpenPublisher,
+    Subscribe, Welcome,
 };
 use weir_protocol::limits::DEAD_AFTER_MS;
 use weir_protocol::types::{BrokerId, Name, PartitionId, RequestId, StreamId};
@@ -32,12 +33,13 @@ pub(crate) struct Opening {
 pub(crate) enum Wish {
     Publisher(Owner),
     Consumer(Owner, Ask),
+    Member(Owner),
 }
 
 impl Wish {
     fn lane(&self) -> LaneId {
         match self {
-            Self::Publisher((id, _)) | Self::Consumer((id, _), ..) => *id,
+            Self::Publisher((id, _)) | Self::Consumer((id, _), ..) | Self::Member((id, _)) => *id,
         }
     }
 }
@@ -67,6 +69,8 @@ pub(crate) struct Session {
     pub(crate) away: Option<Away>,
     pub(crate) heard_at: Instant,
     pub(crate) sent_at: Instant,
+    /// Its broker knows of consumers that share.
+    pub(crate) shares: bool,
     requests_max: usize,
     streams_max: usize,
     heartbeat: Duration,
@@ -90,6 +94,7 @@ impl Session {
             away: None,
             heard_at: now,
             sent_at: now,
+            shares: welcome.features & FEATURE_SHARING != 0,
             requests_max: limits.requests_max.max(1) as usize,
             streams_max: limits.streams_max.max(1) as usize,
             heartbeat: Duration::from_millis(u64::from(limits.heartbeat_ms.max(100))),
@@ -121,6 +126,10 @@ impl Session {
                 }
                 Wish::Consumer(owner, ask) => {
                     let frame = subscribe(&owner.1, (stream, request), ask);
+                    (owner, frame)
+                }
+                Wish::Member(owner) => {
+                    let frame = join(&owner.1, stream, request);
                     (owner, frame)
                 }
             };
@@ -194,7 +203,7 @@ impl Session {
     pub(crate) fn has_flight(&self) -> bool {
         self.streams.values().any(|(_, lane)| match lane {
             LaneRef::Publish(lane) => lane.lock().has_flight(),
-            LaneRef::Read(..) => false,
+            LaneRef::Read(..) | LaneRef::Member(_) => false,
         })
     }
 
@@ -278,6 +287,13 @@ fn open_publisher(lane: &LaneRef, stream: StreamId, request: RequestId) -> Optio
         producer_id: identity.id,
         producer_epoch: identity.epoch,
     }))
+}
+
+fn join(lane: &LaneRef, stream: StreamId, request: RequestId) -> Option<Frame> {
+    let LaneRef::Member(consumer) = lane else { return None };
+    let member = consumer.lock().membership.as_ref()?.member;
+    let (topic, subscription) = (consumer.topic.clone(), consumer.subscription.clone()?);
+    Some(Frame::Join(Join { stream, request, topic, subscription, member }))
 }
 
 fn subscribe(lane: &LaneRef, (stream, request): (StreamId, RequestId), ask: Ask) -> Option<Frame> {

@@ -51,6 +51,8 @@ impl Connector for MockConnector {
 pub struct Network {
     incoming: mpsc::Receiver<DuplexStream>,
     pub topic: TopicView,
+    /// What the brokers understand beside version 1.
+    pub features: u64,
 }
 
 /// A client that connects to the scripted broker.
@@ -60,8 +62,13 @@ pub async fn connect() -> (Client, Network, Peer) {
 
 /// The same, with a topic `orders` of this configuration.
 pub async fn connect_to(config: TopicConfig) -> (Client, Network, Peer) {
+    connect_with(config, 0).await
+}
+
+/// The same, with a broker of these features.
+pub async fn connect_with(config: TopicConfig, features: u64) -> (Client, Network, Peer) {
     let (sender, incoming) = mpsc::channel(1);
-    let mut network = Network { incoming, topic: topic("orders", config) };
+    let mut network = Network { incoming, topic: topic("orders", config), features };
     let connecting = Client::builder()
         .endpoints(["weir://mock:1"])
         .name("test")
@@ -95,7 +102,8 @@ impl Network {
     /// The next connection, behind its handshake.
     pub async fn accept(&mut self) -> Peer {
         let mut peer = self.accept_raw().await;
-        assert!(peer.shake_hands(welcome()).await, "the client says hello");
+        let welcome = Welcome { features: self.features, ..welcome() };
+        assert!(peer.shake_hands(welcome).await, "the client says hello");
         peer
     }
 
