@@ -6,13 +6,13 @@ mod common;
 
 use common::{Node, soon, until};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 use weir_client::{Client, Message, TopicConfig};
 
 const PARTITIONS: u32 = 4;
-const MESSAGES: u64 = 1_500;
 
 /// What a consumer has got: (partition, offset).
 type Got = Arc<Mutex<Vec<(u32, u64)>>>;
@@ -60,16 +60,19 @@ impl Process {
     }
 }
 
-/// Publishes to every partition, again and again, in the background.
-fn publish_for_ever(client: Client) -> JoinHandle<()> {
+/// Publishes to every partition until it is told to stop; says how many there were.
+fn publish_until(client: Client, stop: Arc<AtomicBool>) -> JoinHandle<u64> {
     #[allow(clippy::disallowed_methods, reason = "a test has tasks of its own")]
     tokio::spawn(async move {
         let publisher = client.publisher("orders").build().await.unwrap();
-        for number in 0..MESSAGES {
+        let mut number = 0;
+        while !stop.load(Ordering::Relaxed) {
             let message = Message::new(format!("m{number}")).key(format!("k{number}"));
             publisher.publish(message).await.unwrap();
+            number += 1;
             tokio::time::sleep(std::time::Duration::from_millis(3)).await;
         }
+        number
     })
 }
 
@@ -79,7 +82,8 @@ async fn a_consumer_that_dies_is_replaced_and_nothing_settled_comes_again() {
     let client = node.client().await;
     let config = TopicConfig { partitions: PARTITIONS, ..TopicConfig::default() };
     client.create_topic("orders", config).await.unwrap();
-    let publishing = publish_for_ever(client.clone());
+    let stop = Arc::new(AtomicBool::new(false));
+    let publishing = publish_until(client.clone(), stop.clone());
     let first = Process::start(&node);
     until("the first one reads all", async || first.partitions().len() == 4).await;
     let second = Process::start(&node);
@@ -88,19 +92,20 @@ async fn a_consumer_that_dies_is_replaced_and_nothing_settled_comes_again() {
     let (got, settled) = (first.got.clone(), first.settled.clone());
     first.kill();
     until("the second one takes over", async || second.partitions().len() == 4).await;
-    soon("all is published", publishing).await.unwrap();
+    stop.store(true, Ordering::Relaxed);
+    let published = soon("all is published", publishing).await.unwrap();
 
     // Everything is read: each partition's offsets without a gap, up to its end.
     let topic = client.topic("orders").await.unwrap();
     let ends: BTreeMap<u32, u64> =
         topic.partitions.iter().map(|row| (row.partition.0, row.high_watermark.0)).collect();
-    assert_eq!(ends.values().sum::<u64>(), MESSAGES);
+    assert_eq!(ends.values().sum::<u64>(), published);
     let all = || {
         let mut all: BTreeSet<_> = got.lock().unwrap().iter().copied().collect();
         all.extend(second.got.lock().unwrap().iter().copied());
         all
     };
-    until("all is read", async || all().len() as u64 == MESSAGES).await;
+    until("all is read", async || all().len() as u64 == published).await;
     for (partition, end) in &ends {
         assert!((0..*end).all(|offset| all().contains(&(*partition, offset))));
     }
@@ -113,4 +118,5 @@ async fn a_consumer_that_dies_is_replaced_and_nothing_settled_comes_again() {
     let second_got = second.got.lock().unwrap().clone();
     let twice = second_got.iter().filter(|got| half.contains(&got.0) && first_got.contains(got));
     assert_eq!(twice.count(), 0);
+    second.kill();
 }

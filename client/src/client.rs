@@ -199,7 +199,8 @@ impl Client {
     }
 
     /// Reads a topic through a durable subscription (mode `stream`): its cursor is kept by the
-    /// broker. The first consumer creates it.
+    /// broker. The first consumer creates it; several, of any clients, share its partitions, and when
+    /// one leaves or dies the others take over behind what it settled.
     pub fn consumer(&self, topic: &str, subscription: &str) -> ConsumerBuilder {
         ConsumerBuilder::new(self.clone(), topic, Some(subscription))
     }

@@ -88,7 +88,8 @@ impl ConsumerBuilder {
         self.partitions([partition])
     }
 
-    /// Reads these partitions only.
+    /// Reads these partitions only. A durable subscription is not shared then: whoever reads one of
+    /// them is replaced.
     pub fn partitions(mut self, partitions: impl IntoIterator<Item = u32>) -> Self {
         self.partitions = Some(partitions.into_iter().collect());
         self
@@ -109,7 +110,8 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Opens the consumer in every partition.
+    /// Opens the consumer in every partition, or, where others share its subscription, in those that
+    /// are its own by then.
     pub async fn subscribe(self) -> Result<Consumer> {
         let topic = name(&self.topic, "topic")?;
         let subscription =
@@ -242,18 +244,23 @@ impl Consumer {
                 let changed = self.shared.changed.notified();
                 tokio::pin!(changed);
                 changed.as_mut().enable();
-                {
+                let patient_until = {
                     let state = self.shared.lock();
                     match &state.end {
                         // What arrived in front of the error is handed over first.
                         End::Failed(Some(error)) if state.was_open(error) => return Ok(()),
                         End::Failed(Some(error)) => return Err(error.clone()),
                         _ if state.is_ending() => return Err(crate::shared::closed()),
-                        _ if state.is_open() => return Ok(()),
+                        _ if state.is_open(Instant::now()) => return Ok(()),
                         _ => {}
                     }
+                    state.is_patient_until().filter(|until| *until > Instant::now())
+                };
+                match patient_until {
+                    // Whichever comes first: both are looked at anew.
+                    Some(until) => drop(tokio::time::timeout_at(until, changed).await),
+                    None => changed.await,
                 }
-                changed.await;
             }
         };
         self.handle.shared.within_request_timeout("opening a consumer", wait).await

@@ -15,10 +15,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 use weir_protocol::error_code::Action;
 use weir_protocol::frame::{Assignment, Frame, MemberId, Present, Refusal};
-use weir_protocol::limits::MEMBER_BEAT_MS;
+use weir_protocol::limits::{MEMBER_BEAT_MS, MEMBER_RETURN_MS_MAX};
 use weir_protocol::types::StreamId;
 
 const BEAT: Duration = Duration::from_millis(MEMBER_BEAT_MS as u64);
+/// Opening a consumer waits this long for its first partition: longer than a consumer that died
+/// keeps its own.
+const FIRST_PATIENCE: Duration = Duration::from_millis(MEMBER_RETURN_MS_MAX as u64 + 1_000);
 /// An end waits this long for partitions to be given up, and for the broker to hear of it.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -78,6 +81,8 @@ pub(crate) struct Membership {
     pub(crate) lane_id: LaneId,
     phase: Phase,
     share: Share,
+    /// When the first assignment came.
+    assigned_at: Option<Instant>,
     /// The broker was told that this is obeyed.
     told: u64,
     beat_at: Option<Instant>,
@@ -93,6 +98,7 @@ impl Membership {
             lane_id,
             phase: Phase::Idle { reopen_at: None },
             share: Share::Unknown,
+            assigned_at: None,
             told: 0,
             beat_at: None,
             leave_by: None,
@@ -102,6 +108,13 @@ impl Membership {
 
     pub(crate) fn share(&self) -> &Share {
         &self.share
+    }
+
+    /// Until when opening waits for more than is assigned; none: for nothing, or no end is known.
+    pub(crate) fn is_patient_until(&self) -> Option<Instant> {
+        let waits =
+            matches!(&self.share, Share::Assigned { partitions, .. } if partitions.is_empty());
+        self.assigned_at.filter(|_| waits).map(|at| at + FIRST_PATIENCE)
     }
 
     /// Does what is due.
@@ -181,7 +194,8 @@ impl Membership {
     }
 
     /// It was told what it reads from now on.
-    pub(crate) fn assigned(&mut self, assignment: &Assignment) {
+    pub(crate) fn assigned(&mut self, assignment: &Assignment, now: Instant) {
+        self.assigned_at.get_or_insert(now);
         let partitions = assignment.partitions.iter().map(|partition| partition.0).collect();
         self.share = Share::Assigned { epoch: assignment.epoch, partitions };
     }

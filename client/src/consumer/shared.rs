@@ -105,10 +105,17 @@ impl ConsumerState {
     }
 
     /// Whether every partition that this consumer reads at first is open.
-    pub(crate) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self, now: Instant) -> bool {
         let known = |membership: &Membership| *membership.share() != Share::Unknown;
         let open = |lane: &ReadLane| lane.view().is_some() || lane.is_away();
-        self.membership.as_ref().is_none_or(known) && self.lanes.iter().all(open)
+        self.membership.as_ref().is_none_or(known)
+            && self.is_patient_until().is_none_or(|until| until <= now)
+            && self.lanes.iter().all(open)
+    }
+
+    /// Until when opening waits for a partition to be assigned, if one may still be.
+    pub(crate) fn is_patient_until(&self) -> Option<Instant> {
+        self.membership.as_ref().and_then(Membership::is_patient_until)
     }
 
     pub(crate) fn is_ending(&self) -> bool {

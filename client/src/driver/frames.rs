@@ -209,7 +209,7 @@ impl Driver {
         {
             let mut state = consumer.lock();
             if let Some(membership) = &mut state.membership {
-                membership.assigned(assignment);
+                membership.assigned(assignment, now);
             }
             state.share(now);
         }
