@@ -218,19 +218,6 @@ fn consume_frames() -> Vec<(&'static str, Frame)> {
             }),
         ),
         (
-            "subscribe_epoch",
-            Frame::Subscribe(Subscribe {
-                stream,
-                request: RequestId(2),
-                topic: name("orders"),
-                partition: PartitionId(0),
-                subscription: Some(name("billing")),
-                start: Start::Earliest,
-                credit: grant(),
-                needs: Needs { epoch: 11, ..Needs::default() },
-            }),
-        ),
-        (
             "subscribed",
             Frame::Subscribed(Subscribed {
                 stream,
@@ -264,6 +251,27 @@ fn consume_frames() -> Vec<(&'static str, Frame)> {
                 batches: vec![Bytes::from_static(&[0xab; 64])],
             }),
         ),
+        ("settle", Frame::Settle(Settle { stream, upto: Offset(7), confirm: true })),
+        ("settled", Frame::Settled(Settled { stream, upto: Offset(7), refusal: None })),
+    ]
+}
+
+fn sharing_frames() -> Vec<(&'static str, Frame)> {
+    let stream = StreamId(2);
+    vec![
+        (
+            "subscribe_epoch",
+            Frame::Subscribe(Subscribe {
+                stream,
+                request: RequestId(2),
+                topic: name("orders"),
+                partition: PartitionId(0),
+                subscription: Some(name("billing")),
+                start: Start::Earliest,
+                credit: grant(),
+                needs: Needs { epoch: 11, ..Needs::default() },
+            }),
+        ),
         (
             "join",
             Frame::Join(Join {
@@ -284,14 +292,13 @@ fn consume_frames() -> Vec<(&'static str, Frame)> {
         ),
         ("present", Frame::Present(Present { stream, epoch: 11 })),
         ("leave", Frame::Leave(stream)),
-        ("settle", Frame::Settle(Settle { stream, upto: Offset(7), confirm: true })),
-        ("settled", Frame::Settled(Settled { stream, upto: Offset(7), refusal: None })),
     ]
 }
 
 fn topic_frames() -> Vec<(&'static str, Frame)> {
     let request = RequestId(4);
     let topic = name("orders");
+    let partition = lone_partition();
     vec![
         (
             "metadata",
@@ -306,15 +313,7 @@ fn topic_frames() -> Vec<(&'static str, Frame)> {
                     name: topic.clone(),
                     id: TopicId(3),
                     config: config(),
-                    partitions: vec![PartitionView {
-                        partition: PartitionId(0),
-                        leader: Some(BrokerId(1)),
-                        log_start: Offset(0),
-                        high_watermark: Offset(10),
-                        bytes: 1 << 20,
-                        term: Term(0),
-                        replicas: Vec::new(),
-                    }],
+                    partitions: vec![partition],
                 }],
                 brokers: Vec::new(),
             }),
@@ -372,6 +371,19 @@ fn replica_frames() -> Vec<(&'static str, Frame)> {
     ]
 }
 
+/// Of a broker that tells nothing of others.
+fn lone_partition() -> PartitionView {
+    PartitionView {
+        partition: PartitionId(0),
+        leader: Some(BrokerId(1)),
+        log_start: Offset(0),
+        high_watermark: Offset(10),
+        bytes: 1 << 20,
+        term: Term(0),
+        replicas: Vec::new(),
+    }
+}
+
 /// A page that tells who serves what.
 fn page_of_cluster(request: RequestId, wanted: u8) -> MetadataPage {
     let broker = |id: u64, host: &str, rack: &str| BrokerView {
@@ -402,8 +414,14 @@ fn page_of_cluster(request: RequestId, wanted: u8) -> MetadataPage {
 
 #[test]
 fn every_frame_has_the_bytes_it_always_had() {
-    let groups =
-        [connection_frames(), publish_frames(), consume_frames(), topic_frames(), replica_frames()];
+    let groups = [
+        connection_frames(),
+        publish_frames(),
+        consume_frames(),
+        sharing_frames(),
+        topic_frames(),
+        replica_frames(),
+    ];
     let encoded = groups.into_iter().flatten().map(|(title, frame)| {
         let bytes = encode_to_vec(&frame);
         let decoded = Decoder::new(FRAME_BYTES_MAX).decode(&mut BytesMut::from(&bytes[..]));

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use weir_protocol::error_code::{Action, ErrorCode, Outcome};
 use weir_protocol::frame::{
     Assignment, Deliver, ErrorFrame, Frame, MetadataPage, PublisherOpened, Refusal, Refused,
-    StreamClosed, Subscribed,
+    Settled, StreamClosed, Subscribed,
 };
 use weir_protocol::types::{BrokerId, RequestId, StreamId, Term};
 
@@ -72,15 +72,7 @@ impl Driver {
                 Ok(())
             }
             Frame::Settled(settled) => {
-                if let Some((id, LaneRef::Read(consumer, lane))) =
-                    session.streams.get(&settled.stream)
-                {
-                    let mut state = consumer.lock();
-                    state.lanes[*lane].settled(&settled);
-                    self.lanes.touched.extend(state.lanes[*lane].is_going().then_some(*id));
-                    drop(state);
-                    consumer.changed.notify_waiters();
-                }
+                self.settled(session, &settled);
                 Ok(())
             }
             Frame::Assignment(assignment) => {
@@ -183,6 +175,19 @@ impl Driver {
         consumer.lock().lanes[lane].opened(stream, subscribed);
         consumer.changed.notify_waiters();
         Ok(())
+    }
+
+    fn settled(&mut self, session: &Session, settled: &Settled) {
+        let Some((id, LaneRef::Read(consumer, lane))) = session.streams.get(&settled.stream) else {
+            return;
+        };
+        let going = {
+            let mut state = consumer.lock();
+            state.lanes[*lane].settled(settled);
+            state.lanes[*lane].is_going()
+        };
+        self.lanes.touched.extend(going.then_some(*id));
+        consumer.changed.notify_waiters();
     }
 
     fn joined(&mut self, session: &mut Session, request: RequestId) -> Result<()> {

@@ -157,6 +157,30 @@ fn any_refusal() -> impl Strategy<Value = Refusal> {
     })
 }
 
+fn any_frame_of_sharing() -> impl Strategy<Value = Frame> {
+    prop_oneof![
+        (
+            any::<u32>().prop_map(StreamId),
+            any::<u64>(),
+            proptest::collection::vec(any::<u32>(), 0..9)
+        )
+            .prop_map(|(stream, epoch, partitions)| {
+                let partitions = partitions.into_iter().map(PartitionId).collect();
+                Frame::Assignment(Assignment { stream, epoch, partitions })
+            }),
+        (
+            any::<u32>().prop_map(StreamId),
+            any::<u32>().prop_map(RequestId),
+            any_name(),
+            any::<u64>()
+        )
+            .prop_map(|(stream, request, topic, member)| {
+                let (subscription, member) = (topic.clone(), MemberId(member));
+                Frame::Join(Join { stream, request, topic, subscription, member })
+            }),
+    ]
+}
+
 fn any_frame() -> impl Strategy<Value = Frame> {
     let stream = any::<u32>().prop_map(StreamId);
     let request = any::<u32>().prop_map(RequestId);
@@ -203,18 +227,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
                     credit,
                 })
             }),
-        (stream.clone(), any::<u64>(), proptest::collection::vec(any::<u32>(), 0..9)).prop_map(
-            |(stream, epoch, partitions)| {
-                let partitions = partitions.into_iter().map(PartitionId).collect();
-                Frame::Assignment(Assignment { stream, epoch, partitions })
-            }
-        ),
-        (stream.clone(), request.clone(), any_name(), any::<u64>()).prop_map(
-            |(stream, request, topic, member)| {
-                let (subscription, member) = (topic.clone(), MemberId(member));
-                Frame::Join(Join { stream, request, topic, subscription, member })
-            }
-        ),
+        any_frame_of_sharing(),
         (stream, any::<u64>(), proptest::option::of(any_refusal())).prop_map(
             |(stream, upto, refusal)| {
                 Frame::Settled(Settled { stream, upto: Offset(upto), refusal })

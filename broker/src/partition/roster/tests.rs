@@ -127,11 +127,14 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     proptest::collection::vec(act, 0..60)
 }
 
+/// What a member reads, and what it was told in which epoch.
+type Reading = (BTreeSet<u32>, Vec<(u64, BTreeSet<u32>)>);
+
 /// Readers that believe the newest assignment they heard of, and give up only what they say.
 #[derive(Default)]
 struct Readers {
-    /// By member: what it reads, and what it was told in which epoch.
-    reading: BTreeMap<u64, (BTreeSet<u32>, Vec<(u64, BTreeSet<u32>)>)>,
+    /// By member.
+    reading: BTreeMap<u64, Reading>,
 }
 
 impl Readers {
