@@ -29,7 +29,7 @@ async fn assign(peer: &mut Peer, stream: StreamId, epoch: u64, partitions: &[u32
     peer.send(Frame::Assignment(Assignment { stream, epoch, partitions })).await;
 }
 
-/// The next PRESENT; a consumer that asks for a partition meanwhile is opened at `start`.
+/// What the next frame, a PRESENT, says is obeyed.
 async fn present(peer: &mut Peer) -> u64 {
     let frame = peer.next().await;
     let Frame::Present(present) = frame else { panic!("PRESENT, not {frame:?}") };
