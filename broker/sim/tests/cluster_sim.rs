@@ -12,7 +12,7 @@ use weir_sim::cluster::{Fault, Outcome, Shape, run_cluster};
 
 /// Seeds that every run of the tests covers; `WEIR_SIM_SEEDS` in the environment covers more, and
 /// `WEIR_SIM_SEED` one alone.
-const SEEDS: u64 = 6;
+const SEEDS: u64 = 4;
 
 fn seeds() -> Range<u64> {
     let number = |name| {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, sleep, timeout};
-use weir_client::{Client, TopicConfig};
+use weir_client::{Client, ErrorCode, TopicConfig};
 
 const TOPIC: &str = "judged";
 /// Hosts from here on are clients'.
@@ -126,6 +126,10 @@ impl<'a> Run<'a> {
         };
         let created = async {
             while let Err(error) = client.create_topic(TOPIC, config).await {
+                if error.error_code() == Some(ErrorCode::TopicExists) {
+                    // By an earlier request, of which nobody knew what became of it.
+                    break;
+                }
                 tracing::debug!(%error, "the topic is not created yet");
                 sleep(ASK_AGAIN).await;
             }
