@@ -5,6 +5,7 @@
 
 use super::record::Recorder;
 use crate::history::{Mode, SettleResult, Verb, What, identify};
+use std::collections::BTreeMap;
 use tokio::sync::watch;
 use tokio::time::{Duration, sleep};
 use weir_client::{Client, Consumer, Delivered, Start};
@@ -59,16 +60,8 @@ impl Reading {
 
     async fn session(&mut self, mut reader: Consumer, stopped: &mut watch::Receiver<bool>) {
         let consumer = self.recorder.next_consumer();
-        let mode = if self.is_durable { Mode::Stream } else { Mode::Reader };
-        for (partition, start) in reader.starts() {
-            self.recorder.note(What::Subscribe {
-                consumer,
-                subscription: self.subscription,
-                partition: partition as u16,
-                mode,
-                from: start as u32,
-            });
-        }
+        let mut attached = BTreeMap::new();
+        self.attach(consumer, &reader, &mut attached);
         // A plain reader begins anew each time, so that it ends only when it must.
         let durable = self.random.u32(1..SESSION_RECORDS_MAX);
         for _ in 0..if self.is_durable { durable } else { u32::MAX } {
@@ -78,7 +71,10 @@ impl Reading {
                 next = reader.next() => next,
             };
             match next {
-                Some(Ok(delivered)) => self.take(consumer, &delivered).await,
+                Some(Ok(delivered)) => {
+                    self.attach(consumer, &reader, &mut attached);
+                    self.take(consumer, &delivered).await;
+                }
                 Some(Err(error)) => {
                     tracing::debug!(consumer, %error, "a session ended");
                     break;
@@ -89,6 +85,24 @@ impl Reading {
         // Dropping it tells the broker; it may hear of it after the next session has begun.
         drop(reader);
         self.recorder.note(What::Detach { consumer });
+    }
+
+    /// Notes the partitions that the session was given since, and from where. Consumers of one
+    /// subscription share its partitions, so that they come and go.
+    fn attach(&self, consumer: u16, reader: &Consumer, attached: &mut BTreeMap<u32, u64>) {
+        let mode = if self.is_durable { Mode::Stream } else { Mode::Reader };
+        for (partition, start) in reader.starts() {
+            if attached.insert(partition, start) == Some(start) {
+                continue;
+            }
+            self.recorder.note(What::Subscribe {
+                consumer,
+                subscription: self.subscription,
+                partition: partition as u16,
+                mode,
+                from: start as u32,
+            });
+        }
     }
 
     async fn take(&mut self, consumer: u16, delivered: &Delivered) {
