@@ -229,8 +229,11 @@ async fn damage_to_a_follower_that_is_down_is_repaired_at_its_start() {
     publish(&publisher_of(&client, TOPIC).await, 0..100, large).await;
     let follower = (cluster.leader(TOPIC).await + 1) % 3;
     let member = &mut cluster.members[follower];
-    let offsets: Vec<u64> = member.records(TOPIC, 100).await.iter().map(|(at, _)| *at).collect();
-    assert_eq!(offsets, (0..100).collect::<Vec<_>>());
+    let whole = member.records(TOPIC, 100).await;
+    // Where a short first segment made one segment too many, it was trimmed.
+    let first = whole[0].0;
+    assert!(first < 30, "{first}");
+    assert_eq!(whole, all(first..100, large));
     member.drain().await;
 
     let before = member.replica_folders();
@@ -248,7 +251,10 @@ async fn damage_to_a_follower_that_is_down_is_repaired_at_its_start() {
     let member = &cluster.members[follower];
     assert_eq!(member.replica_folders(), before, "it is the same replica");
     assert_eq!(member.partition(TOPIC).await.unwrap()["damaged"], serde_json::json!([]));
-    assert_eq!(member.records(TOPIC, 100).await, all(0..100, large));
+    let repaired = member.records(TOPIC, 100).await;
+    let first = repaired[0].0.max(first);
+    assert!(first < 30, "{first}");
+    assert_eq!(repaired, all(first..100, large));
     let segments = files(member, "seg");
     let is_bent = |path: &PathBuf| find(&std::fs::read(path).unwrap(), &bytes[at..at + 32]);
     assert_eq!(segments.iter().find_map(is_bent), None, "the damage is gone from the disk");
