@@ -1,7 +1,7 @@
 //! Consumers that share a subscription: who is told what, over deaths and changes of the leader.
 
 use super::*;
-use crate::partition::limits::{HAND_OVER_MAX, MEMBER_RETURN_MAX, MEMBER_SILENCE_MAX};
+use crate::partition::limits::{HAND_OVER_MAX, MEMBER_RETURN_MAX, MEMBER_SILENCE_MAX, TICK};
 use weir_protocol::types::BrokerId;
 
 const PARTITIONS: u32 = 4;
@@ -114,9 +114,10 @@ fn nobody_is_told_what_is_not_committed() {
     let subscription = Name::new("billing").unwrap();
     world.tell(Event::Join { id, subscription, member: MemberId(1) });
     assert_eq!((world.joined(id), world.told(id)), (None, None));
-    // Lost on its way: it is proposed again.
+    // Lost on its way: it is proposed again, after a rest.
     world.refuse(false);
     assert_eq!((world.joined(id), world.told(id)), (None, None));
+    world.pass(TICK);
     world.commit_all();
     assert_eq!(world.reads(id), [0, 1, 2, 3]);
 }
