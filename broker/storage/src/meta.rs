@@ -275,7 +275,10 @@ fn decode(bytes: &[u8], path: &Path) -> Result<Option<State>, OpenError> {
         false => [0; 4],
     };
     let numbers = [u64_at(16), u64_at(24), later(36), later(44)].into_iter().chain(marked);
-    if blob_len > META_BLOB_BYTES_MAX || numbers.max() >= Some(NUMBERS_END) {
+    // A log that began anew holds nothing at or before where it began.
+    let begins_later = u64_at(68) < u64_at(24) && u64_at(76) <= later(36);
+    let is_possible = !is_started || begins_later;
+    if blob_len > META_BLOB_BYTES_MAX || numbers.max() >= Some(NUMBERS_END) || !is_possible {
         // No log writes that.
         return Ok(None);
     }
