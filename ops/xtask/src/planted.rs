@@ -13,8 +13,18 @@ use std::thread;
 use std::time::Duration;
 
 /// Suites of the storage, the quickest first.
-const SUITES: [&str; 9] =
-    ["together", "faults", "evidence", "model", "damage", "crash", "recycling", "log", "rounds"];
+const SUITES: [&str; 10] = [
+    "together",
+    "faults",
+    "evidence",
+    "model",
+    "damage",
+    "crash",
+    "recycling",
+    "log",
+    "rounds",
+    "restart",
+];
 /// Too slow for all but what is left; `cargo test` shows that they pass without a bug.
 const SLOW_SUITES: [&str; 2] = ["torn_group", "enumerate"];
 /// No suite takes a third of it when nothing is wrong.
