@@ -8,7 +8,7 @@ use super::PartitionHere;
 use super::changes::{config_of, unknown};
 use crate::cluster::leaders::Leader;
 use crate::partition::{PartitionHandle, PartitionView};
-use crate::replication::metadata::{BrokerCard, Catalog as Topics, Partition, Topic};
+use crate::replication::metadata::{BrokerFacts, Catalog as Topics, Partition, Topic};
 use std::net::SocketAddr;
 use tokio::time::Instant;
 use weir_protocol::frame::{
@@ -91,9 +91,10 @@ impl Catalog {
 
     fn broker_views(&self, topics: &Topics) -> Vec<BrokerView> {
         let views = topics.brokers.values().map(|card| match &card.facts {
-            Some(_) => view_of_card(card),
-            // Before others join nobody has to tell where it is.
-            None => self.broker_view(),
+            Some(facts) => view_of(card.id, facts),
+            // A broker that is alone has nobody to tell where it is.
+            None if card.id == self.rooms.broker => self.broker_view(),
+            None => unknown_broker(card.id),
         });
         views.collect()
     }
@@ -111,16 +112,20 @@ impl Catalog {
     }
 }
 
-fn view_of_card(card: &BrokerCard) -> BrokerView {
-    let facts = card.facts.as_ref().expect("only cards with facts are viewed so");
+fn view_of(id: BrokerId, facts: &BrokerFacts) -> BrokerView {
     let (host, port) = facts.client.as_str().rsplit_once(':').unwrap_or_default();
     BrokerView {
-        id: card.id,
+        id,
         host: host.trim_matches(['[', ']']).to_owned(),
         port: port.parse().unwrap_or_default(),
         name: facts.name.to_string(),
         rack: facts.rack.to_string(),
     }
+}
+
+/// A broker of a cluster that is just formed, which has not told anything yet.
+fn unknown_broker(id: BrokerId) -> BrokerView {
+    BrokerView { id, host: String::new(), port: 0, name: String::new(), rack: String::new() }
 }
 
 /// Whoever should lead comes first.
