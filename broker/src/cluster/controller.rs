@@ -25,6 +25,7 @@ pub(super) use run::wanted_copies;
 pub use view::{DEAD_AFTER, HEARD_WITHIN, HOME_BYTES_MIN, Reach, View, Watch};
 
 use crate::replication::metadata::{Catalog, Command, GATE_HERE};
+use weir_protocol::types::ReplicaId;
 
 /// Commands of one round; the rest follows in the next.
 pub const COMMANDS_MAX: usize = 64;
@@ -32,7 +33,6 @@ pub const COMMANDS_MAX: usize = 64;
 /// What is to be said next, the most urgent first.
 pub fn decide(view: &View<'_>) -> Vec<Command> {
     let mut commands: Vec<_> = next_gate(view.catalog).into_iter().collect();
-    commands.extend(formed(view));
     commands.extend(copies::missing(view.catalog));
     let mut plan = replace::Plan::of(view);
     plan.advance();
@@ -56,15 +56,16 @@ fn next_gate(catalog: &Catalog) -> Option<Command> {
     (gate > catalog.gate).then_some(Command::RaiseGate { gate })
 }
 
-/// The partitions whose groups have their first leader.
-fn formed(view: &View<'_>) -> Option<Command> {
-    let fresh = view.catalog.partitions().filter(|(_, partition)| !partition.formed);
+/// Notes the partitions whose groups have their first leader, of those that `leads` tells. Whoever
+/// leads says so itself: until then nobody publishes.
+pub fn formed(catalog: &Catalog, leads: impl Fn(ReplicaId) -> bool) -> Option<Command> {
+    let fresh = catalog.partitions().filter(|(_, partition)| !partition.formed);
     let led = fresh.filter_map(|(_, partition)| {
         let mut replicas = partition.replicas.iter().map(|here| here.replica);
-        replicas.find(|replica| view.leaders.contains(replica))
+        replicas.find(|replica| leads(*replica))
     });
     let replicas: Vec<_> = led.take(FORMED_MAX).collect();
-    let knows = view.catalog.gate > 0 && !replicas.is_empty();
+    let knows = catalog.gate > 0 && !replicas.is_empty();
     knows.then_some(Command::NoteFormed { replicas })
 }
 

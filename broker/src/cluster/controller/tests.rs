@@ -212,7 +212,9 @@ fn what_is_led_for_the_first_time_is_noted_as_formed() {
     world.apply(&create("waits", 2));
     world.groups.get_mut(&2).unwrap().leader = None;
     let led = world.groups[&1].leader.unwrap();
-    assert_eq!(world.decide()[0], Command::NoteFormed { replicas: vec![led] });
+    let leaders = world.leaders();
+    let noted = formed(world.catalog(), |replica| leaders.contains(&replica));
+    assert_eq!(noted, Some(Command::NoteFormed { replicas: vec![led] }));
 }
 
 #[test]
