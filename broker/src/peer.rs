@@ -180,6 +180,11 @@ impl PeerRoom {
         }
     }
 
+    /// What frames of others are held on account of.
+    pub fn memory(&self) -> &Arc<Account> {
+        &self.shared.memory
+    }
+
     /// Every link there is or is tried for.
     pub fn links(&self) -> Vec<LinkView> {
         self.shared.cards.views()

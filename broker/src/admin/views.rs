@@ -164,7 +164,8 @@ fn render_damage(page: &mut crate::metrics::Exposition, topics: &[TopicPartition
 fn render_memory(page: &mut crate::metrics::Exposition, view: &AdminView) {
     let flow = view.flow.view(0);
     let services = &view.services;
-    let accounts = [&services.read_buffers, &services.request_memory, &services.stream_memory];
+    let own = [&services.read_buffers, &services.request_memory, &services.stream_memory];
+    let accounts = own.into_iter().chain(view.cluster.room.iter().map(|room| room.memory()));
     let mut pools = vec![("publish credit", flow.reserved_cost, flow.pool_cost)];
     pools.extend(accounts.map(|account| {
         let part = account.part();
