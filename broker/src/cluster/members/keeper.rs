@@ -17,8 +17,6 @@ use weir_protocol::types::{BrokerId, Index, PartitionId, ReplicaId, Term, TopicI
 
 /// After this it is looked again at what does not tell when it changes.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Read at once to see how far behind a replica is.
-const LAG_READ_BYTES: usize = 1 << 20;
 
 /// Whose group is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +107,7 @@ impl MemberKeeper {
         if wanted.is_met(&members, self.me) && !going.contains(&self.broker) {
             return Looked::Rests;
         }
-        let progress = self.progress(&members).await;
+        let progress = self.progress(&members);
         let group = Group { me: self.me, members: &members, progress: &progress, going: &going };
         let Some(step) = next_step(&wanted, group) else { return Looked::Rests };
         if matches!(step, MemberStep::Restore(_)) && !self.may_restore(now) {
@@ -164,7 +162,7 @@ impl MemberKeeper {
         Ok(())
     }
 
-    async fn progress(&self, members: &Members) -> BTreeMap<ReplicaId, Progress> {
+    fn progress(&self, members: &Members) -> BTreeMap<ReplicaId, Progress> {
         let (reached, silence) = (self.replica.progress(), self.replica.silence());
         let others: BTreeSet<_> =
             members.brokers.keys().copied().filter(|id| *id != self.me).collect();
@@ -172,28 +170,17 @@ impl MemberKeeper {
         for id in others {
             let answers = silence.get(&id).is_some_and(|silent| *silent < ANSWERS_WITHIN);
             let reached = reached.get(&id).copied().unwrap_or_default();
-            let lag_bytes = if answers { self.lag(reached).await } else { CLOSE_BYTES };
+            let lag_bytes = if answers { self.lag(reached) } else { CLOSE_BYTES };
             progress.insert(id, Progress { lag_bytes, answers });
         }
         progress
     }
 
-    /// The bytes of the log behind an index, or [`CLOSE_BYTES`] where they are more, where they
-    /// begin before the log does, or cannot be read.
-    async fn lag(&self, reached: Index) -> u64 {
-        let bounds = self.replica.log().bounds();
-        if reached.0 + 1 < bounds.first_index.0 {
-            return CLOSE_BYTES;
-        }
-        let (mut next, mut bytes) = (Index(reached.0 + 1), 0);
-        while next <= bounds.last_index && bytes < CLOSE_BYTES {
-            let Ok(slices) = self.replica.read(next, LAG_READ_BYTES).await else {
-                return CLOSE_BYTES;
-            };
-            let Some(last) = slices.last() else { return CLOSE_BYTES };
-            next = Index(last.header.index.0 + 1);
-            bytes += slices.iter().map(|slice| slice.bytes.len() as u64).sum::<u64>();
-        }
-        bytes.min(CLOSE_BYTES)
+    /// The bytes of the log behind an index, or [`CLOSE_BYTES`] where they are more, or begin before
+    /// the log does.
+    fn lag(&self, reached: Index) -> u64 {
+        let log = self.replica.log();
+        let held = reached.0 + 1 >= log.bounds().first_index.0;
+        if held { log.bytes_behind(reached).min(CLOSE_BYTES) } else { CLOSE_BYTES }
     }
 }
