@@ -142,7 +142,7 @@ impl Follower {
 
     /// Whether the table still waits for this very opening.
     fn is_wanted(&self, of: &Opening) -> bool {
-        let table = self.table.write();
+        let table = self.table.read();
         let here = table.get(&of.topic.name).filter(|here| here.topic.id == of.topic.id);
         let slot = here.and_then(|here| here.partitions.get(of.partition.id.0 as usize));
         let same = |slot: &&PartitionHere| {

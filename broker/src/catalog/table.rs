@@ -79,7 +79,7 @@ impl TopicPartitions {
 pub(super) struct Table(RwLock<BTreeMap<Name, TopicPartitions>>);
 
 impl Table {
-    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Name, TopicPartitions>> {
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Name, TopicPartitions>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
