@@ -12,10 +12,22 @@ use std::pin::Pin;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use weir_storage::{Backend, DeviceError, Disk, Executor, OsDisk, ThreadExecutor};
+use tokio::sync::oneshot;
+use weir_storage::{Backend, DeviceError, Disk, Executor, Lane, OsDisk, ThreadExecutor};
 
 /// A boxed future, so that the seams stay object safe.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Waits for work that may wait for the device, on a lane of the executor.
+pub async fn on_lane<T: Send + 'static>(
+    executor: &Arc<dyn Executor>,
+    lane: Lane,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let (done, wait) = oneshot::channel();
+    executor.submit(lane, Box::new(move || drop(done.send(work()))));
+    wait.await.expect("the executor runs every job it takes")
+}
 
 /// A byte stream to a peer.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}

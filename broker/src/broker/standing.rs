@@ -12,9 +12,8 @@ use crate::peer::ask::{Answers, Asks, NoAsks};
 use crate::peer::{PeerOptions, PeerRoom};
 use crate::replication::metadata::{Metadata, MetadataOptions, OpenMetadataError};
 use crate::replication::{Durability, Gate, NoPeers, Peers, ReplicaOptions, Switchboard, repair};
-use crate::seams::{BoxFuture, Seams};
+use crate::seams::{BoxFuture, Seams, on_lane};
 use std::sync::Arc;
-use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant};
 use weir_protocol::frame::Refusal;
 use weir_protocol::peer::{
@@ -224,10 +223,7 @@ impl Answers for PeerAnswers {
         let executor = self.executor.clone();
         Box::pin(async move {
             let log = log.ok_or(PeerRefusal::UnknownReplica)?;
-            let (done, wait) = oneshot::channel();
-            let read = move || drop(done.send(repair::fetch(&log, &fetch)));
-            executor.submit(Lane::Read, Box::new(read));
-            wait.await.expect("the executor runs every job it takes")
+            on_lane(&executor, Lane::Read, move || repair::fetch(&log, &fetch)).await
         })
     }
 

@@ -9,9 +9,8 @@
 use super::table::Table;
 use crate::metrics::Metrics;
 use crate::partition::PartitionHandle;
-use crate::seams::WallClock;
+use crate::seams::{WallClock, on_lane};
 use std::sync::Arc;
-use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant};
 use weir_storage::{Executor, Lane, ReadError, ScrubPiece, ScrubPlace, Scrubbed};
 
@@ -74,8 +73,6 @@ impl Scrubber {
     }
 
     async fn read(&self, piece: ScrubPiece) -> Result<Scrubbed, ReadError> {
-        let (done, wait) = oneshot::channel();
-        self.executor.submit(Lane::Read, Box::new(move || drop(done.send(piece.run()))));
-        wait.await.expect("the executor runs every job it takes")
+        on_lane(&self.executor, Lane::Read, move || piece.run()).await
     }
 }

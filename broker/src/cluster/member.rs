@@ -12,7 +12,7 @@ use crate::config::ClusterSettings;
 use crate::identity::{Identity, IdentityError};
 use crate::peer::ask::{Answer, Ask, Asks};
 use crate::replication::metadata::{BrokerFacts, Catalog, Change, Command, GATE_HERE, Verdict};
-use crate::seams::{BoxFuture, Entropy, Seams};
+use crate::seams::{BoxFuture, Entropy, Seams, on_lane};
 use crate::task::{self, TaskKind};
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -284,11 +284,9 @@ impl Cluster {
     }
 
     async fn store(&self, identity: Identity) -> Result<(), IdentityError> {
-        let (done, wait) = oneshot::channel();
         let (disk, data_dir) = (self.place.disk.clone(), self.place.data_dir.clone());
-        let job = move || drop(done.send(identity.store(&*disk, &data_dir)));
-        self.place.executor.submit(Lane::Checkpoint, Box::new(job));
-        wait.await.expect("the executor runs every job it takes")?;
+        let store = move || identity.store(&*disk, &data_dir);
+        on_lane(&self.place.executor, Lane::Checkpoint, store).await?;
         self.identity.send_replace(identity);
         self.node.send_replace(node_of(&self.settings, &identity, self.instance));
         Ok(())

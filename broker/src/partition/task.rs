@@ -26,7 +26,7 @@ use crate::connection::outbox::{ConsumerId, ConsumerPort, PublishReply, RequestR
 use crate::flow::Reservation;
 use crate::metrics::TopicMetrics;
 use crate::replication::{Replica, ReplicaState};
-use crate::seams::BoxFuture;
+use crate::seams::{BoxFuture, on_lane};
 use maintain::{Maintained, Upkeep};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -303,10 +303,9 @@ impl Task {
 
     /// The first offset at or after a time, within what readers may see.
     async fn offset_for_time(&mut self, time_ms: u64) -> Result<Offset, ReadError> {
-        let (log, (done, wait)) = (self.log.clone(), tokio::sync::oneshot::channel());
-        let job = move || drop(done.send(log.offset_for_time(time_ms)));
-        self.around.executor.submit(weir_storage::Lane::Read, Box::new(job));
-        let found = wait.await.expect("the executor runs every job it takes")?;
+        let log = self.log.clone();
+        let find = move || log.offset_for_time(time_ms);
+        let found = on_lane(&self.around.executor, weir_storage::Lane::Read, find).await?;
         let state = self.core.state();
         Ok(found.max(state.log_start).min(state.high_watermark))
     }

@@ -12,10 +12,10 @@ mod search;
 use super::payload::Batches;
 use super::receive::{parts_from, records_in};
 use crate::peer::ask::{Answer, Ask, Asks};
+use crate::seams::on_lane;
 use search::{Search, Told};
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::sync::oneshot;
 use tokio::time::Duration;
 use weir_protocol::peer::limits::{APPEND_BYTES_MAX, APPEND_BYTES_TARGET, SEGMENT_PARTS_MAX};
 use weir_protocol::peer::{Fetch, FetchedBatches, PeerRefusal};
@@ -125,9 +125,7 @@ pub(super) async fn on_executor<T: Send + 'static>(
     device: &Arc<Device>,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> T {
-    let (done, wait) = oneshot::channel();
-    device.executor().submit(Lane::Checkpoint, Box::new(move || drop(done.send(work()))));
-    wait.await.expect("the executor runs every job it takes")
+    on_lane(device.executor(), Lane::Checkpoint, work).await
 }
 
 type Missing = Vec<(DamagedRange, Left)>;

@@ -9,6 +9,7 @@ use super::gate::Gate;
 use super::log_map::LogMap;
 use super::window::Held;
 use super::{Durability, Fence, ReplicaState, Role};
+use crate::seams::on_lane;
 use crate::task::{self, TaskKind};
 use bytes::Bytes;
 use openraft::storage::IOFlushed;
@@ -252,10 +253,7 @@ impl Shared {
         lane: Lane,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> T {
-        let (done, wait) = oneshot::channel();
-        let job = move || drop(done.send(job()));
-        self.device.executor().submit(lane, Box::new(job));
-        wait.await.expect("the executor runs every job it takes")
+        on_lane(self.device.executor(), lane, job).await
     }
 
     /// Makes the hard state durable as it is now.

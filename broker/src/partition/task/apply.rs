@@ -10,6 +10,7 @@ use crate::partition::refusal::Loss;
 use crate::partition::state::State;
 use crate::partition::wire::WireError;
 use crate::replication::{MaintainError, control_section};
+use crate::seams::on_lane;
 use tokio::time::Instant;
 use weir_protocol::batch::{BatchHeader, BatchType};
 use weir_protocol::types::Index;
@@ -139,10 +140,9 @@ impl Task {
         let mut headers = if committed.0 - from.0 < HOT_INDEXES {
             self.log.headers(from, HEADERS_PER_READ)?
         } else {
-            let (log, (done, wait)) = (self.log.clone(), tokio::sync::oneshot::channel());
-            let job = move || drop(done.send(log.headers(from, HEADERS_PER_READ)));
-            self.around.executor.submit(Lane::Read, Box::new(job));
-            wait.await.expect("the executor runs every job it takes")?
+            let log = self.log.clone();
+            let read = move || log.headers(from, HEADERS_PER_READ);
+            on_lane(&self.around.executor, Lane::Read, read).await?
         };
         let mut next = from;
         let jump = headers.iter().position(|header| {
