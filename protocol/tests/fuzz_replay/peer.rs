@@ -4,7 +4,7 @@
 //! that panic when one breaks.
 //! Never: makes up an input. Returns in words what the bytes turned out to be.
 
-use crate::targets;
+use crate::targets::{self, described};
 use bytes::{Bytes, BytesMut};
 use weir_protocol::codec::DecodeError;
 use weir_protocol::limits::{
@@ -46,15 +46,7 @@ fn check_frames(bytes: &[u8]) -> String {
         check_round_trip(frame, end - begin);
         begin = *end;
     }
-    let mut names: Vec<String> =
-        whole.frames.iter().map(|(_, frame)| format!("{frame:?}")).collect();
-    names.iter_mut().for_each(|name| name.truncate(name.find('(').unwrap_or(name.len())));
-    let names = if names.is_empty() { "none".to_owned() } else { names.join(" ") };
-    match whole.end {
-        Ok(0) => names,
-        Ok(left) => format!("{names}, then {}", part_of_frame(&bytes[bytes.len() - left..])),
-        Err(error) => format!("{names}, then {error}"),
-    }
+    described(&whole.frames, whole.end, |left| part_of_frame(&bytes[bytes.len() - left..]))
 }
 
 /// What is known of a frame that is not complete.

@@ -4,6 +4,7 @@
 //! Never: makes up an input. Returns in words what the bytes turned out to be.
 
 use bytes::{Bytes, BytesMut};
+use std::fmt::Debug;
 use weir_protocol::batch::{
     BatchBuilder, BatchHeader, BodyError, MessageRef, RecordIter, RecordRef, WIRE_SALT,
 };
@@ -58,13 +59,21 @@ fn check_frames(bytes: &[u8]) -> String {
         check_head(&bytes[begin..], Err(error));
     }
     check_limit(bytes);
-    let mut names: Vec<String> =
-        whole.frames.iter().map(|(_, frame)| format!("{frame:?}")).collect();
+    described(&whole.frames, whole.end, |left| part_of_frame(&bytes[bytes.len() - left..]))
+}
+
+/// The names of frames, and what is behind them: `part` tells of so many bytes that are left.
+pub(crate) fn described<F: Debug>(
+    frames: &[(usize, F)],
+    end: Result<usize, DecodeError>,
+    part: impl FnOnce(usize) -> String,
+) -> String {
+    let mut names: Vec<String> = frames.iter().map(|(_, frame)| format!("{frame:?}")).collect();
     names.iter_mut().for_each(|name| name.truncate(name.find('(').unwrap_or(name.len())));
     let names = if names.is_empty() { "none".to_owned() } else { names.join(" ") };
-    match whole.end {
+    match end {
         Ok(0) => names,
-        Ok(left) => format!("{names}, then {}", part_of_frame(&bytes[bytes.len() - left..])),
+        Ok(left) => format!("{names}, then {}", part(left)),
         Err(error) => format!("{names}, then {error}"),
     }
 }
