@@ -264,6 +264,7 @@ fn rooms(
         leaders: standing.leaders.clone(),
         announce: standing.announce(),
         draining,
+        belonged: standing.identity.is_opened,
         metadata_voters: standing.among.as_ref().map(|among| among.metadata_voters),
     }
 }

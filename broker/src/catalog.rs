@@ -12,10 +12,12 @@ mod follower;
 mod forming;
 mod handover;
 mod keepers;
+mod losses;
 mod news;
 mod opening;
 mod pages;
 mod scrub;
+mod sweep;
 mod table;
 
 pub(crate) use scrub::ScrubPace;
@@ -43,10 +45,15 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 use table::Table;
 use tokio::sync::{oneshot, watch};
+use tokio::time::Duration;
 use tokio_util::sync::CancellationToken;
 use weir_protocol::peer::News;
 use weir_protocol::types::BrokerId;
 use weir_storage::{Device, Lane};
+
+/// A start waits so long for what is being opened where there are others: what damage took may be on
+/// a broker that is away, and the rest is to serve meanwhile.
+const OPEN_WITHIN: Duration = Duration::from_secs(30);
 
 /// What partitions are opened with.
 pub(crate) struct Rooms {
@@ -70,6 +77,8 @@ pub(crate) struct Rooms {
     pub(crate) announce: Arc<dyn Fn(News) + Send + Sync>,
     /// Whether this broker is shutting down.
     pub(crate) draining: Arc<AtomicBool>,
+    /// Whether this broker belonged to its cluster before this start.
+    pub(crate) belonged: bool,
     /// How many voters the metadata shall have (0 = as many as fit the brokers); none where this
     /// broker is alone.
     pub(crate) metadata_voters: Option<u8>,
@@ -90,7 +99,7 @@ pub struct Catalog {
 
 impl Catalog {
     /// Opens every partition that the metadata places here, and follows the metadata from now
-    /// on. Returns when each is open or has failed.
+    /// on. Returns when each is open or has failed; among others after [`OPEN_WITHIN`] at the latest.
     pub(crate) async fn open(metadata: MetadataClient, rooms: Rooms) -> Arc<Self> {
         let rooms = Arc::new(rooms);
         let table = Arc::new(Table::default());
@@ -99,8 +108,13 @@ impl Catalog {
         let follower = follower::Follower::new(here, metadata.clone(), shown_sender);
         task::spawn("catalog", TaskKind::Core, follower.follow());
         let mut caught_up = shown.clone();
+        let open = caught_up.wait_for(|times| *times > 0 && !table.is_opening());
         // The sender lives as long as the follower, which ends only with the metadata.
-        let _ = caught_up.wait_for(|times| *times > 0 && !table.is_opening()).await;
+        if rooms.metadata_voters.is_none() {
+            let _ = open.await;
+        } else if tokio::time::timeout(OPEN_WITHIN, open).await.is_err() {
+            tracing::warn!("the start goes on while partitions are still being opened");
+        }
         // All of them look for leaders at once: one after another would take an election each.
         let open = table.open();
         futures_util::future::join_all(open.iter().map(PartitionHandle::opened)).await;
@@ -109,6 +123,9 @@ impl Catalog {
         if rooms.metadata_voters.is_some() {
             let forming = forming::run(rooms.clone(), table.clone(), metadata.clone());
             start_until(&stopped, "forming", forming);
+            if rooms.belonged {
+                start_until(&stopped, "sweep", sweep::run(rooms.clone(), metadata.clone()));
+            }
         }
         keepers::start(&rooms, &metadata, &stopped);
         let random = Mutex::new(fastrand::Rng::with_seed(rooms.seed ^ 0x7063_6f64_7563_6572));

@@ -42,6 +42,7 @@ pub struct Metrics {
     flush_seconds: FlushHistogram,
     flush_bytes: Counter,
     scrub: ScrubCounters,
+    folders_removed: Counter,
     /// For every code that a broker sends.
     refusals: Vec<(ErrorCode, Counter)>,
     closed: std::sync::Mutex<Vec<(&'static str, Counter)>>,
@@ -87,16 +88,18 @@ impl Metrics {
                     passes: counter!("weir_scrub_passes_total"),
                     last_pass: gauge!("weir_scrub_last_pass_timestamp_seconds"),
                 },
+                counter!("weir_replica_folders_removed_total"),
                 refusals.collect(),
             )
         });
-        let (connections, connections_opened, flush_seconds, flush_bytes, scrub, refusals) =
+        let (connections, connections_opened, flush_seconds, flush_bytes, scrub, removed, refusals) =
             metrics;
         Arc::new(Self {
             recorder,
             handle,
             connections,
             connections_opened,
+            folders_removed: removed,
             flush_seconds,
             flush_bytes,
             scrub,
@@ -164,6 +167,11 @@ impl Metrics {
     pub fn scrub_passed(&self, wall_ms: u64) {
         self.scrub.passes.increment(1);
         self.scrub.last_pass.set((wall_ms / 1_000) as f64);
+    }
+
+    /// The folder of a replica that went while this broker was away was removed.
+    pub fn folder_removed(&self) {
+        self.folders_removed.increment(1);
     }
 
     /// Folds the recorder's samples, so that they do not pile up when nobody scrapes.

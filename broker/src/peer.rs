@@ -33,6 +33,7 @@ mod shake;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod throttle;
 mod ways;
 
 pub use card::{LinkState, LinkView};
@@ -55,6 +56,7 @@ use shake::Shaker;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use throttle::Tally;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -84,6 +86,9 @@ pub struct PeerOptions {
     pub memory: Arc<Account>,
     /// The replicas of this broker.
     pub switchboard: Switchboard,
+    /// Bytes a second that each other broker is sent of what helps it catch up; 0 = as fast as it
+    /// goes.
+    pub catch_up_bytes_per_s: u64,
     /// Who answers what is not a replica's.
     pub answers: Arc<dyn Answers>,
     /// Seed of the random pauses.
@@ -107,6 +112,8 @@ struct Shared {
     peers: Mutex<BTreeMap<BrokerId, Peer>>,
     cards: Cards,
     permits: Permits,
+    /// Bytes a second for each broker that is behind, and what all of them were sent so.
+    catch_up: (u64, Arc<Tally>),
     failures: LogLimit,
     /// Cancelled when links shall end, in order.
     leaving: CancellationToken,
@@ -128,6 +135,7 @@ impl PeerRoom {
         options: PeerOptions,
         replicas: Arc<dyn Replicas>,
     ) -> Result<Arc<Self>, ListenError> {
+        let catch_up = (options.catch_up_bytes_per_s, Arc::default());
         let PeerOptions { listen, secret, me, directory, memory, answers, seed, .. } = options;
         if secret.is_none() && !listen.ip().to_canonical().is_loopback() {
             return Err(ListenError::NoSecret(listen));
@@ -145,6 +153,7 @@ impl PeerRoom {
             peers: Mutex::default(),
             cards: Cards::default(),
             permits: Permits::new(),
+            catch_up,
             failures: LogLimit::new(),
             leaving: CancellationToken::new(),
             cut: CancellationToken::new(),
@@ -188,6 +197,17 @@ impl PeerRoom {
     /// Every link there is or is tried for.
     pub fn links(&self) -> Vec<LinkView> {
         self.shared.cards.views()
+    }
+
+    /// Bytes read and written since the start, over all links of a lane.
+    pub fn traffic(&self, lane: Lane) -> [u64; 2] {
+        self.shared.cards.traffic(lane)
+    }
+
+    /// What others were sent since the start to catch up, in bytes, and what of it had to wait for
+    /// its turn.
+    pub fn catch_up_bytes(&self) -> (u64, u64) {
+        self.shared.catch_up.1.read()
     }
 
     /// Leaves: no new question, what was asked is answered, links are closed. Whatever is not over

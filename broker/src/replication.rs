@@ -51,6 +51,7 @@ pub use codec::CodecError;
 pub use gate::Gate;
 pub use inbox::{AppendAnswers, AppendInput, Inbox};
 pub use membership::{Members, MembershipError};
+pub use network::CATCH_UP_BYTES;
 pub use open::{Birth, ELECTION_MS, HEARTBEAT_MS, OpenReplicaError, OpenReport, ReplicaOptions};
 pub use pace::Pace;
 pub use peers::{AppendStream, NoPeers, PeerLost, Peers};

@@ -167,9 +167,13 @@ fn nothing_of_a_killed_broker_is_left() {
 
 /// What the broker shows of a topic.
 async fn shown(cluster: &Cluster, host: u8) -> String {
+    page_of(cluster, host, &format!("/v1/topics/{}", load::TOPIC)).await
+}
+
+/// A page of the first broker.
+async fn page_of(cluster: &Cluster, host: u8, path: &str) -> String {
     let host = cluster.network().host(host);
     let mut admin = host.connect(cluster.machine(1).admin()).await.expect("it listens");
-    let path = format!("/v1/topics/{}", load::TOPIC);
     let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
     admin.write_all(request.as_bytes()).await.expect("it is taken");
     let mut answer = String::new();
@@ -215,6 +219,58 @@ fn memory_durability_loses_with_the_power_alone_and_says_so() {
                 machine.kill().await;
                 machine.start().await.expect("it starts again");
             }
+        });
+    }
+}
+
+/// Starts all of them at once: none serves before the others are there.
+async fn start_together(cluster: &Cluster) {
+    let [one, two, three] = [1, 2, 3].map(|number| cluster.machine(number).start());
+    let started = tokio::join!(biased; one, two, three);
+    assert!(matches!(started, (Ok(()), Ok(()), Ok(()))), "{started:?}");
+}
+
+/// A topic that promises no more than memory comes back when the power of all its brokers goes, by
+/// itself, with what was flushed by then, and says that something may be missing.
+#[test]
+fn a_topic_of_memory_comes_back_from_the_loss_of_all_power_at_once() {
+    for (seed, first) in [(3, 1), (4, 2)] {
+        paused(seed).block_on(async {
+            let cluster = Cluster::joined(seed, BROKERS);
+            start_together(&cluster).await;
+            let client = cluster.client(CLIENTS, &[1, 2, 3]).await.expect("the brokers are up");
+            let config = TopicConfig { durability: Durability::Memory, ..TopicConfig::default() };
+            client.create_topic(load::TOPIC, config).await.expect("it is created");
+            drop(client);
+            let load = Load::start(&cluster, CLIENTS + 1, 1).await;
+            assert!(load.reaches(200).await, "seed {seed}");
+            sleep(WHILE).await;
+            let acknowledged = load.stop().await;
+            // All of it is flushed by then, and what comes later is not.
+            sleep(10 * WHILE).await;
+            for (_, machine) in cluster.machines() {
+                machine.executor().expect("it runs").stall(Lane::Flush, 60 * WHILE);
+            }
+            let load = Load::start(&cluster, CLIENTS + 2, 1).await;
+            sleep(WHILE).await;
+            drop(load);
+            // All of them, or most: then one is left that lacks nothing, and no majority.
+            for (number, machine) in cluster.machines() {
+                match number < first {
+                    true => machine.kill().await,
+                    false => machine.cut_power(Cut::LosesAll).await,
+                }
+            }
+            start_together(&cluster).await;
+            let load = Load::start(&cluster, CLIENTS + 3, 1).await;
+            assert!(load.reaches(1).await, "seed {seed}: nothing leads");
+            let first = load.acknowledged();
+            assert!(first > acknowledged, "seed {seed}: {first}, and {acknowledged} were flushed");
+            assert!(load.reaches(first + 50).await, "seed {seed}");
+            let acknowledged = load.stop().await;
+            check(&cluster, 1, acknowledged).await;
+            let page = page_of(&cluster, CLIENTS + 4, "/v1/cluster").await;
+            assert!(page.contains("\"epoch\":1"), "seed {seed}: {page}");
         });
     }
 }

@@ -32,6 +32,7 @@ use axum::extract::State;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::time::Instant;
+use weir_protocol::peer::Lane;
 use weir_protocol::types::BrokerId;
 
 /// What a look at the cluster is taken through.
@@ -57,6 +58,12 @@ impl ClusterAccess {
             me: (self.broker, self.name.clone()),
             metadata_leader: self.metadata.leader(),
             links: self.room.as_ref().map(|room| room.links()).unwrap_or_default(),
+            traffic: self.room.as_deref().map(traffic_of).unwrap_or_default(),
+            catch_up_bytes: self
+                .room
+                .as_ref()
+                .map(|room| room.catch_up_bytes())
+                .unwrap_or_default(),
             now: Instant::now(),
         }
     }
@@ -71,6 +78,10 @@ pub(super) struct Look {
     /// Who says so of itself, or is taken for it.
     metadata_leader: Option<BrokerId>,
     links: Vec<LinkView>,
+    /// Bytes read and written by lane, since the start.
+    traffic: Vec<(Lane, [u64; 2])>,
+    /// Bytes that others were sent to catch up, and what of them had to wait.
+    catch_up_bytes: (u64, u64),
     now: Instant,
 }
 
@@ -108,6 +119,10 @@ impl Look {
         let placed = partition.replica(partition.preferred)?;
         Some(self.name_of(placed.broker))
     }
+}
+
+fn traffic_of(room: &PeerRoom) -> Vec<(Lane, [u64; 2])> {
+    [Lane::Control, Lane::Bulk].map(|lane| (lane, room.traffic(lane))).into()
 }
 
 /// Whether a broker was heard of lately.

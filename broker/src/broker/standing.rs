@@ -123,6 +123,7 @@ impl Standing {
             directory: cluster.directory(),
             memory: accounts.account(super::PEER_MEMORY),
             switchboard: switchboard.clone(),
+            catch_up_bytes_per_s: settings.catch_up_bytes_per_s,
             answers: Arc::new(answers),
             seed: seams.seed,
         };
@@ -178,6 +179,7 @@ async fn open_metadata(
             device: device.clone(),
             log: LogOptions { uuid: identity.metadata_uuid(), ..LogOptions::default() },
             durability: Durability::Fsync,
+            loss_accepted: false,
             boot_id: seams.boot_id,
             seed: seams.seed,
             heartbeat_ms: METADATA_HEARTBEAT_MS,

@@ -1,13 +1,15 @@
 //! The task that makes the table follow the metadata.
 //!
 //! Owns: opening, stopping and removing the replicas that are placed here, in that order of care;
-//! telling the metadata of those that are lost.
+//! what is to be told of those that are lost.
 //! Never: removes the files of a replica that still runs, or of one that the metadata still places
 //! here; waits for one replica to open while another one could.
-//! Invariants: at most [`OPENING_MAX`] are being opened; what was opened for a metadata that is no
-//! more is stopped at once.
+//! Invariants: at most [`OPENING_MAX`] are being opened, those aside that take longer than
+//! [`OPENING_SLOW_AFTER`]: they wait for others. What was opened for a metadata that is no more is
+//! stopped at once.
 
 use super::keepers::Keepers;
+use super::losses::Losses;
 use super::opening::{Manner, Opening, folders_of, placed_on};
 use super::table::{PartitionHere, PartitionState, Table, TopicPartitions};
 use super::{Rooms, config_of};
@@ -15,25 +17,25 @@ use crate::cluster::MetadataClient;
 use crate::flow::PartitionKey;
 use crate::partition::{OpenPartitionError, PartitionHandle, Request, WireError};
 use crate::replication::metadata::{
-    Catalog as Topics, ChangeError, Command, LossReason, Partition, Placement, Recovery, Stage,
-    Topic,
+    Catalog as Topics, Command, LossReason, Partition, Placement, Recovery, Stage, Topic,
 };
 use crate::replication::{CodecError, MemoryLoss, OpenReplicaError};
 use crate::seams::BoxFuture;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use tokio::sync::watch;
-use tokio::time::Duration;
+use tokio::time::{Duration, Instant};
 use weir_protocol::error_code::ErrorCode;
 use weir_protocol::types::{Name, ReplicaId};
 use weir_storage::{Lane, MendError, OpenError};
 
 /// Replicas that are opened at a time: recovery is bound by the device.
 const OPENING_MAX: usize = 8;
-/// How long the metadata is given to take the loss of a replica, before it is told again.
-const LOSS_TOLD_EVERY: Duration = Duration::from_secs(5);
+/// An opening that takes longer waits for a broker that has what damage took here, and keeps nobody
+/// from being opened.
+const OPENING_SLOW_AFTER: Duration = Duration::from_secs(10);
 
 pub(super) struct Follower {
     rooms: Arc<Rooms>,
@@ -45,14 +47,15 @@ pub(super) struct Follower {
     /// What is to be opened; at most the replicas that are placed here.
     queue: VecDeque<Opening>,
     opening: FuturesUnordered<BoxFuture<'static, Opened>>,
-    /// Replicas that are just being opened: one at a time has a folder.
-    at_work: BTreeSet<ReplicaId>,
+    /// Replicas that are just being opened, and since when: one at a time has a folder.
+    at_work: BTreeMap<ReplicaId, Instant>,
     /// How each replica that is open, or is being opened, was.
     manners: BTreeMap<ReplicaId, Manner>,
     /// What keeps the groups of those that are open.
     keepers: Keepers,
-    /// What the metadata has to learn yet of losses; at most the replicas that are placed here.
-    untold: BTreeMap<ReplicaId, Command>,
+    losses: Losses,
+    /// Replicas that lost what they held in memory, and the recovery epoch at which that was found.
+    unclean: BTreeMap<ReplicaId, u32>,
 }
 
 /// What came of an opening.
@@ -68,6 +71,7 @@ impl Follower {
         shown: watch::Sender<u64>,
     ) -> Self {
         let keepers = Keepers::new(&rooms, &metadata);
+        let losses = Losses::new(metadata.clone());
         Self {
             rooms,
             metadata,
@@ -76,10 +80,11 @@ impl Follower {
             topics: Arc::default(),
             queue: VecDeque::new(),
             opening: FuturesUnordered::new(),
-            at_work: BTreeSet::new(),
+            at_work: BTreeMap::new(),
             manners: BTreeMap::new(),
-            untold: BTreeMap::new(),
             keepers,
+            losses,
+            unclean: BTreeMap::new(),
         }
     }
 
@@ -90,6 +95,7 @@ impl Follower {
         self.catch_up(now).await;
         loop {
             self.open_queued();
+            let slow_at = self.slow_at().filter(|_| !self.queue.is_empty());
             if self.opening.is_empty() {
                 self.shown.send_modify(|times| *times += 1);
             }
@@ -107,9 +113,8 @@ impl Follower {
                     // Who waits for one topic does not wait for all.
                     self.shown.send_modify(|times| *times += 1);
                 }
-                () = tokio::time::sleep(LOSS_TOLD_EVERY), if !self.untold.is_empty() => {
-                    self.tell_losses().await;
-                }
+                () = self.losses.tell() => {}
+                () = sleep_until(slow_at) => {}
             }
         }
     }
@@ -123,15 +128,27 @@ impl Follower {
         }
     }
 
+    /// How many are being opened that are not known to wait for others.
+    fn swift(&self) -> impl Iterator<Item = Instant> {
+        let now = Instant::now();
+        let slow_at = self.at_work.values().map(|since| *since + OPENING_SLOW_AFTER);
+        slow_at.filter(move |slow_at| *slow_at > now)
+    }
+
+    /// When the next of them is taken to wait for others; none where there is room without that.
+    fn slow_at(&self) -> Option<Instant> {
+        self.swift().min().filter(|_| self.swift().count() >= OPENING_MAX)
+    }
+
     fn open_queued(&mut self) {
-        while self.opening.len() < OPENING_MAX {
-            let free = |of: &Opening| !self.at_work.contains(&of.placed.replica);
+        while self.swift().count() < OPENING_MAX {
+            let free = |of: &Opening| !self.at_work.contains_key(&of.placed.replica);
             let next = self.queue.iter().position(free);
             let Some(of) = next.and_then(|at| self.queue.remove(at)) else { return };
             if !self.is_wanted(&of) {
                 continue;
             }
-            self.at_work.insert(of.placed.replica);
+            self.at_work.insert(of.placed.replica, Instant::now());
             let rooms = self.rooms.clone();
             self.opening.push(Box::pin(async move {
                 let outcome = open(&rooms, &of).await;
@@ -165,7 +182,8 @@ impl Follower {
         let state = match outcome {
             Ok(handle) => {
                 self.keepers.keep(&handle, &of.partition, of.topic.id, of.placed.replica);
-                if let Some(loss) = handle.memory_loss() {
+                // Among others it was accepted before.
+                if let Some(loss) = handle.memory_loss().filter(|_| !of.has_others()) {
                     self.note_memory_loss(&of, loss);
                 }
                 PartitionState::Open(handle)
@@ -176,16 +194,17 @@ impl Follower {
                     topic = %of.topic.name, partition = of.partition.id.0, code = code.name(),
                     reason, "a partition could not be opened"
                 );
-                if let Some(loss) = loss_of(&error).filter(|_| of.has_others()) {
+                if let Some(reason) = loss_of(&error).filter(|_| of.has_others()) {
                     let replica = of.placed.replica;
-                    let command = Command::LoseReplica { replica, reason: loss };
-                    self.untold.insert(replica, command);
+                    if reason == LossReason::Unclean {
+                        self.unclean.insert(replica, of.partition.recovery.epoch);
+                    }
+                    self.losses.note(replica, Command::LoseReplica { replica, reason });
                 }
                 PartitionState::Failed { code, reason }
             }
         };
         self.set(&of.topic.name, &of.partition, of.placed, state);
-        self.tell_losses().await;
     }
 
     /// The only replica of a partition lost what it held in memory. Its own mark keeps that as well,
@@ -200,22 +219,15 @@ impl Follower {
         let command = Command::NoteRecovery { uuid: of.partition.uuid, recovery };
         let is_new = known.epoch == 0 || known.lost_after < loss.lost_after;
         if is_new && command.gate() <= self.topics.gate {
-            self.untold.insert(of.placed.replica, command);
+            self.losses.note(of.placed.replica, command);
         }
     }
 
-    /// Tells the metadata what was lost. What it does not take now, it is told again.
-    async fn tell_losses(&mut self) {
-        for (replica, command) in std::mem::take(&mut self.untold) {
-            let told = self.metadata.propose(command.clone());
-            match tokio::time::timeout(LOSS_TOLD_EVERY, told).await {
-                Ok(Ok(_)) => tracing::warn!(%replica, ?command, "the metadata knows of a loss"),
-                Ok(Err(ChangeError::Refused(refusal))) => {
-                    tracing::debug!(%replica, %refusal, "the replica is gone already");
-                }
-                Ok(Err(_)) | Err(_) => drop(self.untold.insert(replica, command)),
-            }
-        }
+    /// Whether a replica that lost its memory was reinstated since that was found here.
+    fn is_reinstated(&self, partition: &Partition, placed: Placement) -> bool {
+        let found = self.unclean.get(&placed.replica);
+        let later = found.is_some_and(|epoch| partition.recovery.epoch > *epoch);
+        later && placed.stage == Stage::Voter
     }
 
     /// Makes every partition of a topic what the metadata says of it.
@@ -227,7 +239,8 @@ impl Follower {
             let same = here.placed.map(|old| old.replica) == placed.map(|new| new.replica);
             let lost = placed.is_some_and(|placed| matches!(placed.stage, Stage::Lost(_)));
             let known = placed.and_then(|placed| self.manners.get(&placed.replica).copied());
-            if same && !lost && (placed.is_none() || known == Some(manner)) {
+            let back = placed.is_some_and(|placed| self.is_reinstated(partition, placed));
+            if same && !lost && !back && (placed.is_none() || known == Some(manner)) {
                 self.reconfigure(topic, &before.topic, &here);
                 continue;
             }
@@ -259,6 +272,11 @@ impl Follower {
     }
 
     fn begin(&mut self, topic: &Arc<Topic>, partition: &Partition, placed: Placement, as_: Manner) {
+        let loss_accepted = self.is_reinstated(partition, placed);
+        if loss_accepted {
+            self.unclean.remove(&placed.replica);
+            self.losses.forget(placed.replica);
+        }
         self.manners.insert(placed.replica, as_);
         self.set(&topic.name, partition, placed, PartitionState::Opening);
         self.queue.push_back(Opening {
@@ -267,11 +285,17 @@ impl Follower {
             placed,
             manner: as_,
             clustered: self.topics.gate > 0,
+            loss_accepted,
         });
     }
 
     fn give_up(&mut self, topic: &Topic, partition: &Partition, placed: Placement) {
         self.manners.remove(&placed.replica);
+        self.losses.forget(placed.replica);
+        if placed.stage == Stage::Lost(LossReason::Unclean) {
+            let epoch = partition.recovery.epoch;
+            self.unclean.entry(placed.replica).or_insert(epoch);
+        }
         let reason =
             format!("replica {} was given up: another one takes its place", placed.replica);
         let state = PartitionState::Failed { code: ErrorCode::StorageFenced, reason };
@@ -291,7 +315,8 @@ impl Follower {
         }
         let Some(placed) = here.placed.filter(|_| !kept) else { return };
         self.manners.remove(&placed.replica);
-        self.untold.remove(&placed.replica);
+        self.losses.forget(placed.replica);
+        self.unclean.remove(&placed.replica);
         // What is being opened is removed when that has ended.
         if !here.is_opening() {
             self.remove_if_gone(topic, partition, placed);
@@ -369,6 +394,13 @@ impl Follower {
             }
         };
         self.rooms.device.executor().submit(Lane::Checkpoint, Box::new(remove));
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -76,7 +76,8 @@ pub(super) fn start(rooms: &Rooms, metadata: &MetadataClient, stopped: &Cancella
     let me = replica.id();
     let own = (KeptLog::Metadata(voters), Arc::default());
     let keeper = keeper(rooms, metadata, (replica, me), own);
-    let controller = Controller::new(metadata.clone(), rooms.leaders.clone(), rooms.broker);
+    let (board, wall) = (rooms.leaders.clone(), rooms.wall.clone());
+    let controller = Controller::new(metadata.clone(), board, rooms.broker, wall);
     start_until(stopped, "metadata keeper", keeper.run());
     start_until(stopped, "controller", controller.run());
 }

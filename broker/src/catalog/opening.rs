@@ -10,7 +10,7 @@ use crate::replication::metadata::{Catalog as Topics, Partition, Placement, Stag
 use crate::replication::{Birth, Durability, OpenReplicaError, Pace, ReplicaOptions};
 use std::path::PathBuf;
 use std::sync::Arc;
-use weir_protocol::types::BrokerId;
+use weir_protocol::types::{BrokerId, ReplicaId};
 use weir_storage::{LogOptions, OpenError};
 
 /// What a replica can not learn while it is open: a change of it needs the replica opened anew.
@@ -36,6 +36,8 @@ pub(super) struct Opening {
     pub(super) manner: Manner,
     /// Whether the cluster may have more than one broker.
     pub(super) clustered: bool,
+    /// What it may have lost with the memory of this machine was accepted to be lost.
+    pub(super) loss_accepted: bool,
 }
 
 impl Opening {
@@ -77,6 +79,7 @@ impl Opening {
                     ..LogOptions::default()
                 },
                 durability: self.manner.durability,
+                loss_accepted: self.loss_accepted,
                 boot_id: rooms.boot_id,
                 seed: rooms.seed ^ partition.uuid as u64,
                 heartbeat_ms: self.manner.pace.heartbeat_ms,
@@ -106,8 +109,13 @@ impl Opening {
 
 /// The names that the folder of a replica may have.
 pub(super) fn folders_of(partition: &Partition, placed: &Placement) -> [String; 2] {
-    let plain = format!("p-{:032x}", partition.uuid);
-    let own = format!("{plain}-{}", placed.replica);
+    folder_names(partition.uuid, placed.replica)
+}
+
+/// The plain name, and the one of its own.
+pub(super) fn folder_names(uuid: u128, replica: ReplicaId) -> [String; 2] {
+    let plain = format!("p-{uuid:032x}");
+    let own = format!("{plain}-{replica}");
     [plain, own]
 }
 

@@ -11,6 +11,7 @@
 mod balance;
 mod copies;
 mod place;
+mod reinstate;
 mod replace;
 mod run;
 mod spread;

@@ -6,7 +6,7 @@
 //! holds the same list; without a secret nothing is beyond loopback.
 
 use super::values::{ValueError, parse_count, parse_listen};
-use super::{ConfigError, Reader};
+use super::{ConfigError, Reader, settings};
 use crate::replication::metadata::Address;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -33,6 +33,8 @@ pub struct ClusterSettings {
     pub rack: Name,
     /// How many voters the metadata shall have: 1, 3 or 5; 0 = as many as fit the brokers.
     pub metadata_voters: u8,
+    /// Bytes a second that each broker which is far behind is sent; 0 = as fast as it goes.
+    pub catch_up_bytes_per_s: u64,
     /// Where this broker listens for peers.
     pub listen: SocketAddr,
     /// Where peers are told to find it.
@@ -48,6 +50,7 @@ pub(super) fn read(read: &Reader<'_>) -> Result<Option<ClusterSettings>, ConfigE
     let seeds = read.parsed("cluster.seeds", parse_seeds)?;
     let expected = read.parsed("cluster.expect", |text| parse_count(text, 0, BROKERS_MAX))?;
     let metadata_voters = read.parsed("cluster.metadata_voters", parse_voters)?;
+    let catch_up_bytes_per_s = read.parsed("cluster.catchup_bytes_per_s", settings::parse_rate)?;
     let listen = read.parsed("listen.peers", parse_listen)?;
     let native = read.parsed("listen.native", parse_listen)?;
     let name = read.parsed("node.name", parse_name)?;
@@ -76,6 +79,7 @@ pub(super) fn read(read: &Reader<'_>) -> Result<Option<ClusterSettings>, ConfigE
         is_secret_exposed,
         rack,
         metadata_voters: metadata_voters as u8,
+        catch_up_bytes_per_s,
         listen,
         peer,
         client,

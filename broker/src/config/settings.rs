@@ -96,6 +96,14 @@ pub(super) const SETTINGS: &[Setting] = &[
          and 5 from there on.",
     ),
     setting(
+        "cluster.catchup_bytes_per_s",
+        "32MiB",
+        "a size, 0 = as fast as it goes",
+        "The most that this broker sends each other one a second of what helps replicas there catch \
+         up that are more than 64 MiB behind: after an outage, a move or a repair. What a topic \
+         could not be written without is counted and not held up.",
+    ),
+    setting(
         "limits.memory",
         "25%",
         "a size, or a share of the memory of the machine or cgroup",

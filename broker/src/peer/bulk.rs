@@ -10,6 +10,7 @@ use super::calls::Calls;
 use super::link::Failure;
 use super::outgoing::{Next, Outgoing};
 use super::snapshot::SnapshotOut;
+use super::throttle::{Throttle, Turn};
 use crate::replication::{AppendStream, PeerLost};
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
@@ -31,9 +32,9 @@ pub(super) const STREAMS_MAX: usize = 4_096;
 pub(super) const IDLE_MAX: Duration = Duration::from_secs(10);
 
 /// What waits for a link to one broker's bulk lane.
-#[derive(Default)]
 pub(super) struct Bulk {
     pub(super) calls: Calls,
+    throttle: Arc<Throttle>,
     state: Mutex<State>,
     link: AtomicWaker,
 }
@@ -112,6 +113,11 @@ impl State {
 }
 
 impl Bulk {
+    pub(super) fn new(throttle: Arc<Throttle>) -> Self {
+        let (calls, state, link) = Default::default();
+        Self { calls, throttle, state, link }
+    }
+
     /// A link stands.
     pub(super) fn open(&self) {
         self.calls.open();
@@ -206,12 +212,16 @@ impl Bulk {
         Ok(stream)
     }
 
-    /// Sends a snapshot, and waits for what became of it.
+    /// Sends a snapshot when its turn has come, and waits for what became of it. It is for one who is
+    /// far behind.
     pub(super) async fn snapshot(
         &self,
         head: SnapshotHead,
         state: Bytes,
     ) -> Result<Vote, PeerLost> {
+        let turn = self.turn(head.state_len, false)?;
+        tokio::time::sleep_until(turn.at).await;
+        turn.take();
         let (sender, answer) = oneshot::channel();
         let snapshot = SnapshotOut::new(head, state, sender, Instant::now());
         let place = {
@@ -225,6 +235,14 @@ impl Bulk {
         let answered = answer.await;
         drop(place);
         answered.unwrap_or(Err(PeerLost::Broken))
+    }
+
+    /// A place among all that helps this broker catch up; none where there is no link to it.
+    fn turn(&self, cost: u64, presses: bool) -> Result<Turn, PeerLost> {
+        if !self.state().open {
+            return Err(PeerLost::Unreachable);
+        }
+        Ok(self.throttle.turn(cost, presses, Instant::now()))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -255,11 +273,13 @@ pub(super) struct Sending {
     bulk: Arc<Bulk>,
     address: GroupAddress,
     stream: Option<u64>,
+    /// Of what is sent next, where that is catch-up.
+    turn: Option<Turn>,
 }
 
 impl Sending {
     pub(super) fn new(bulk: Arc<Bulk>, address: GroupAddress) -> Self {
-        Self { bulk, address, stream: None }
+        Self { bulk, address, stream: None, turn: None }
     }
 
     /// Acts on the stream; none when it is gone with its link, or not opened yet.
@@ -269,6 +289,12 @@ impl Sending {
 }
 
 impl AppendStream for Sending {
+    fn catch_up(&mut self, cost: u64, presses: bool) -> Instant {
+        self.turn = self.bulk.turn(cost, presses).ok();
+        // Whoever has no link finds that out at once.
+        self.turn.as_ref().map_or_else(Instant::now, |turn| turn.at)
+    }
+
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), PeerLost>> {
         if self.stream.is_none() {
             match self.bulk.open_stream(self.address) {
@@ -287,6 +313,7 @@ impl AppendStream for Sending {
             outgoing.push(append);
             state.talk(stream);
             drop(state);
+            self.turn.take().into_iter().for_each(Turn::take);
             self.bulk.link.wake();
         }
     }

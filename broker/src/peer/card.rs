@@ -49,6 +49,25 @@ pub(super) struct Card {
     seen: Mutex<LinkView>,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
+    traffic: Arc<Traffic>,
+    lane: Lane,
+}
+
+/// What went over all links that ever were.
+#[derive(Debug, Default)]
+pub(super) struct Traffic {
+    control: [AtomicU64; 2],
+    bulk: [AtomicU64; 2],
+}
+
+impl Traffic {
+    /// Bytes read and bytes written.
+    fn of(&self, lane: Lane) -> &[AtomicU64; 2] {
+        match lane {
+            Lane::Control => &self.control,
+            Lane::Bulk => &self.bulk,
+        }
+    }
 }
 
 impl Card {
@@ -73,10 +92,14 @@ impl Card {
 
     pub(super) fn read(&self, bytes: usize) {
         self.bytes_in.fetch_add(bytes as u64, Ordering::Relaxed);
+        let [read, _] = self.traffic.of(self.lane);
+        read.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     pub(super) fn written(&self, all: u64) {
-        self.bytes_out.store(all, Ordering::Relaxed);
+        let before = self.bytes_out.swap(all, Ordering::Relaxed);
+        let [_, written] = self.traffic.of(self.lane);
+        written.fetch_add(all.saturating_sub(before), Ordering::Relaxed);
     }
 
     fn view(&self) -> LinkView {
@@ -90,7 +113,10 @@ impl Card {
 
 /// The list.
 #[derive(Clone, Default)]
-pub(super) struct Cards(Arc<Mutex<Table>>);
+pub(super) struct Cards {
+    table: Arc<Mutex<Table>>,
+    traffic: Arc<Traffic>,
+}
 
 #[derive(Default)]
 struct Table {
@@ -119,7 +145,8 @@ impl Cards {
             bytes_out: 0,
         };
         let (bytes_in, bytes_out) = (AtomicU64::new(0), AtomicU64::new(0));
-        let card = Arc::new(Card { seen: Mutex::new(view), bytes_in, bytes_out });
+        let (seen, traffic) = (Mutex::new(view), self.traffic.clone());
+        let card = Arc::new(Card { seen, bytes_in, bytes_out, traffic, lane });
         let mut table = self.table();
         table.next += 1;
         let number = table.next;
@@ -131,8 +158,13 @@ impl Cards {
         self.table().cards.values().map(|card| card.view()).collect()
     }
 
+    /// Bytes read and written over all links of a lane, those that are gone included.
+    pub(super) fn traffic(&self, lane: Lane) -> [u64; 2] {
+        self.traffic.of(lane).each_ref().map(|bytes| bytes.load(Ordering::Relaxed))
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

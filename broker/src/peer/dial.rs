@@ -13,6 +13,7 @@ use super::reader::READER_BYTES_MAX;
 use super::receiver::{FETCHES_MAX, SNAPSHOTS_MAX};
 use super::sender::Sender;
 use super::shake::{ShakeError, Shaken};
+use super::throttle::Throttle;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
@@ -42,7 +43,9 @@ pub(super) struct Peer {
 
 impl Peer {
     fn start(shared: &Arc<Shared>, broker: BrokerId, address: &str) -> Self {
-        let (control, bulk) = (Arc::<Control>::default(), Arc::<Bulk>::default());
+        let (rate, tally) = &shared.catch_up;
+        let bulk = Bulk::new(Throttle::new(*rate, tally.clone()));
+        let (control, bulk) = (Arc::<Control>::default(), Arc::new(bulk));
         let stop = CancellationToken::new();
         for lane in [Lane::Control, Lane::Bulk] {
             let dialer = Dialer {

@@ -14,6 +14,7 @@ use super::link::{Link, Talk};
 use super::reader::READER_BYTES_MAX;
 use super::sender::Sender;
 use super::shake::Shaken;
+use super::throttle::Throttle;
 use crate::replication::{AppendStream, NoPeers, PeerLost, Peers};
 use crate::seams::BoxFuture;
 use bytes::Bytes;
@@ -143,7 +144,8 @@ impl Asks for Ways {
             let lane = if matches!(ask, Ask::Fetch(_)) { Lane::Bulk } else { Lane::Control };
             let dialed = shared.shaker.dial(&*shared.network, &address, (lane, None)).await;
             let shaken = dialed.map_err(|error| error.lost())?;
-            let (control, bulk) = (Arc::<Control>::default(), Arc::<Bulk>::default());
+            let bulk = Arc::new(Bulk::new(Throttle::new(0, Arc::default())));
+            let control = Arc::<Control>::default();
             let memory = shared.memory.clone();
             let carried = match lane {
                 Lane::Control => {

@@ -3,7 +3,8 @@
 //! Never: touches the log.
 //! Invariants: the mark says that the log is open before anything is acknowledged out of memory, and
 //! that it was closed in order only when all of it is flushed. A replica that may lack what it
-//! acknowledged never takes part where others do: its acknowledgements were counted.
+//! acknowledged never takes part where others do, because its acknowledgements were counted; but that
+//! the loss was accepted, because no majority of its group is left without such.
 
 use super::{Durability, OpenReplicaError, ReplicaOptions};
 use std::io;
@@ -40,7 +41,7 @@ pub(super) fn look(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> 
     let disk = &**options.device.disk();
     let before = BootMark::read(disk, &options.dir, options.log.uuid)?;
     let lacks = before.is_some_and(|mark| mark.may_lack(options.boot_id));
-    if lacks && !options.others().is_empty() {
+    if lacks && !options.others().is_empty() && !options.loss_accepted {
         return Err(OpenReplicaError::Unclean(options.replica));
     }
     Ok(Found { before, lacks })

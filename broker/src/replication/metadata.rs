@@ -24,9 +24,9 @@ pub use offline::{OfflineError, read_catalog};
 pub use refusal::Refusal;
 pub use state::{
     Address, BrokerCard, BrokerFacts, CLUSTER_PARTITIONS_MAX, Catalog, Change, FOUNDER,
-    GATE_CLUSTER, GATE_HERE, LossReason, METADATA_REPLICA, METADATA_VOTER_COUNTS, MOVES_MAX, Move,
-    PRODUCERS_MAX, Partition, Placement, Producer, REPLICA_COUNTS, Recovery, Settings, Stage,
-    Standing, State, TOPICS_MAX, Topic, TopicRevision,
+    GATE_CLUSTER, GATE_HERE, GATE_REINSTATE, LossReason, METADATA_REPLICA, METADATA_VOTER_COUNTS,
+    MOVES_MAX, Move, PRODUCERS_MAX, Partition, Placement, Producer, REPLICA_COUNTS, Recovery,
+    Settings, Stage, Standing, State, TOPICS_MAX, Topic, TopicRevision,
 };
 
 use super::codec::CodecError;

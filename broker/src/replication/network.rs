@@ -5,12 +5,16 @@
 //! pause between attempts lives inside that request stream; failing without a pull would spin.
 
 mod appends;
+mod catch_up;
 
 use super::codec::Checkpoint;
 use super::engine::{self, Snapshot, Types, Vote};
 use super::peers::{PeerLost, Peers};
+use super::shared::Shared;
 use super::snapshot;
 use appends::Appends;
+pub use catch_up::CATCH_UP_BYTES;
+use catch_up::{Follower, Followers};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt};
@@ -35,8 +39,9 @@ const UNNUMBERED: RequestId = RequestId(0);
 
 /// Makes the ways of one replica.
 pub(super) struct Ways {
-    pub peers: Arc<dyn Peers>,
-    pub replica: ReplicaId,
+    peers: Arc<dyn Peers>,
+    replica: ReplicaId,
+    followers: Arc<Followers>,
 }
 
 /// The way to one other replica.
@@ -44,14 +49,21 @@ pub(super) struct Way {
     peers: Arc<dyn Peers>,
     broker: BrokerId,
     address: GroupAddress,
+    followers: Arc<Followers>,
     /// Only beats go here: they do not wait behind appends.
     beats: bool,
 }
 
 impl Ways {
+    pub(super) fn new(peers: Arc<dyn Peers>, shared: Arc<Shared>) -> Self {
+        let replica = shared.replica;
+        Self { peers, replica, followers: Followers::new(replica, shared) }
+    }
+
     fn way(&self, target: ReplicaId, broker: BrokerId, beats: bool) -> Way {
         let address = GroupAddress { to: target, from: self.replica };
-        Way { peers: self.peers.clone(), broker, address, beats }
+        let (peers, followers) = (self.peers.clone(), self.followers.clone());
+        Way { peers, broker, address, followers, beats }
     }
 }
 
@@ -87,7 +99,9 @@ impl NetStreamAppend<Types> for Way {
             };
             stream::once(beaten).boxed()
         } else {
-            let mut appends = Appends::new(input, self.peers.append(self.broker, self.address));
+            let follower = Follower { all: self.followers.clone(), replica: self.address.to };
+            let sent = self.peers.append(self.broker, self.address);
+            let mut appends = Appends::new(input, sent, follower);
             stream::poll_fn(move |context| appends.poll_answer(context)).boxed()
         };
         Box::pin(async move { Ok(answers) })

@@ -56,6 +56,9 @@ pub struct ReplicaOptions {
     pub log: LogOptions,
     /// How far an acknowledgement reaches.
     pub durability: Durability,
+    /// What it may have lost with the memory of the machine was accepted to be lost: it takes part
+    /// again with what is left.
+    pub loss_accepted: bool,
     /// The run of the operating system; 0 = not known.
     pub boot_id: u128,
     /// Seed of the engine's random choices (when to call an election).
@@ -184,7 +187,8 @@ pub(super) async fn open(
     check_birth(&options, empty && shared.hard().vote.is_none())?;
     let forms = empty && options.birth == Birth::Forms;
     let alone = if forms { options.voters.len() == 1 } else { shared.is_only_member() };
-    let raft = Runtime::scope(options.seed, start(&options, store, shell, alone)).await?;
+    let ways = Ways::new(options.peers.clone(), shared.clone());
+    let raft = Runtime::scope(options.seed, start(&options, (store, shell, ways), alone)).await?;
     let flight = Flight::new(shared.state.clone());
     watch_role(&raft, shared.clone());
     let inbox = Inbox::new(raft.clone(), shared.clone());
@@ -391,8 +395,7 @@ fn membership_at(reader: &LogReader, index: Index) -> Result<StoredMembership, O
 /// Builds the engine and starts its tasks; they inherit the seed of the scope around this.
 async fn start(
     options: &ReplicaOptions,
-    store: LogStore,
-    shell: Shell,
+    (store, shell, ways): (LogStore, Shell, Ways),
     alone: bool,
 ) -> Result<Raft<Types, Shell>, OpenReplicaError> {
     let config = Config {
@@ -422,7 +425,6 @@ async fn start(
         ..Config::default()
     };
     let config = config.validate().map_err(|error| OpenReplicaError::Engine(error.to_string()))?;
-    let ways = Ways { peers: options.peers.clone(), replica: options.replica };
     let raft = Raft::new(options.replica, Arc::new(config), ways, store, shell).await;
     raft.map_err(|error| OpenReplicaError::Engine(error.to_string()))
 }

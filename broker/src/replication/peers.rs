@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use std::task::{Context, Poll};
+use tokio::time::Instant;
 use weir_protocol::peer::{
     Append, AppendResult, Beat, GroupAddress, PeerRefusal, SnapshotHead, Transfer, TransferAnswer,
     Vote, VoteAnswer, VoteAsk,
@@ -61,6 +62,11 @@ pub trait Peers: Send + Sync + 'static {
 
 /// One stream of appends, in order. Once it is lost it stays so.
 pub trait AppendStream: Send {
+    /// When one more append of such a cost may be sent that only helps a follower which is far
+    /// behind; at once where its group `presses`, because it cannot go on without. What is not asked
+    /// for here goes at once.
+    fn catch_up(&mut self, cost: u64, presses: bool) -> Instant;
+
     /// Ready while one more append may be sent.
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), PeerLost>>;
 
@@ -122,6 +128,10 @@ impl Peers for NoPeers {
 }
 
 impl AppendStream for NoPeers {
+    fn catch_up(&mut self, _cost: u64, _presses: bool) -> Instant {
+        Instant::now()
+    }
+
     fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), PeerLost>> {
         Poll::Ready(Err(PeerLost::Unreachable))
     }

@@ -7,7 +7,7 @@
 use super::Look;
 use super::health::{BROKER_STATES, Health, state_of};
 use super::led::Led;
-use super::page::link_word;
+use super::page::{lane_word, link_word};
 use crate::catalog::TopicPartitions;
 use crate::cluster::controller::Reach;
 use crate::metrics::Exposition;
@@ -19,6 +19,7 @@ const LINK_STATES: [&str; 3] = ["connecting", "refused", "open"];
 /// Writes all of them. `topics`: what is open here.
 pub(in crate::admin) fn render(page: &mut Exposition, look: &Look, topics: &[TopicPartitions]) {
     render_own(page, topics);
+    render_traffic(page, look);
     let health = Health::of(look);
     page.sample("weir_leaderless_partitions", &[], health.leaderless.len() as f64);
     page.sample("weir_lost_replicas", &[], health.lost.len() as f64);
@@ -36,9 +37,22 @@ pub(in crate::admin) fn render(page: &mut Exposition, look: &Look, topics: &[Top
     count_by(page, "weir_peer_links", &LINK_STATES, links);
 }
 
+/// What went between brokers.
+fn render_traffic(page: &mut Exposition, look: &Look) {
+    for (lane, [read, written]) in &look.traffic {
+        for (direction, bytes) in [("in", read), ("out", written)] {
+            let labels = [("direction", direction), ("lane", lane_word(*lane))];
+            page.sample("weir_peer_bytes_total", &labels, *bytes as f64);
+        }
+    }
+    let (sent, delayed) = look.catch_up_bytes;
+    page.sample("weir_peer_catchup_bytes_total", &[], sent as f64);
+    page.sample("weir_peer_catchup_delayed_bytes_total", &[], delayed as f64);
+}
+
 /// What this broker knows as a leader.
 fn render_own(page: &mut Exposition, topics: &[TopicPartitions]) {
-    let (mut leaders, mut under_replicated) = (0_u32, 0_u32);
+    let (mut leaders, mut under_replicated, mut catching_up) = (0_u32, 0_u32, 0_u32);
     let mut lags = BTreeMap::<&str, u64>::new();
     for here in topics {
         for (number, handle) in here.open() {
@@ -47,6 +61,7 @@ fn render_own(page: &mut Exposition, topics: &[TopicPartitions]) {
             let placed = here.topic.partitions.get(number);
             let wanted = usize::from(here.topic.replicas);
             under_replicated += u32::from(placed.is_some_and(|placed| led.whole(placed) < wanted));
+            catching_up += led.catching_up();
             if let Some(bytes) = led.lag_bytes() {
                 let lag = lags.entry(here.topic.name.as_str()).or_default();
                 *lag = bytes.max(*lag);
@@ -55,6 +70,7 @@ fn render_own(page: &mut Exposition, topics: &[TopicPartitions]) {
     }
     page.sample("weir_broker_leaders", &[], f64::from(leaders));
     page.sample("weir_under_replicated_partitions", &[], f64::from(under_replicated));
+    page.sample("weir_catching_up_replicas", &[], f64::from(catching_up));
     for (topic, bytes) in lags {
         page.sample("weir_replica_lag_bytes", &[("topic", topic)], bytes as f64);
     }

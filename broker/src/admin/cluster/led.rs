@@ -5,8 +5,8 @@
 
 use crate::cluster::members::{ANSWERS_WITHIN, CLOSE_BYTES, Progress};
 use crate::partition::PartitionHandle;
-use crate::replication::Replica;
 use crate::replication::metadata::Partition;
+use crate::replication::{CATCH_UP_BYTES, Replica};
 use std::collections::BTreeMap;
 use weir_protocol::types::ReplicaId;
 
@@ -30,6 +30,12 @@ impl Led {
         let is_whole = |progress: &Progress| progress.answers && progress.lag_bytes < CLOSE_BYTES;
         let voters = partition.voters();
         voters.filter(|voter| self.others.get(&voter.replica).is_none_or(is_whole)).count()
+    }
+
+    /// How many are so far behind that they are sent no more than the throttle lets through.
+    pub(super) fn catching_up(&self) -> u32 {
+        let far = self.others.values().filter(|progress| progress.lag_bytes > CATCH_UP_BYTES);
+        far.count() as u32
     }
 
     /// Bytes that the one furthest behind lacks; none where there are no others.

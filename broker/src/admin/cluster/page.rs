@@ -162,10 +162,7 @@ fn link_json(look: &Look, link: &LinkView) -> Value {
     json!({
         "broker": if link.name.is_empty() { look.name_of(link.broker) } else { link.name.clone() },
         "address": link.address,
-        "lane": match link.lane {
-            Lane::Control => "control",
-            Lane::Bulk => "bulk",
-        },
+        "lane": lane_word(link.lane),
         "side": match link.side {
             Side::Dialer => "dialer",
             Side::Acceptor => "acceptor",
@@ -176,6 +173,14 @@ fn link_json(look: &Look, link: &LinkView) -> Value {
         "bytes_in": link.bytes_in,
         "bytes_out": link.bytes_out,
     })
+}
+
+/// What a link is called by what it carries.
+pub(super) fn lane_word(lane: Lane) -> &'static str {
+    match lane {
+        Lane::Control => "control",
+        Lane::Bulk => "bulk",
+    }
 }
 
 /// How a link stands, as metrics and people are told.

@@ -163,6 +163,8 @@ fn look(state: &MetadataState) -> Look {
             link(3, "", LinkState::Connecting, now),
             link(4, "n4", LinkState::Refused(PeerRefusal::Unauthenticated), now),
         ],
+        traffic: vec![(Lane::Control, [30, 40]), (Lane::Bulk, [50, 60])],
+        catch_up_bytes: (8, 7),
         now,
     }
 }
@@ -419,6 +421,11 @@ async fn the_scraped_page_counts_what_the_shown_page_names() {
         "weir_broker_leaders 0".to_owned(),
         "weir_peer_links{state=\"refused\"} 1".to_owned(),
         "weir_peer_links{state=\"open\"} 1".to_owned(),
+        "weir_peer_bytes_total{direction=\"out\",lane=\"control\"} 40".to_owned(),
+        "weir_peer_bytes_total{direction=\"in\",lane=\"bulk\"} 50".to_owned(),
+        "weir_peer_catchup_bytes_total 8".to_owned(),
+        "weir_peer_catchup_delayed_bytes_total 7".to_owned(),
+        "weir_catching_up_replicas 0".to_owned(),
     ];
     let one_each =
         BROKER_STATES.map(|state| format!("weir_cluster_brokers{{state=\"{state}\"}} 1"));

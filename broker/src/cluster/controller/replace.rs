@@ -31,7 +31,7 @@ impl<'a> Plan<'a> {
         let (mut busy, mut pairs) = (BTreeSet::new(), BTreeSet::new());
         for (topic, partition) in view.catalog.partitions() {
             let under_way = view.catalog.move_of(topic.id, partition.id);
-            if under_way.is_some() || !partition.formed {
+            if under_way.is_some() || !partition.formed || partition.needs_unclean() {
                 busy.insert(partition.uuid);
             }
             let joins = under_way.and_then(|(joins, _)| partition.replica(joins));
@@ -96,7 +96,8 @@ impl<'a> Plan<'a> {
             let lost = |here: &&Placement| matches!(here.stage, Stage::Lost(_));
             let Some(lost) = partition.replicas.iter().find(lost) else { continue };
             match partition.voters().count() {
-                // Nobody is left to learn from: what to do is the operator's to decide.
+                // Nobody is left to learn from: what to do is the operator's to decide, but where all
+                // that is missing was held in memory (`reinstate`).
                 0 => {}
                 voters if voters >= usize::from(topic.replicas) => self.dismiss(partition, lost),
                 _ => self.substitute(topic, partition, Some(lost)),

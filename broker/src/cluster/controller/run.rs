@@ -4,6 +4,7 @@
 //! Never: acts on a broker that does not lead the metadata; insists: what was refused or lost is
 //! decided anew from what stands then.
 
+use super::reinstate::reinstate;
 use super::view::{View, Watch};
 use super::{decide, wanted_metadata};
 use crate::cluster::MetadataClient;
@@ -12,6 +13,7 @@ use crate::cluster::members::Wanted;
 use crate::cluster::pace::TransferPace;
 use crate::replication::Role;
 use crate::replication::metadata::{ChangeError, Command};
+use crate::seams::WallClock;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::time::{Duration, Instant};
@@ -25,6 +27,7 @@ pub struct Controller {
     metadata: MetadataClient,
     board: Arc<LeaderBoard>,
     me: BrokerId,
+    wall: Arc<dyn WallClock>,
     pace: TransferPace,
     /// The term in which it leads the metadata, and its eyes since then.
     leads: Option<(Term, Watch)>,
@@ -32,8 +35,13 @@ pub struct Controller {
 
 impl Controller {
     /// The controller of the broker `me`.
-    pub fn new(metadata: MetadataClient, board: Arc<LeaderBoard>, me: BrokerId) -> Self {
-        Self { metadata, board, me, pace: TransferPace::default(), leads: None }
+    pub fn new(
+        metadata: MetadataClient,
+        board: Arc<LeaderBoard>,
+        me: BrokerId,
+        wall: Arc<dyn WallClock>,
+    ) -> Self {
+        Self { metadata, board, me, wall, pace: TransferPace::default(), leads: None }
     }
 
     /// Decides once a second, while this broker leads the metadata. Returns when the metadata's
@@ -85,7 +93,10 @@ impl Controller {
         let reach = watch.reach(&catalog, &self.board, now);
         let leaders = self.board.leaders(&catalog, now);
         let preferences = self.pace.allowed(now, catalog.partitions().count());
-        decide(&View { catalog: &catalog, leaders: &leaders, reach: &reach, preferences })
+        let view = View { catalog: &catalog, leaders: &leaders, reach: &reach, preferences };
+        let mut commands = reinstate(&catalog, self.wall.now_ms());
+        commands.extend(decide(&view));
+        commands
     }
 }
 

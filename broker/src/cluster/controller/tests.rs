@@ -146,7 +146,9 @@ fn those_that_go_leave_racks_evenly_used_and_brokers_that_drain_empty() {
 #[test]
 fn a_gate_is_raised_when_all_brokers_read_it_and_copies_of_the_metadata_are_made() {
     let world = World::new(&[0, 0]);
-    assert_eq!(world.decide(), [Command::JoinMetadata { broker: BrokerId(2) }]);
+    let (raise, join) =
+        (Command::RaiseGate { gate: GATE_HERE }, Command::JoinMetadata { broker: BrokerId(2) });
+    assert_eq!(world.decide(), [raise, join]);
     let mut alone = State::default();
     alone.apply(&Command::Form { cluster: 7, broker: FOUNDER }).unwrap();
     let (leaders, reach) = (BTreeSet::new(), [(FOUNDER, Reach::Well)].into());

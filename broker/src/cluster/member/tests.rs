@@ -212,6 +212,7 @@ async fn open_metadata(cluster: &Cluster) -> Metadata {
         device,
         log: LogOptions { uuid: identity.metadata_uuid(), ..LogOptions::default() },
         durability: Durability::Fsync,
+        loss_accepted: false,
         boot_id: 1,
         seed: 1,
         heartbeat_ms: METADATA_HEARTBEAT_MS,

@@ -156,6 +156,7 @@ impl Rig {
                 ..LogOptions::default()
             },
             durability: self.config.durability,
+            loss_accepted: false,
             boot_id: 1,
             seed: 1,
             heartbeat_ms: HEARTBEAT_MS,

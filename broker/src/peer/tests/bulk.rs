@@ -444,3 +444,57 @@ async fn a_snapshot_that_does_not_move_is_given_up() {
     assert!(bytes as u64 <= INITIAL_CREDIT_BYTES);
     assert!(began.elapsed() >= IDLE_MAX && began.elapsed() <= IDLE_MAX + Duration::from_secs(2));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_helps_replicas_catch_up_goes_at_the_rate_and_holds_up_nobody_else() {
+    let net = Arc::new(Net::default());
+    let _b = start(&net, Spec::of(2, &[])).await;
+    let spec = Spec { catch_up_bytes_per_s: MIB as u64, ..Spec::of(1, &[2]) };
+    let a = start(&net, spec).await;
+    a.linked().await;
+    let began = tokio::time::Instant::now();
+    let (mut far, mut other) =
+        (a.room.peers().append(TO, address(7)), a.room.peers().append(TO, address(8)));
+    for turn in 0..3 {
+        let stream = if turn == 1 { &mut other } else { &mut far };
+        let one = append(MIB - 512);
+        let at = stream.catch_up(one.cost(), false);
+        tokio::time::sleep_until(at).await;
+        ready(stream).await.unwrap();
+        stream.send(one);
+        assert!(matches!(answer(stream).await, Some(Ok(_))));
+    }
+    let took = began.elapsed();
+    assert!(
+        (1_750..2_000).contains(&took.as_millis()),
+        "{took:?} for 3 MiB, a part of them at once"
+    );
+    let waiting = far.catch_up(100 << 20, false);
+    assert!(waiting > tokio::time::Instant::now());
+    let (mut near, before) = (a.room.peers().append(TO, address(9)), tokio::time::Instant::now());
+    ready(&mut near).await.unwrap();
+    near.send(append(MIB));
+    assert!(matches!(answer(&mut near).await, Some(Ok(_))));
+    assert!(
+        near.catch_up(1 << 20, true) <= tokio::time::Instant::now(),
+        "what presses goes at once"
+    );
+    assert!(before.elapsed() < Duration::from_millis(50));
+    assert_eq!(a.room.catch_up_bytes(), (3 * MIB as u64, 2 * MIB as u64));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_waits_for_its_turn_like_all_that_helps_to_catch_up() {
+    let net = Arc::new(Net::default());
+    let _b = start(&net, Spec::of(2, &[])).await;
+    let spec = Spec { catch_up_bytes_per_s: MIB as u64, ..Spec::of(1, &[2]) };
+    let a = start(&net, spec).await;
+    a.linked().await;
+    let began = tokio::time::Instant::now();
+    for _ in 0..2 {
+        let state = Bytes::from(vec![7; 2 * MIB]);
+        a.room.peers().snapshot(TO, snapshot(&state), state).await.unwrap();
+    }
+    let took = began.elapsed();
+    assert!((1_750..2_000).contains(&took.as_millis()), "{took:?}");
+}

@@ -76,6 +76,7 @@ async fn broker(net: &Arc<Net>, n: u64) -> Broker {
         device,
         log: LogOptions { uuid: 7, ..LogOptions::default() },
         durability: Durability::Fsync,
+        loss_accepted: false,
         boot_id: 1,
         seed: n,
         heartbeat_ms: HEARTBEAT_MS,

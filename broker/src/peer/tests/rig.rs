@@ -51,6 +51,7 @@ pub(super) struct Spec {
     pub(super) ip: [u8; 4],
     pub(super) switchboard: Option<Switchboard>,
     pub(super) memory_bytes: u64,
+    pub(super) catch_up_bytes_per_s: u64,
 }
 
 impl Spec {
@@ -63,6 +64,7 @@ impl Spec {
             ip: [127, 0, 0, 1],
             switchboard: None,
             memory_bytes: MEMORY_BYTES,
+            catch_up_bytes_per_s: 0,
         }
     }
 }
@@ -105,6 +107,7 @@ pub(super) async fn try_start(net: &Arc<Net>, spec: Spec) -> Result<Rig, ListenE
         directory: directory_seen,
         memory: memory.clone(),
         switchboard: spec.switchboard.clone().unwrap_or_default(),
+        catch_up_bytes_per_s: spec.catch_up_bytes_per_s,
         answers: replicas.clone(),
         seed: 1,
     };

@@ -8,7 +8,8 @@ mod codec;
 mod tests;
 
 use super::state::{
-    BrokerFacts, GATE_CLUSTER, LossReason, Recovery, Settings, Standing, TopicRevision,
+    BrokerFacts, GATE_CLUSTER, GATE_REINSTATE, LossReason, Recovery, Settings, Standing,
+    TopicRevision,
 };
 use weir_protocol::types::{BrokerId, Name, PartitionId, ReplicaId, TopicId};
 
@@ -136,6 +137,14 @@ pub enum Command {
         /// What was accepted.
         recovery: Recovery,
     },
+    /// Lets the replicas of a partition take part again that lost what they held in memory, because no
+    /// majority is left without them. What they lack is lost, and the recovery epoch says so.
+    Reinstate {
+        /// Identity of the log.
+        uuid: u128,
+        /// The wall clock, milliseconds since the epoch.
+        now_ms: u64,
+    },
     /// Gives a broker a replica of the metadata, which learns.
     JoinMetadata {
         /// Which broker.
@@ -215,6 +224,7 @@ impl Command {
             | Self::JoinMetadata { .. }
             | Self::StepMetadata { .. }
             | Self::SetReplicas { .. } => GATE_CLUSTER,
+            Self::Reinstate { .. } => GATE_REINSTATE,
         }
     }
 }

@@ -11,7 +11,9 @@ mod moves;
 mod producers;
 mod topics;
 
-pub use brokers::{Address, BrokerCard, BrokerFacts, FOUNDER, GATE_CLUSTER, GATE_HERE, Standing};
+pub use brokers::{
+    Address, BrokerCard, BrokerFacts, FOUNDER, GATE_CLUSTER, GATE_HERE, GATE_REINSTATE, Standing,
+};
 pub use catalog::{
     Catalog, LossReason, Move, Partition, Placement, Recovery, Settings, Stage, Topic,
     TopicRevision,
@@ -127,6 +129,7 @@ impl State {
             }
             Command::RaiseGate { gate } => self.raise_gate(*gate),
             Command::NoteRecovery { uuid, recovery } => self.note_recovery(*uuid, *recovery),
+            Command::Reinstate { uuid, now_ms } => self.reinstate(*uuid, *now_ms),
             Command::JoinMetadata { broker } => self.join_metadata(*broker),
             Command::StepMetadata { replica, step } => self.step_metadata(*replica, *step),
             Command::SetReplicas { topic, revision, replicas } => {

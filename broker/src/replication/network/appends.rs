@@ -3,7 +3,7 @@
 //! ahead of what the follower has room for; answers go first, and the stream ends behind the first
 //! that is none; who owes an answer and is silent is given up, because a trim waits for it.
 
-use super::{Answer, answer_of, lost};
+use super::{Answer, Follower, answer_of, lost};
 use crate::replication::engine::{self, Types};
 use crate::replication::peers::{AppendStream, PeerLost};
 use crate::replication::receive;
@@ -26,13 +26,23 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 pub(super) struct Appends<S> {
     input: S,
     stream: Box<dyn AppendStream>,
-    pulled: Option<Append>,
+    follower: Follower,
+    pulled: Option<Pulled>,
     /// Where the log ends that is sent; an answer for it stands for everything.
     sent_to: Index,
     /// Counts while an answer is owed.
     patience: Pin<Box<Sleep>>,
     owed: bool,
     state: State,
+}
+
+/// A request that was not sent yet.
+struct Pulled {
+    append: Append,
+    /// Where the follower's log ends once it has this.
+    end: Index,
+    /// It helps a follower catch up, and waits until that may go on; nobody owes an answer for it.
+    turn: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -46,10 +56,10 @@ enum State {
 }
 
 impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Appends<S> {
-    pub(super) fn new(input: S, stream: Box<dyn AppendStream>) -> Self {
+    pub(super) fn new(input: S, stream: Box<dyn AppendStream>, follower: Follower) -> Self {
         let patience = Box::pin(tokio::time::sleep(ANSWER_WITHIN));
-        let (pulled, sent_to) = (None, Index(0));
-        Self { input, stream, pulled, sent_to, patience, owed: false, state: State::Fresh }
+        let (pulled, sent_to, owed) = (None, Index(0), false);
+        Self { input, stream, follower, pulled, sent_to, patience, owed, state: State::Fresh }
     }
 
     pub(super) fn poll_answer(&mut self, context: &mut Context<'_>) -> Poll<Option<Answer>> {
@@ -93,7 +103,9 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Appends<S> {
     /// An answer came; others may still be owed.
     fn note(&mut self, answer: Option<&Result<AppendResult, PeerLost>>) {
         if let Some(Ok(AppendResult::Flushed(place))) = answer {
-            self.owed = self.pulled.is_some() || place.index < self.sent_to;
+            let waits_for_credit = self.pulled.as_ref().is_some_and(|it| it.turn.is_none());
+            self.owed = waits_for_credit || place.index < self.sent_to;
+            self.follower.flushed(place.index);
             self.be_patient();
         }
     }
@@ -111,17 +123,46 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Appends<S> {
                 return Poll::Ready(Ok(()));
             };
             self.state = State::Open;
-            self.sent_to = end_of(&request);
-            self.pulled = Some(append_of(&request));
-            if !std::mem::replace(&mut self.owed, true) {
-                self.be_patient();
-            }
+            self.pull(&request);
         }
+        ready!(self.poll_turn(context));
         ready!(self.stream.poll_ready(context))?;
-        if let Some(append) = self.pulled.take() {
-            self.stream.send(append);
+        if let Some(pulled) = self.pulled.take() {
+            self.stream.send(pulled.append);
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn pull(&mut self, request: &AppendEntriesRequest<Types>) {
+        let append = append_of(request);
+        let catches_up = self.follower.catches_up(append.prev.index);
+        let at = catches_up.map(|presses| self.stream.catch_up(append.cost(), presses));
+        let later = at.filter(|at| *at > Instant::now());
+        let turn = later.map(|at| Box::pin(tokio::time::sleep_until(at)));
+        let is_held = turn.is_some();
+        self.pulled = Some(Pulled { append, end: end_of(request), turn });
+        if !is_held {
+            self.owe();
+        }
+    }
+
+    /// Ready when what was pulled may go on.
+    fn poll_turn(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(pulled) = &mut self.pulled else { return Poll::Ready(()) };
+        if let Some(turn) = &mut pulled.turn {
+            ready!(turn.as_mut().poll(context));
+            pulled.turn = None;
+            self.owe();
+        }
+        Poll::Ready(())
+    }
+
+    /// From now on an answer is owed for what was pulled.
+    fn owe(&mut self) {
+        self.sent_to = self.pulled.as_ref().map_or(self.sent_to, |pulled| pulled.end);
+        if !std::mem::replace(&mut self.owed, true) {
+            self.be_patient();
+        }
     }
 }
 
@@ -144,27 +185,38 @@ fn append_of(request: &AppendEntriesRequest<Types>) -> Append {
 
 #[cfg(test)]
 mod tests {
+    use super::super::catch_up::tests::followers;
     use super::*;
     use crate::replication::peers::NoPeers;
     use futures_util::stream;
     use openraft::errors::RPCError;
     use weir_protocol::peer::LogPlace;
-    use weir_protocol::types::Term;
+    use weir_protocol::types::{ReplicaId, Term};
 
     /// Takes everything, and answers as far as it is told, every eight seconds.
     struct Slow {
         answers: Vec<u64>,
         next: Pin<Box<Sleep>>,
+        /// What is catch-up goes so long after it was asked for.
+        turn: Duration,
+        sent: u64,
     }
 
     const PAUSE: Duration = Duration::from_secs(8);
 
     impl AppendStream for Slow {
+        fn catch_up(&mut self, _cost: u64, presses: bool) -> Instant {
+            assert!(presses, "no other follower is known");
+            Instant::now() + self.turn
+        }
+
         fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), PeerLost>> {
             Poll::Ready(Ok(()))
         }
 
-        fn send(&mut self, _append: Append) {}
+        fn send(&mut self, _append: Append) {
+            self.sent += 1;
+        }
 
         fn close(&mut self) {}
 
@@ -172,7 +224,7 @@ mod tests {
             &mut self,
             context: &mut Context<'_>,
         ) -> Poll<Option<Result<AppendResult, PeerLost>>> {
-            if self.answers.is_empty() {
+            if self.answers.first().is_none_or(|index| *index > self.sent) {
                 return Poll::Pending;
             }
             ready!(self.next.as_mut().poll(context));
@@ -195,9 +247,18 @@ mod tests {
 
     /// The answers of a stream of three requests, and when the stream ended.
     async fn answers_of(answers: Vec<u64>) -> (Vec<Answer>, Option<Duration>) {
+        answers_behind(3, Duration::ZERO, answers).await
+    }
+
+    /// The same, to a follower of a log with so many indexes of 1 MiB.
+    async fn answers_behind(
+        last: u64,
+        turn: Duration,
+        answers: Vec<u64>,
+    ) -> (Vec<Answer>, Option<Duration>) {
         let start = Instant::now();
-        let slow = Slow { answers, next: Box::pin(tokio::time::sleep(PAUSE)) };
-        let mut appends = Appends::new(requests(3), Box::new(slow));
+        let slow = Slow { answers, next: Box::pin(tokio::time::sleep(PAUSE)), turn, sent: 0 };
+        let mut appends = Appends::new(requests(3), Box::new(slow), follower_of(last));
         let answers = stream::poll_fn(|context| appends.poll_answer(context));
         let ended = std::cell::Cell::new(None);
         let all = answers.inspect(|_| ended.set(Some(start.elapsed()))).collect();
@@ -224,6 +285,24 @@ mod tests {
         }
     }
 
+    fn follower_of(last: u64) -> Follower {
+        Follower { all: followers(last, &[&[1, 2]]), replica: ReplicaId(2) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_far_behind_owes_nothing_for_what_waits_for_its_turn() {
+        let turn = Duration::from_secs(30);
+        let (answers, last) = answers_behind(1_000, turn, vec![1, 2, 3]).await;
+        assert!(answers.is_empty(), "{answers:?}");
+        assert_eq!(last.unwrap().as_secs(), 90, "each of three waits for its turn");
+        let (answers, ended) = answers_behind(1_000, turn, vec![1]).await;
+        assert_eq!(answers.len(), 2);
+        assert!(matches!(answers.last(), Some(Err(RPCError::Unreachable(_)))));
+        assert_eq!(ended.unwrap().as_secs(), 70, "once it was sent, an answer is owed");
+        let (_, last) = answers_behind(66, turn, vec![1, 2, 3]).await;
+        assert_eq!(last.unwrap().as_secs(), 46, "one is far enough behind, and two are not");
+    }
+
     #[tokio::test]
     async fn a_stream_of_appends_pulls_before_it_fails() {
         let mut pulls = 0;
@@ -231,7 +310,7 @@ mod tests {
             pulls += 1;
             Poll::Ready(None)
         });
-        let mut appends = Appends::new(input, Box::new(NoPeers));
+        let mut appends = Appends::new(input, Box::new(NoPeers), follower_of(3));
         let answers = stream::poll_fn(|context| appends.poll_answer(context));
         let answers: Vec<_> = answers.collect().await;
         assert!(matches!(answers[..], [Err(RPCError::Unreachable(_))]));

@@ -67,6 +67,26 @@ fn a_replica_that_is_alone_keeps_what_is_left_and_raises_its_epoch_once() {
 }
 
 #[test]
+fn a_replica_among_others_whose_loss_was_accepted_keeps_what_is_left() {
+    simulate(4, async {
+        let disk = left_open().await;
+        disk.cut_power(Cut::KeepsAll);
+        let rig = Rig::in_memory(disk.clone(), 2);
+        let voters = (1..=3).map(|n| (ReplicaId(n), BrokerId(n))).collect();
+        let accepted = ReplicaOptions {
+            voters,
+            birth: Birth::Continues,
+            loss_accepted: true,
+            ..options(&rig, SECOND)
+        };
+        let (replica, report) = Replica::open(accepted).await.unwrap();
+        let last = replica.log().bounds().last_index;
+        assert!(last > Index(0));
+        assert_eq!(report.memory_loss, Some(MemoryLoss { epoch: 1, lost_after: last }));
+    });
+}
+
+#[test]
 fn a_replica_among_others_is_lost_with_the_machine_until_another_takes_its_place() {
     simulate(3, async {
         let disk = left_open().await;

@@ -165,13 +165,17 @@ fn the_replica_that_leads_moves_to_another_broker() {
         for here in &placed {
             world.open(*here, Birth::Forms, &placed).await;
         }
-        let controller = Controller::new(world.metadata.clone(), world.board.clone(), FOUNDER);
+        let controller =
+            Controller::new(world.metadata.clone(), world.board.clone(), FOUNDER, Arc::new(Noon));
         drop(task::spawn("controller", TaskKind::Core, controller.run()));
         let preferred = placed[0].replica;
-        let leads = |partition: &Partition| {
-            partition.formed && world.leader().is_some_and(|(id, _)| id == partition.preferred)
-        };
-        let formed = world.until("it is formed and led by the preferred one", leads).await;
+        let leads =
+            |partition: &Partition| world.leader().is_some_and(|(id, _)| id == partition.preferred);
+        world.until("it is led by the preferred one", leads).await;
+        // As whoever leads does.
+        let formed = Command::NoteFormed { replicas: vec![preferred] };
+        world.metadata.propose(formed).await.unwrap();
+        let formed = partition(&world.metadata);
         assert_eq!(formed.preferred, preferred);
         let (leader, term) = world.leader().unwrap();
         let before = world.at(leader).state().borrow().committed;

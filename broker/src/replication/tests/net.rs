@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use weir_protocol::peer::{
     Append, AppendResult, Beat, GroupAddress, SnapshotHead, Transfer, TransferAnswer, Vote,
     VoteAnswer, VoteAsk,
@@ -171,6 +172,10 @@ struct Carried {
 }
 
 impl AppendStream for Carried {
+    fn catch_up(&mut self, _cost: u64, _presses: bool) -> Instant {
+        Instant::now()
+    }
+
     fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), PeerLost>> {
         // The next answer wakes whoever waits.
         if self.under_way < UNDER_WAY_MAX { Poll::Ready(Ok(())) } else { Poll::Pending }

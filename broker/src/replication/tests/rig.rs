@@ -57,6 +57,7 @@ impl Rig {
             device: self.device.clone(),
             log: LogOptions { uuid: 7, ..LogOptions::default() },
             durability,
+            loss_accepted: false,
             boot_id: 1,
             seed: 1,
             heartbeat_ms: HEARTBEAT_MS,

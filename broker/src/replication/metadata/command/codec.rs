@@ -21,6 +21,7 @@
 //!  15 metadata   replica8 (0 = a new one) broker8 (0 unless new) step1 (1 joins, 2 voter, 4 gone)
 //!  16 replicas   topic8 revision8 replicas1
 //!  17 found      cluster16 brokers2 voters1
+//!  18 reinstate  uuid16 now_ms8 (gate 2)
 //! name, config, facts, recovery: as in `fields`
 //! ```
 //! A control batch of the metadata log holds one command; the batch's CRC closes it.
@@ -88,6 +89,7 @@ impl Command {
             Self::JoinMetadata { .. } | Self::StepMetadata { .. } => 15,
             Self::SetReplicas { .. } => 16,
             Self::Found { .. } => 17,
+            Self::Reinstate { .. } => 18,
         }
     }
 
@@ -137,6 +139,10 @@ impl Command {
             Self::NoteRecovery { uuid, recovery } => {
                 bytes.extend_from_slice(&uuid.to_le_bytes());
                 put_recovery(bytes, *recovery);
+            }
+            Self::Reinstate { uuid, now_ms } => {
+                bytes.extend_from_slice(&uuid.to_le_bytes());
+                bytes.extend_from_slice(&now_ms.to_le_bytes());
             }
             Self::JoinMetadata { broker } => put_metadata(bytes, ReplicaId(0), *broker, 1),
             Self::StepMetadata { replica, step } => {
@@ -226,6 +232,7 @@ impl Command {
                 }
                 _ => return Err(CodecError::Malformed),
             },
+            18 => Self::Reinstate { uuid: input.u128()?, now_ms: input.u64()? },
             17 => {
                 Self::Found { cluster: input.u128()?, brokers: input.u16()?, voters: input.u8()? }
             }

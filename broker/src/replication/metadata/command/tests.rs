@@ -121,6 +121,10 @@ fn all_of_cluster() -> Vec<(Command, &'static str)> {
             "010eab0000000000000000000000000000000100000006000000000000000700000000000000",
         ),
         (
+            Command::Reinstate { uuid: 0xAB, now_ms: 7 },
+            "0112ab0000000000000000000000000000000700000000000000",
+        ),
+        (
             Command::SetReplicas { topic, revision: TopicRevision(2), replicas: 5 },
             "01100300000000000000020000000000000005",
         ),

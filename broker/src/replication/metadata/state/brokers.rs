@@ -14,8 +14,10 @@ use weir_protocol::types::{BrokerId, Name};
 pub const FOUNDER: BrokerId = BrokerId(1);
 /// The gate behind which a cluster has brokers, moves and all that a single node does not need.
 pub const GATE_CLUSTER: u32 = 1;
+/// The gate behind which replicas that lost their memory may take part again.
+pub const GATE_REINSTATE: u32 = 2;
 /// The highest gate that this build reads.
-pub const GATE_HERE: u32 = GATE_CLUSTER;
+pub const GATE_HERE: u32 = GATE_REINSTATE;
 
 /// Where a peer or a client finds a broker: 1 to 255 visible ASCII characters, `host:port`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -99,6 +99,15 @@ impl Partition {
         self.replicas.iter().filter(|placement| placement.stage == Stage::Voter)
     }
 
+    /// Whether no majority of it is left but with replicas that lost what they held in memory.
+    pub fn needs_unclean(&self) -> bool {
+        let count = |is: fn(Stage) -> bool| self.replicas.iter().filter(|p| is(p.stage)).count();
+        let whole = count(|stage| stage == Stage::Voter);
+        let unclean = count(|stage| stage == Stage::Lost(LossReason::Unclean));
+        let all = count(|stage| matches!(stage, Stage::Voter | Stage::Lost(_)));
+        whole * 2 <= all && (whole + unclean) * 2 > all
+    }
+
     /// One of its replicas.
     pub fn replica(&self, replica: ReplicaId) -> Option<&Placement> {
         self.replicas.iter().find(|placement| placement.replica == replica)

@@ -4,15 +4,18 @@
 //! on where its predecessor stopped.
 //! Never: tells a group anything; a step is noted when the group has taken it, but a replica's
 //! birth and its leaving, which are noted before.
-//! Invariants: a replica that leaves or is lost never votes again, and its id never returns; the
+//! Invariants: a replica that leaves or is lost never votes again, but one that lost only what it
+//! held in memory, where no majority is left without such; an id never returns; the
 //! replicas of a partition are on different brokers, but that a lost one may be replaced where it
 //! was; the last voter stays; a partition has one move at a time.
 
-use super::{Catalog, Change, LossReason, Move, Partition, Placement, Refusal, Stage, State};
+use super::{
+    Catalog, Change, LossReason, Move, Partition, Placement, Recovery, Refusal, Stage, State,
+};
 use crate::replication::metadata::command::{MetadataStep, Step};
 use std::sync::Arc;
 use weir_protocol::limits::REPLICAS_MAX;
-use weir_protocol::types::{BrokerId, PartitionId, ReplicaId, TopicId};
+use weir_protocol::types::{BrokerId, Index, PartitionId, ReplicaId, TopicId};
 
 /// Moves of one cluster at a time.
 pub const MOVES_MAX: usize = 256;
@@ -123,6 +126,28 @@ impl State {
         let (topic, id, at) = self.locate(replica)?;
         let (topic, mut partition) = self.find_partition(topic, id)?;
         lost(&mut partition.replicas[at].stage);
+        self.settle(topic.id, &mut partition);
+        self.put_partition(&topic, partition);
+        Ok(Change::Done)
+    }
+
+    /// Lets replicas that lost what they held in memory take part again where there is no majority
+    /// without them: who of them leads is for their group to find out, by what they still have.
+    pub(super) fn reinstate(&mut self, uuid: u128, now_ms: u64) -> Result<Change, Refusal> {
+        let known = self.catalog.partitions().find(|(_, partition)| partition.uuid == uuid);
+        let (topic, mut partition) =
+            known.map(|(topic, p)| (topic.clone(), p.clone())).ok_or(Refusal::UnknownPartition)?;
+        if !partition.needs_unclean() {
+            return Err(Refusal::BadStep);
+        }
+        let unclean = |here: &&mut Placement| here.stage == Stage::Lost(LossReason::Unclean);
+        partition.replicas.iter_mut().filter(unclean).for_each(|here| here.stage = Stage::Voter);
+        // From where on something is missing, nobody knows before one of them leads.
+        partition.recovery = Recovery {
+            epoch: partition.recovery.epoch.saturating_add(1),
+            lost_after: Index(0),
+            created_ms: now_ms,
+        };
         self.settle(topic.id, &mut partition);
         self.put_partition(&topic, partition);
         Ok(Change::Done)

@@ -18,7 +18,7 @@ fn facts(token: u128, gate: u32) -> BrokerFacts {
 
 fn up(broker: u64, token: u128) -> Command {
     let broker = Some(BrokerId(broker)).filter(|broker| broker.0 != 0);
-    Command::BrokerUp { broker, facts: facts(token, GATE_HERE) }
+    Command::BrokerUp { broker, facts: facts(token, GATE_CLUSTER) }
 }
 
 fn alone() -> State {
@@ -249,6 +249,58 @@ fn what_was_accepted_to_be_lost_stays_visible() {
     assert_eq!(state.apply(&note(0xCD, 1)), Err(Refusal::UnknownPartition));
     assert_eq!(partition(&state).recovery.epoch, 2);
     assert_eq!(state.catalog().recovery.epoch, 2);
+}
+
+/// Every broker reads what is behind it, and it was passed.
+fn pass(state: &mut State, gate: u32) {
+    for broker in 1..=4 {
+        let facts = facts(u128::from(broker), gate);
+        state.apply(&Command::BrokerUp { broker: Some(BrokerId(broker)), facts }).unwrap();
+    }
+    state.apply(&Command::RaiseGate { gate }).unwrap();
+}
+
+#[test]
+fn replicas_that_lost_their_memory_come_back_only_where_no_majority_is_left() {
+    let reinstate = Command::Reinstate { uuid: 0xAB, now_ms: 5 };
+    let lose = |replica, reason| Command::LoseReplica { replica: ReplicaId(replica), reason };
+    let mut state = with_topic();
+    assert_eq!(state.apply(&reinstate), Err(Refusal::GateClosed));
+    pass(&mut state, GATE_REINSTATE);
+    state.apply(&lose(2, LossReason::Unclean)).unwrap();
+    assert_eq!(state.apply(&reinstate), Err(Refusal::BadStep), "two are left");
+    state.apply(&lose(3, LossReason::Unclean)).unwrap();
+    assert!(partition(&state).needs_unclean());
+    let lost_all = {
+        let mut state = state.clone();
+        state.apply(&lose(4, LossReason::Unclean)).unwrap();
+        state
+    };
+    for mut state in [state.clone(), lost_all] {
+        assert_eq!(state.apply(&reinstate), Ok(Change::Done));
+        assert_eq!(stages(&state), [2, 3, 4].map(|replica| (replica, Stage::Voter)));
+        let recovery = Recovery { epoch: 1, lost_after: Index(0), created_ms: 5 };
+        assert_eq!(partition(&state).recovery, recovery);
+        assert!(partition(&state).voters().any(|v| v.replica == partition(&state).preferred));
+        assert_eq!(state.apply(&reinstate), Err(Refusal::BadStep), "once");
+        state.apply(&lose(3, LossReason::Unclean)).unwrap();
+        assert_eq!(state.apply(&reinstate), Err(Refusal::BadStep), "two are left again");
+    }
+    let damaged = lose(4, LossReason::Damaged);
+    state.apply(&damaged).unwrap();
+    assert_eq!(state.apply(&reinstate), Ok(Change::Done));
+    let kept = Stage::Lost(LossReason::Damaged);
+    assert_eq!(stages(&state), [(2, Stage::Voter), (3, Stage::Voter), (4, kept)]);
+    let mut state = with_topic();
+    pass(&mut state, GATE_REINSTATE);
+    for (replica, reason) in
+        [(2, LossReason::Unclean), (3, LossReason::Empty), (4, LossReason::GivenUp)]
+    {
+        state.apply(&lose(replica, reason)).unwrap();
+    }
+    assert_eq!(state.apply(&reinstate), Err(Refusal::BadStep), "it would not help");
+    let unknown = Command::Reinstate { uuid: 0xCD, now_ms: 5 };
+    assert_eq!(state.apply(&unknown), Err(Refusal::UnknownPartition));
 }
 
 #[test]

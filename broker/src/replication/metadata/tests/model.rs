@@ -76,9 +76,18 @@ fn command(state: &State, serial: usize, [kind, a, b, c]: Dice) -> Command {
             replica: replica_of(state, a),
             step: [Step::Ready, Step::Voter, Step::Leaving, Step::Gone][usize::from(b % 4)],
         },
-        19 => Command::LoseReplica { replica: replica_of(state, a), reason: LossReason::Damaged },
+        19 => {
+            let reason = if b < 128 { LossReason::Damaged } else { LossReason::Unclean };
+            Command::LoseReplica { replica: replica_of(state, a), reason }
+        }
         20 => Command::Prefer { topic: id, partition, replica: replica_of(state, c) },
         21 => Command::RaiseGate { gate: u32::from(a % 4) },
+        22 if c >= 128 => {
+            let stuck =
+                state.catalog().partitions().find(|(_, partition)| partition.needs_unclean());
+            let uuid = stuck.map_or(u128::from(a % 9), |(_, partition)| partition.uuid);
+            Command::Reinstate { uuid, now_ms: 5 }
+        }
         22 => Command::NoteRecovery {
             uuid: u128::from(a % 9),
             recovery: Recovery { epoch: b.into(), lost_after: Index(1), created_ms: 1 },
@@ -96,7 +105,7 @@ fn up(a: u8, b: u8) -> Command {
     let facts = BrokerFacts {
         token: u128::from(a % 12),
         instance: 1,
-        gate: 1 + u32::from(b % 3),
+        gate: GATE_REINSTATE + u32::from(b % 2),
         name: name("b"),
         peer: Address::new("h:1").unwrap(),
         client: Address::new("h:2").unwrap(),
@@ -186,9 +195,9 @@ fn every_command_is_accepted_now_and_then_and_every_stage_is_reached() {
             reached.extend(replicas(&state).map(|(_, here)| format!("{:?}", here.stage)));
         }
     }
-    let kinds: BTreeSet<u8> = (2..=16).filter(|kind| *kind != 5).collect();
+    let kinds: BTreeSet<u8> = (2..=16).filter(|kind| *kind != 5).chain([18]).collect();
     assert_eq!(accepted, kinds);
-    assert_eq!(reached.len(), 5, "{reached:?}");
+    assert_eq!(reached.len(), 6, "{reached:?}");
 }
 
 proptest! {
