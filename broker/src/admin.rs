@@ -4,6 +4,7 @@
 //! Never: waits for a partition; answers without a bound on what is listed.
 
 mod cluster;
+mod front;
 mod listener;
 mod problem;
 mod views;
@@ -16,6 +17,7 @@ use crate::seams::Network;
 use crate::server::{ListenError, Server};
 use crate::task::{self, TaskKind};
 use axum::extract::{DefaultBodyLimit, State};
+use axum::middleware::from_fn_with_state;
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use listener::SeamListener;
@@ -29,6 +31,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use weir_storage::Device;
 
 pub(crate) use cluster::ClusterAccess;
+pub(crate) use front::Front;
 
 /// The longest body of a request: names and numbers.
 const BODY_BYTES_MAX: usize = 16 << 10;
@@ -70,11 +73,11 @@ impl AdminServer {
     }
 }
 
-/// Listens and serves.
+/// Listens and serves what the front has to show.
 pub(crate) async fn start(
     network: &dyn Network,
     listen: SocketAddr,
-    view: AdminView,
+    front: Front,
 ) -> Result<AdminServer, ListenError> {
     let failed = |error| ListenError::Io { address: listen, error };
     let listener = network.listen(listen).await.map_err(failed)?;
@@ -97,7 +100,8 @@ pub(crate) async fn start(
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .fallback(problem::no_route)
         .method_not_allowed_fallback(problem::no_method)
-        .with_state(Arc::new(view));
+        .layer(from_fn_with_state(front.clone(), front::guard))
+        .with_state(front);
     let closed = CancellationToken::new();
     let stop = closed.clone().cancelled_owned();
     let serving = async move {

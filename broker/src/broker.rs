@@ -6,7 +6,7 @@
 
 mod standing;
 
-use crate::admin::{self, AdminServer, AdminView, ClusterAccess};
+use crate::admin::{self, AdminServer, AdminView, ClusterAccess, Front};
 use crate::budget::{Account, Budget, DoesNotFit, Part};
 use crate::catalog::{Catalog, CatalogBackend, Rooms, ScrubPace};
 use crate::config::Config;
@@ -107,36 +107,22 @@ impl Broker {
         let metrics = Metrics::new(&config.name, config.metrics_topics_max);
         let flushed = metrics.clone();
         device.observe_flushes(Arc::new(move |took, bytes| flushed.flushed(took, bytes)));
-        let standing = Standing::find(&config, &seams, &accounts, &device).await?;
-        let flow = Flow::new(config.pool_cost);
-        let draining = Arc::new(AtomicBool::new(false));
-        let metadata = standing.metadata.clone();
-        let around = (flow.clone(), metrics.clone(), draining.clone());
-        let rooms = rooms(&config, &seams, &device, &standing, around);
-        let catalog = Catalog::open(metadata, rooms).await;
-        let services = accounts.services(&config, standing.identity, flow.clone(), catalog.clone());
-        let view = |server| AdminView {
-            catalog: catalog.clone(),
-            flow,
-            metrics: metrics.clone(),
-            server,
-            device,
-            services: services.clone(),
-            draining: draining.clone(),
-            cluster: cluster_access(&config, &standing),
-        };
-        let (server, admin) = match listen(&config, &seams, services.clone(), view).await {
-            Ok(listening) => listening,
+        let front = Front::default();
+        let admin = admin::start(&*seams.network, config.admin, front.clone()).await?;
+        let here = Here { config, seams, accounts, device, metrics, front };
+        let risen = match here.rise().await {
+            Ok(risen) => risen,
             Err(error) => {
-                // Whoever tries again in this process finds the data directory free.
-                catalog.stop().await;
-                return Err(error.into());
+                here.front.settles(None);
+                admin.stop().await;
+                return Err(error);
             }
         };
-        catalog.advertise(server.address());
+        let Here { config, metrics, .. } = here;
+        let Risen { server, catalog, among, draining } = risen;
         let stopped = CancellationToken::new();
         start_upkeep(metrics, stopped.clone());
-        let peers = standing.among.as_ref().map(|among| among.room.address());
+        let peers = among.as_ref().map(|among| among.room.address());
         let addresses = Addresses { native: server.address(), admin: admin.address(), peers };
         tracing::info!(
             native = %addresses.native, admin = %addresses.admin,
@@ -144,7 +130,6 @@ impl Broker {
             "ready"
         );
         let drain_timeout = config.drain_timeout;
-        let among = standing.among;
         Ok(Self { addresses, server, admin, catalog, among, draining, stopped, drain_timeout })
     }
 
@@ -174,6 +159,59 @@ impl Broker {
         self.stopped.cancel();
         self.admin.stop().await;
         tracing::info!("drained");
+    }
+}
+
+/// What a broker rises from.
+struct Here {
+    config: Config,
+    seams: Seams,
+    accounts: Accounts,
+    device: Arc<Device>,
+    metrics: Arc<Metrics>,
+    front: Front,
+}
+
+/// What serves.
+struct Risen {
+    server: Server,
+    catalog: Arc<Catalog>,
+    among: Option<Among>,
+    draining: Arc<AtomicBool>,
+}
+
+impl Here {
+    /// Finds out who this broker is, opens what it holds, and listens to clients.
+    async fn rise(&self) -> Result<Risen, StartError> {
+        let Self { config, seams, accounts, device, metrics, front } = self;
+        let standing = Standing::find((config, front), seams, accounts, device).await?;
+        let flow = Flow::new(config.pool_cost);
+        let draining = Arc::new(AtomicBool::new(false));
+        let metadata = standing.metadata.clone();
+        let around = (flow.clone(), metrics.clone(), draining.clone());
+        let rooms = rooms(config, seams, device, &standing, around);
+        let catalog = Catalog::open(metadata, rooms).await;
+        let services = accounts.services(config, standing.identity, flow.clone(), catalog.clone());
+        let server = match start_server(config, seams, services.clone()).await {
+            Ok(server) => server,
+            Err(error) => {
+                // Whoever tries again in this process finds the data directory free.
+                catalog.stop().await;
+                return Err(error.into());
+            }
+        };
+        catalog.advertise(server.address());
+        front.settles(Some(AdminView {
+            catalog: catalog.clone(),
+            flow,
+            metrics: metrics.clone(),
+            server: server.clone(),
+            device: device.clone(),
+            services,
+            draining: draining.clone(),
+            cluster: cluster_access(config, &standing),
+        }));
+        Ok(Risen { server, catalog, among: standing.among, draining })
     }
 }
 
@@ -276,23 +314,6 @@ fn cluster_access(config: &Config, standing: &Standing) -> ClusterAccess {
         broker: standing.identity.broker,
         name: config.name.clone(),
         room: standing.among.as_ref().map(|among| among.room.clone()),
-    }
-}
-
-/// Binds both addresses, or neither.
-async fn listen(
-    config: &Config,
-    seams: &Seams,
-    services: Arc<Services>,
-    view: impl FnOnce(Server) -> AdminView,
-) -> Result<(Server, AdminServer), ListenError> {
-    let server = start_server(config, seams, services).await?;
-    match admin::start(&*seams.network, config.admin, view(server.clone())).await {
-        Ok(admin) => Ok((server, admin)),
-        Err(error) => {
-            server.drain(Duration::ZERO).await;
-            Err(error)
-        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! `forward` (the metadata from any broker), `leaders` (who leads, as brokers tell it), `controller`
 //! (where replicas shall be and who shall lead, decided on the broker that leads the metadata),
 //! `members` (what the leader of a log does so that its group becomes that), `pace` (how often
-//! leaderships change without need).
+//! leaderships change without need), `waiting` (what a broker waits for before it belongs to one).
 //!
 //! Never: opens a socket or a log; names the consensus engine.
 
@@ -15,6 +15,7 @@ pub mod leaders;
 pub mod member;
 pub mod members;
 pub mod pace;
+pub mod waiting;
 
 pub use forward::MetadataClient;
 pub use member::{Cluster, Directory, METADATA_ELECTION_MS, METADATA_HEARTBEAT_MS};

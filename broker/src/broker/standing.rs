@@ -4,6 +4,7 @@
 //! Never: decides any of it.
 
 use super::{Accounts, StartError};
+use crate::admin::Front;
 use crate::cluster::leaders::LeaderBoard;
 use crate::cluster::{Cluster, METADATA_ELECTION_MS, METADATA_HEARTBEAT_MS, MetadataClient};
 use crate::config::{ClusterSettings, Config};
@@ -76,14 +77,18 @@ impl Drop for Ties {
 impl Standing {
     /// Finds out who this broker is. With others it takes as long as they need to be there.
     pub(super) async fn find(
-        config: &Config,
+        (config, front): (&Config, &Front),
         seams: &Seams,
         accounts: &Accounts,
         device: &Arc<Device>,
     ) -> Result<Self, StartError> {
         match config.cluster() {
             None => Self::alone(config, seams, device).await,
-            Some(settings) => Self::among((config, settings), seams, accounts, device).await,
+            Some(settings) => {
+                let cluster = Cluster::open(settings.clone(), seams, config.data_dir())?;
+                front.forms(&cluster);
+                Self::among((config, settings), cluster, (seams, accounts), device).await
+            }
         }
     }
 
@@ -102,11 +107,10 @@ impl Standing {
 
     async fn among(
         (config, settings): (&Config, &ClusterSettings),
-        seams: &Seams,
-        accounts: &Accounts,
+        cluster: Arc<Cluster>,
+        (seams, accounts): (&Seams, &Accounts),
         device: &Arc<Device>,
     ) -> Result<Self, StartError> {
-        let cluster = Cluster::open(settings.clone(), seams, config.data_dir())?;
         let switchboard = Switchboard::default();
         let ties = Ties { cluster: cluster.clone(), switchboard: switchboard.clone() };
         let leaders: Arc<LeaderBoard> = Arc::default();

@@ -8,9 +8,11 @@
 
 use super::formation::{Concern, Effect, Event, Formation, Terms};
 use super::forward::MetadataClient;
+use super::waiting::{Silence, Waiting};
 use crate::config::ClusterSettings;
 use crate::identity::{Identity, IdentityError};
 use crate::peer::ask::{Answer, Ask, Asks};
+use crate::replication::PeerLost;
 use crate::replication::metadata::{BrokerFacts, Catalog, Change, Command, GATE_HERE, Verdict};
 use crate::seams::{BoxFuture, Entropy, Seams, on_lane};
 use crate::task::{self, TaskKind};
@@ -18,7 +20,7 @@ use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Duration, Instant, MissedTickBehavior};
 use weir_protocol::error_code::ErrorCode;
@@ -72,6 +74,7 @@ pub struct Cluster {
     offered: Mutex<Option<mpsc::Receiver<Offer>>>,
     /// Until this broker departs.
     metadata: Mutex<Option<MetadataClient>>,
+    waiting: Mutex<Waiting>,
 }
 
 /// A question under way.
@@ -103,8 +106,13 @@ impl Cluster {
         };
         let (offers, offered) = mpsc::channel(FORMS_MAX);
         let node = node_of(&settings, &identity, instance as u64);
+        let terms = terms_of(&settings, cluster);
+        let seeds = terms.seeds.iter().enumerate();
+        let seeds = seeds.map(|(at, seed)| (seed.as_str(), Some(at) == terms.place));
+        let waiting = Mutex::new(Waiting::new(seeds));
         let cluster = Self {
-            terms: terms_of(&settings, cluster),
+            terms,
+            waiting,
             settings,
             place,
             instance: instance as u64,
@@ -126,6 +134,16 @@ impl Cluster {
     /// Who this broker says it is to those it meets; changes when it gets its place.
     pub fn node(&self) -> watch::Receiver<Node> {
         self.node.subscribe()
+    }
+
+    /// What it waits for before it belongs to a cluster.
+    pub fn waiting(&self) -> Waiting {
+        let waiting = self.now_waiting().clone();
+        Waiting { is_member: self.identity().state == MemberState::Member, ..waiting }
+    }
+
+    fn now_waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where the others are, as far as they said so or the metadata knows.
@@ -158,7 +176,9 @@ impl Cluster {
                     event
                 }
                 _ = tick.tick() => {
-                    worry.about(formation.concern());
+                    let concern = formation.concern();
+                    self.now_waiting().concern = concern.as_ref().map(Concern::to_string);
+                    worry.about(concern);
                     Event::Tick
                 }
             };
@@ -324,9 +344,19 @@ impl Cluster {
 
     async fn probe(&self, seed: usize, asks: &Arc<dyn Asks>) -> Option<Probed> {
         let asked = asks.ask_at(self.address(seed), Ask::Probe, ANSWER_WITHIN).await;
-        let probed = match asked {
-            Ok(Answer::Probed(probed)) => probed,
-            Ok(_) => return None,
+        let said = match asked {
+            Ok(Answer::Probed(probed)) => Ok(probed),
+            Ok(_) => Err(PeerLost::Refused(PeerRefusal::Malformed)),
+            Err(error) => Err(error),
+        };
+        let silence = |lost: &PeerLost| match lost {
+            PeerLost::Refused(refusal) => Silence::Refused(*refusal),
+            PeerLost::Unreachable | PeerLost::Broken => Silence::Unreachable,
+        };
+        let told = said.as_ref().map_err(silence);
+        self.now_waiting().heard(seed, told, Instant::now());
+        let probed = match said {
+            Ok(probed) => probed,
             Err(error) => {
                 tracing::debug!(seed = self.address(seed), %error, "a seed was not reached");
                 return None;

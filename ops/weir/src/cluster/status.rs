@@ -95,6 +95,37 @@ struct Link {
     reason: Option<String>,
 }
 
+/// What `/v1/cluster` answers before the broker serves.
+#[derive(Debug, Deserialize)]
+struct Start {
+    state: String,
+    concern: Option<String>,
+    seeds: Vec<Seed>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Seed {
+    address: String,
+    said: String,
+}
+
+impl Start {
+    fn text(&self) -> String {
+        let mut text = match self.state.as_str() {
+            "forming" => "the broker does not belong to a cluster yet".to_owned(),
+            state => format!("the broker is {state} what it holds"),
+        };
+        if let Some(concern) = &self.concern {
+            text = format!("{text}: {concern}");
+        }
+        text.push('\n');
+        for seed in &self.seeds {
+            text.push_str(&format!("  {}  {}\n", seed.address, seed.said));
+        }
+        text
+    }
+}
+
 /// How the cluster is, as the broker with this admin address sees it.
 pub(super) async fn look(admin: &str) -> Result<Status, Failure> {
     let body = ask(admin, Ask::Get, CLUSTER_PATH).await?;
@@ -102,6 +133,14 @@ pub(super) async fn look(admin: &str) -> Result<Status, Failure> {
 }
 
 fn read(admin: &str, body: Value) -> Result<Status, Failure> {
+    if body.get("seeds").is_some() {
+        let start: Start = parse(admin, body)?;
+        return Err(Failure::NotDone(format!("{admin}: the broker is {}", start.state)));
+    }
+    parse(admin, body)
+}
+
+fn parse<T: serde::de::DeserializeOwned>(admin: &str, body: Value) -> Result<T, Failure> {
     serde_json::from_value(body).map_err(|error| {
         let text = format!("{admin}{CLUSTER_PATH}: {error}; is this `weir` older than the broker?");
         Failure::NotDone(text)
@@ -113,6 +152,11 @@ pub(super) async fn run(arguments: StatusArguments) -> Result<(), Failure> {
     let body = ask(admin, Ask::Get, CLUSTER_PATH).await?;
     if arguments.output.output == Output::Json {
         print_json(&body)?;
+        return Ok(());
+    }
+    if body.get("seeds").is_some() {
+        let start: Start = parse(admin, body)?;
+        print!("{}", start.text());
         return Ok(());
     }
     let status = read(admin, body)?;
