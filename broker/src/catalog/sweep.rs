@@ -11,9 +11,9 @@ use super::Rooms;
 use super::opening::folder_names;
 use crate::cluster::MetadataClient;
 use crate::replication::metadata::{Catalog as Topics, Partition};
+use crate::seams::on_lane;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use tokio::sync::oneshot;
 use tokio::time::Duration;
 use weir_protocol::types::{BrokerId, ReplicaId};
 use weir_storage::Lane;
@@ -27,7 +27,8 @@ const UUID_CHARS: usize = 32;
 /// Removes them, once.
 pub(super) async fn run(rooms: Arc<Rooms>, metadata: MetadataClient) {
     let here = rooms.clone();
-    let there = on_executor(&rooms, move || here.device.disk().list(&here.data_dir)).await;
+    let list = move || here.device.disk().list(&here.data_dir);
+    let there = on_lane(rooms.device.executor(), Lane::Checkpoint, list).await;
     let names: BTreeSet<String> = match there {
         Ok(names) => names.into_iter().collect(),
         Err(error) => {
@@ -46,7 +47,8 @@ pub(super) async fn run(rooms: Arc<Rooms>, metadata: MetadataClient) {
 
 async fn remove(rooms: &Arc<Rooms>, name: String) {
     let (here, path) = (rooms.clone(), rooms.data_dir.join(&name));
-    match on_executor(rooms, move || here.device.disk().remove_dir(&path)).await {
+    let removal = move || here.device.disk().remove_dir(&path);
+    match on_lane(rooms.device.executor(), Lane::Checkpoint, removal).await {
         Ok(()) => {
             rooms.metrics.folder_removed();
             tracing::warn!(
@@ -58,16 +60,6 @@ async fn remove(rooms: &Arc<Rooms>, name: String) {
             tracing::warn!(folder = name, %error, "a log that is not needed stays on disk")
         }
     }
-}
-
-async fn on_executor<T: Send + 'static>(
-    rooms: &Rooms,
-    job: impl FnOnce() -> T + Send + 'static,
-) -> T {
-    let (done, wait) = oneshot::channel();
-    let job = move || drop(done.send(job()));
-    rooms.device.executor().submit(Lane::Checkpoint, Box::new(job));
-    wait.await.expect("the executor runs every job it takes")
 }
 
 /// The folders that belong to no replica any more.
