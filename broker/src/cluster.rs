@@ -1,7 +1,7 @@
 //! What a broker is among others.
 //!
 //! The rooms: `formation` (how brokers become a cluster, pure), `member` (the shell around it),
-//! `forward` (the metadata from any broker), `leaders` (who leads, as brokers tell it), `controller`
+//! `forward` (the metadata from any broker), `known` (where the others were), `leaders` (who leads, as brokers tell it), `controller`
 //! (where replicas shall be and who shall lead, decided on the broker that leads the metadata),
 //! `members` (what the leader of a log does so that its group becomes that), `pace` (how often
 //! leaderships change without need), `waiting` (what a broker waits for before it belongs to one).
@@ -11,6 +11,7 @@
 pub mod controller;
 pub mod formation;
 pub mod forward;
+mod known;
 pub mod leaders;
 pub mod member;
 pub mod members;

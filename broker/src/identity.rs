@@ -218,20 +218,8 @@ impl Identity {
     /// Writes it down, durably, in place of what was known before.
     pub fn store(self, disk: &dyn Disk, root: &Path) -> Result<(), IdentityError> {
         let path = root.join(NAME);
-        self.replace(disk, root, &path).map_err(|source| IdentityError::Device { path, source })
-    }
-
-    fn replace(self, disk: &dyn Disk, root: &Path, path: &Path) -> std::io::Result<()> {
-        let fresh = root.join(NAME_NEW);
-        if disk.list(root)?.iter().any(|name| name == NAME_NEW) {
-            disk.remove(&fresh)?;
-        }
-        let bytes = self.encode();
-        let file = disk.create(&fresh, bytes.len() as u64)?;
-        file.write_at(0, &bytes)?;
-        file.flush(0..bytes.len() as u64)?;
-        disk.rename(&fresh, path)?;
-        disk.sync_dir(root)
+        let replaced = replace_file(disk, root, (NAME, NAME_NEW), &self.encode());
+        replaced.map_err(|source| IdentityError::Device { path, source })
     }
 
     fn encode(self) -> Vec<u8> {
@@ -291,6 +279,24 @@ impl Identity {
             found => Err(IdentityError::Newer { file: path.to_owned(), found }),
         }
     }
+}
+
+/// Replaces the small file `name` of `root` as a whole, durably, by way of `fresh`.
+pub(crate) fn replace_file(
+    disk: &dyn Disk,
+    root: &Path,
+    (name, fresh): (&str, &str),
+    bytes: &[u8],
+) -> std::io::Result<()> {
+    let path = root.join(fresh);
+    if disk.list(root)?.iter().any(|there| there == fresh) {
+        disk.remove(&path)?;
+    }
+    let file = disk.create(&path, bytes.len() as u64)?;
+    file.write_at(0, bytes)?;
+    file.flush(0..bytes.len() as u64)?;
+    disk.rename(&path, &root.join(name))?;
+    disk.sync_dir(root)
 }
 
 #[cfg(test)]

@@ -4,12 +4,13 @@
 mod load;
 
 use load::{Load, content};
+use std::path::PathBuf;
 use std::process::Command;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
 use tokio::time::{Duration, sleep};
 use weir_client::{Durability, Start, TopicConfig};
-use weir_sim::cluster::{Cluster, NotStarted};
+use weir_sim::cluster::{Cluster, Machine, NotStarted};
 use weir_sim::disk::Cut;
 use weir_sim::network::Conditions;
 use weir_sim::paused;
@@ -273,6 +274,73 @@ fn a_topic_of_memory_comes_back_from_the_loss_of_all_power_at_once() {
             assert!(page.contains("\"epoch\":1"), "seed {seed}: {page}");
         });
     }
+}
+
+#[test]
+fn a_broker_that_waits_for_others_says_so_and_is_not_ready() {
+    paused(17).block_on(async {
+        let cluster = Cluster::joined(17, BROKERS);
+        let looks = async {
+            sleep(8 * WHILE).await;
+            let ready = page_of(&cluster, CLIENTS, "/readyz").await;
+            assert!(ready.starts_with("HTTP/1.1 503") && ready.ends_with("forming\n"), "{ready}");
+            let alive = page_of(&cluster, CLIENTS, "/livez").await;
+            assert!(alive.starts_with("HTTP/1.1 200"), "{alive}");
+            let topics = page_of(&cluster, CLIENTS, "/v1/topics").await;
+            assert!(topics.starts_with("HTTP/1.1 503"), "{topics}");
+            page_of(&cluster, CLIENTS, "/v1/cluster").await
+        };
+        let first = cluster.machine(1);
+        let page = tokio::select! {
+            biased;
+            started = first.start() => panic!("alone it formed a cluster: {started:?}"),
+            page = looks => page,
+        };
+        assert!(page.contains("\"state\":\"forming\""), "{page}");
+        assert_eq!(page.matches("does not answer").count(), 2, "{page}");
+        assert!(page.contains("waiting for "), "{page}");
+        first.kill().await;
+        start_together(&cluster).await;
+        let ready = page_of(&cluster, CLIENTS + 1, "/readyz").await;
+        assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+    });
+}
+
+/// The file with what the metadata log of a broker holds, and where that ends.
+fn metadata_of(machine: &Machine) -> (PathBuf, usize) {
+    let mut paths = machine.disk().paths(".seg").into_iter();
+    let path = paths.find(|path| path.components().any(|part| part.as_os_str() == "metadata"));
+    let path = path.expect("the metadata has a log");
+    let written = machine.disk().bytes_of(&path).iter().rposition(|byte| *byte != 0);
+    (path, written.expect("something is written"))
+}
+
+#[test]
+fn what_rots_in_the_metadata_of_one_broker_is_fetched_from_the_others() {
+    paused(19).block_on(async {
+        let cluster = Cluster::joined(19, BROKERS);
+        start_together(&cluster).await;
+        let client = cluster.client(CLIENTS, &[1]).await.expect("the brokers are up");
+        for number in 0..8 {
+            let created = client.create_topic(&format!("t{number}"), TopicConfig::default()).await;
+            created.expect("it is created");
+        }
+        sleep(5 * WHILE).await;
+        let victim = cluster.machine(3);
+        victim.kill().await;
+        let (path, end) = metadata_of(victim);
+        let mut bytes = victim.disk().bytes_of(&path);
+        let middle = end / 2;
+        bytes[middle..middle + 200].iter_mut().for_each(|byte| *byte ^= 0x55);
+        victim.disk().put(&path, &bytes);
+        victim.start().await.expect("what is missing is fetched");
+        client.create_topic("later", TopicConfig::default()).await.expect("it is created");
+        let there = cluster.client(CLIENTS + 1, &[3]).await.expect("the broker is up");
+        let topic = there.topic("later").await;
+        assert!(topic.is_ok(), "its copy of the metadata goes on: {topic:?}");
+        let fetched = victim.disk().bytes_of(&metadata_of(victim).0);
+        assert_ne!(fetched[middle..middle + 200], bytes[middle..middle + 200]);
+    });
 }
 
 #[test]

@@ -20,7 +20,7 @@ use weir_protocol::frame::Refusal;
 use weir_protocol::peer::{
     Fetch, FetchedBatches, Form, ForwardedAnswer, News, PeerRefusal, Probed, Question,
 };
-use weir_protocol::types::BrokerId;
+use weir_protocol::types::{BrokerId, ReplicaId};
 use weir_storage::{Device, Executor, Lane, LogOptions};
 
 /// How long a start waits for the newest metadata before it goes on with what it has.
@@ -100,7 +100,8 @@ impl Standing {
         let random = fastrand::Rng::with_seed(seams.seed).u128(..);
         let identity = Identity::open(&*seams.disk, config.data_dir(), random)?;
         let ways = Ways::to(Arc::new(NoPeers), Arc::new(NoAsks), Switchboard::default());
-        let metadata = open_metadata(config, seams, device, (identity, &ways)).await?;
+        let voters = identity.metadata_voters();
+        let metadata = open_metadata(config, seams, device, (identity, voters, &ways)).await?;
         let metadata = MetadataClient::alone(metadata, identity.broker);
         Ok(Self::new((identity, metadata), ways, Arc::default(), None))
     }
@@ -134,7 +135,10 @@ impl Standing {
         let room = PeerRoom::start(seams, options).await?;
         let identity = cluster.belong(room.asks()).await?;
         let ways = Ways::to(room.peers(), room.asks(), switchboard);
-        let metadata = open_metadata(config, seams, device, (identity, &ways)).await?;
+        // An open log knows its voters; what was known of others tells whom to ask for what it lacks.
+        let known = cluster.known_metadata();
+        let voters = if identity.is_opened { known } else { identity.metadata_voters() };
+        let metadata = open_metadata(config, seams, device, (identity, voters, &ways)).await?;
         let metadata = MetadataClient::new(metadata, identity.broker, room.asks());
         cluster.attend(metadata.clone(), room.asks());
         // What is placed here may have changed while this broker was away.
@@ -172,13 +176,13 @@ async fn open_metadata(
     config: &Config,
     seams: &Seams,
     device: &Arc<Device>,
-    (identity, ways): (Identity, &Ways),
+    (identity, voters, ways): (Identity, Vec<(ReplicaId, BrokerId)>, &Ways),
 ) -> Result<Metadata, OpenMetadataError> {
     Metadata::open(MetadataOptions {
         replica: ReplicaOptions {
             replica: identity.metadata_replica,
             birth: identity.metadata_birth(),
-            voters: identity.metadata_voters(),
+            voters,
             dir: config.data_dir().join("metadata"),
             device: device.clone(),
             log: LogOptions { uuid: identity.metadata_uuid(), ..LogOptions::default() },

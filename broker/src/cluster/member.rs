@@ -8,6 +8,7 @@
 
 use super::formation::{Concern, Effect, Event, Formation, Terms};
 use super::forward::MetadataClient;
+use super::known::Known;
 use super::waiting::{Silence, Waiting};
 use crate::config::ClusterSettings;
 use crate::identity::{Identity, IdentityError};
@@ -28,7 +29,7 @@ use weir_protocol::frame::Refusal;
 use weir_protocol::peer::{
     Form, ForwardedAnswer, MemberState, Node, PeerRefusal, Probed, Question,
 };
-use weir_protocol::types::{BrokerId, RequestId};
+use weir_protocol::types::{BrokerId, ReplicaId, RequestId};
 use weir_storage::{Disk, Executor, Lane};
 use xxhash_rust::xxh64::xxh64;
 
@@ -75,6 +76,8 @@ pub struct Cluster {
     /// Until this broker departs.
     metadata: Mutex<Option<MetadataClient>>,
     waiting: Mutex<Waiting>,
+    /// As it is durable.
+    known: Mutex<Known>,
 }
 
 /// A question under way.
@@ -99,6 +102,7 @@ impl Cluster {
             );
         }
         let identity = Identity::open_among(&*seams.disk, data_dir, token)?;
+        let known = Known::read(&*seams.disk, data_dir, identity.cluster);
         let place = Place {
             disk: seams.disk.clone(),
             executor: seams.executor.clone(),
@@ -118,7 +122,8 @@ impl Cluster {
             instance: instance as u64,
             identity: watch::Sender::new(identity),
             node: watch::Sender::new(node),
-            directory: watch::Sender::default(),
+            directory: watch::Sender::new(directory_of(&known, identity.broker)),
+            known: Mutex::new(known),
             offers,
             offered: Mutex::new(Some(offered)),
             metadata: Mutex::default(),
@@ -134,6 +139,18 @@ impl Cluster {
     /// Who this broker says it is to those it meets; changes when it gets its place.
     pub fn node(&self) -> watch::Receiver<Node> {
         self.node.subscribe()
+    }
+
+    /// The replicas of the metadata that were known when this broker was last among others; none
+    /// where no other was. What is known may be old: nobody is alone because of it.
+    pub fn known_metadata(&self) -> Vec<(ReplicaId, BrokerId)> {
+        let (known, here) = (self.now_known().metadata(), self.identity().metadata_replica);
+        let has_others = known.iter().any(|(replica, _)| *replica != here);
+        if has_others { known } else { Vec::new() }
+    }
+
+    fn now_known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What it waits for before it belongs to a cluster.
@@ -433,6 +450,7 @@ impl Cluster {
         loop {
             let catalog = catalogs.borrow_and_update().clone();
             self.note_catalog(&catalog);
+            self.keep_known(&catalog).await;
             if catalog.cluster != 0 && !self.identity().is_opened {
                 let opened = Identity { is_opened: true, ..self.identity() };
                 if let Err(error) = self.store(opened).await {
@@ -476,6 +494,21 @@ impl Cluster {
         }
     }
 
+    /// Writes down where the others are, where that has changed.
+    async fn keep_known(&self, catalog: &Catalog) {
+        let known = Known::of(catalog);
+        if known.cluster != self.identity().cluster || known == *self.now_known() {
+            return;
+        }
+        let (disk, data_dir) = (self.place.disk.clone(), self.place.data_dir.clone());
+        let kept = known.clone();
+        let store = move || kept.store(&*disk, &data_dir);
+        match on_lane(&self.place.executor, Lane::Checkpoint, store).await {
+            Ok(()) => *self.now_known() = known,
+            Err(error) => tracing::warn!(%error, "it was not noted where the others are"),
+        }
+    }
+
     /// What the metadata says of a broker's address is newer than what it said itself before. Who
     /// lost its data and came back as another is found there no more.
     fn note_catalog(&self, catalog: &Catalog) {
@@ -510,6 +543,12 @@ fn random(entropy: &dyn Entropy) -> u128 {
 fn node_of(settings: &ClusterSettings, identity: &Identity, instance: u64) -> Node {
     let Identity { cluster, broker, .. } = *identity;
     Node { cluster, broker, instance, name: settings.name.clone() }
+}
+
+/// Where others were, `here` aside.
+fn directory_of(known: &Known, here: BrokerId) -> Directory {
+    let others = known.brokers.iter().filter(|(broker, _)| **broker != here);
+    Arc::new(others.map(|(broker, it)| (*broker, it.peer.as_str().to_owned())).collect())
 }
 
 fn terms_of(settings: &ClusterSettings, cluster: u128) -> Terms {
