@@ -344,6 +344,38 @@ fn what_rots_in_the_metadata_of_one_broker_is_fetched_from_the_others() {
 }
 
 #[test]
+fn a_broker_whose_metadata_is_beyond_repair_takes_another_copy() {
+    paused(23).block_on(async {
+        let cluster = Cluster::joined(23, BROKERS);
+        start_together(&cluster).await;
+        let client = cluster.client(CLIENTS, &[1]).await.expect("the brokers are up");
+        client.create_topic("early", TopicConfig::default()).await.expect("it is created");
+        sleep(5 * WHILE).await;
+        let victim = cluster.machine(3);
+        victim.kill().await;
+        let (path, end) = metadata_of(victim);
+        let folder = path.parent().expect("a file has a folder").to_owned();
+        for path in victim.disk().paths("") {
+            if path.starts_with(&folder) {
+                let mut bytes = victim.disk().bytes_of(&path);
+                bytes.iter_mut().take(end + 1).for_each(|byte| *byte ^= 0x55);
+                victim.disk().put(&path, &bytes);
+            }
+        }
+        victim.start().await.expect("it takes part anew");
+        client.create_topic("later", TopicConfig::default()).await.expect("it is created");
+        let there = cluster.client(CLIENTS + 1, &[3]).await.expect("the broker is up");
+        for name in ["early", "later"] {
+            let topic = there.topic(name).await;
+            assert!(topic.is_ok(), "its copy of the metadata is whole: {topic:?}");
+        }
+        // From then on it is a copy like any other.
+        victim.kill().await;
+        victim.start().await.expect("it starts again");
+    });
+}
+
+#[test]
 fn a_broker_can_be_killed_at_any_moment_of_its_start() {
     let mut killed = 0;
     for seed in 0..20 {

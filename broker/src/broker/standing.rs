@@ -6,7 +6,9 @@
 use super::{Accounts, StartError};
 use crate::admin::Front;
 use crate::cluster::leaders::LeaderBoard;
-use crate::cluster::{Cluster, METADATA_ELECTION_MS, METADATA_HEARTBEAT_MS, MetadataClient};
+use crate::cluster::{
+    Cluster, METADATA_ELECTION_MS, METADATA_FOLDER, METADATA_HEARTBEAT_MS, MetadataClient,
+};
 use crate::config::{ClusterSettings, Config};
 use crate::identity::Identity;
 use crate::peer::ask::{Answers, Asks, NoAsks};
@@ -138,7 +140,21 @@ impl Standing {
         // An open log knows its voters; what was known of others tells whom to ask for what it lacks.
         let known = cluster.known_metadata();
         let voters = if identity.is_opened { known } else { identity.metadata_voters() };
-        let metadata = open_metadata(config, seams, device, (identity, voters, &ways)).await?;
+        let has_others = !cluster.known_metadata().is_empty();
+        let opened = open_metadata(config, seams, device, (identity, voters, &ways)).await;
+        let lost = opened.as_ref().err().and_then(OpenMetadataError::loss);
+        let (identity, metadata) = match (opened, lost) {
+            (Err(error), Some(reason)) if has_others => {
+                tracing::error!(
+                    %error, "the copy of the metadata here is lost; the cluster is asked for a \
+                    place for another one, which is made of what the others have"
+                );
+                let identity = cluster.replace_metadata(reason, room.asks()).await?;
+                let anew = (identity, identity.metadata_voters(), &ways);
+                (identity, open_metadata(config, seams, device, anew).await?)
+            }
+            (opened, _) => (identity, opened?),
+        };
         let metadata = MetadataClient::new(metadata, identity.broker, room.asks());
         cluster.attend(metadata.clone(), room.asks());
         // What is placed here may have changed while this broker was away.
@@ -183,7 +199,7 @@ async fn open_metadata(
             replica: identity.metadata_replica,
             birth: identity.metadata_birth(),
             voters,
-            dir: config.data_dir().join("metadata"),
+            dir: config.data_dir().join(METADATA_FOLDER),
             device: device.clone(),
             log: LogOptions { uuid: identity.metadata_uuid(), ..LogOptions::default() },
             durability: Durability::Fsync,

@@ -411,10 +411,9 @@ async fn open(rooms: &Rooms, of: &Opening) -> Result<PartitionHandle, OpenPartit
 /// Why a replica will never serve again, if that is what the error says.
 fn loss_of(error: &OpenPartitionError) -> Option<LossReason> {
     match error {
-        OpenPartitionError::Replica(OpenReplicaError::Lost(_)) => Some(LossReason::Empty),
-        OpenPartitionError::Replica(OpenReplicaError::Unclean(_)) => Some(LossReason::Unclean),
-        error if code_of(error) == ErrorCode::DamagedRange => Some(LossReason::Damaged),
-        _ => None,
+        OpenPartitionError::Replica(replica) => replica.loss(),
+        OpenPartitionError::Checkpoint(WireError::Version { .. }) => None,
+        OpenPartitionError::Checkpoint(_) => Some(LossReason::Damaged),
     }
 }
 

@@ -6,6 +6,8 @@
 //! Invariants: nobody is told what is not durable; what waits is bounded: one question of each kind
 //! for each seed, and [`FORMS_MAX`] brokers that want this one in their cluster.
 
+mod copy;
+
 use super::formation::{Concern, Effect, Event, Formation, Terms};
 use super::forward::MetadataClient;
 use super::known::Known;
@@ -14,7 +16,7 @@ use crate::config::ClusterSettings;
 use crate::identity::{Identity, IdentityError};
 use crate::peer::ask::{Answer, Ask, Asks};
 use crate::replication::PeerLost;
-use crate::replication::metadata::{BrokerFacts, Catalog, Change, Command, GATE_HERE, Verdict};
+use crate::replication::metadata::{BrokerFacts, Catalog, Change, Command, GATE_HERE};
 use crate::seams::{BoxFuture, Entropy, Seams, on_lane};
 use crate::task::{self, TaskKind};
 use futures_util::FutureExt;
@@ -46,6 +48,9 @@ const CONCERN_AFTER: Duration = Duration::from_secs(5);
 pub const METADATA_HEARTBEAT_MS: u64 = 100;
 /// The shortest silence after which another broker wants to lead the metadata.
 pub const METADATA_ELECTION_MS: u64 = 500;
+
+/// The folder of the metadata log in the data directory.
+pub const METADATA_FOLDER: &str = "metadata";
 
 /// Where the brokers of the cluster are, as `HOST:PORT`.
 pub type Directory = Arc<BTreeMap<BrokerId, String>>;
@@ -348,7 +353,7 @@ impl Cluster {
                 }
                 Effect::Join { seed, cluster } => {
                     let command = Command::BrokerUp { broker: None, facts: self.facts() };
-                    match self.propose_at(seed, command, &asks).await? {
+                    match self.propose_at(self.address(seed), command, &asks).await?.ok()? {
                         Change::BrokerUp(broker) => Some(Event::Joined { cluster, broker }),
                         _ => None,
                     }
@@ -398,49 +403,6 @@ impl Cluster {
             }
             is_new
         });
-    }
-
-    /// Lets the metadata commit a command before this broker has a copy of it.
-    async fn propose_at(
-        &self,
-        seed: usize,
-        command: Command,
-        asks: &Arc<dyn Asks>,
-    ) -> Option<Change> {
-        let question = Question::Command(command.encode().into());
-        let ask = Ask::Forward(question, ANSWER_WITHIN);
-        let answer = match asks.ask_at(self.address(seed), ask, ANSWER_WITHIN).await.ok()? {
-            Answer::Forwarded(Ok(ForwardedAnswer::Applied(bytes))) => Verdict::decode(&bytes),
-            _ => return None,
-        };
-        match answer.ok()?.outcome {
-            Ok(change) => Some(change),
-            Err(refusal) => {
-                tracing::warn!(seed = self.address(seed), %refusal, "the cluster refused");
-                None
-            }
-        }
-    }
-
-    /// A broker that is not among the first voters asks for its replica of the metadata.
-    async fn take_metadata_replica(&self, asks: &Arc<dyn Asks>) -> Result<(), IdentityError> {
-        let mut seed = 0;
-        loop {
-            let identity = self.identity();
-            if identity.metadata_replica.0 != 0 {
-                return Ok(());
-            }
-            if Some(seed) != self.terms.place {
-                self.probe(seed, asks).await;
-                let command = Command::JoinMetadata { broker: identity.broker };
-                if let Some(Change::Placed(here)) = self.propose_at(seed, command, asks).await {
-                    self.store(Identity { metadata_replica: here.replica, ..identity }).await?;
-                    continue;
-                }
-            }
-            seed = (seed + 1) % self.terms.seeds.len();
-            tokio::time::sleep(ASK_EVERY).await;
-        }
     }
 
     /// Keeps the directory, and what the metadata knows of this broker, as they are to be.

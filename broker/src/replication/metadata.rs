@@ -73,6 +73,17 @@ pub enum OpenMetadataError {
     Form(#[from] ChangeError),
 }
 
+impl OpenMetadataError {
+    /// Why the copy here will never serve again, if that is what it says.
+    pub fn loss(&self) -> Option<LossReason> {
+        match self {
+            Self::Replica(error) => error.loss(),
+            Self::Checkpoint(CodecError::Malformed) => Some(LossReason::Damaged),
+            Self::Checkpoint(CodecError::Version(_)) | Self::Read(_) | Self::Form(_) => None,
+        }
+    }
+}
+
 /// Why a command did not take effect, or may not have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {

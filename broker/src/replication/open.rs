@@ -12,6 +12,7 @@ use super::gate::Gate;
 use super::inbox::Inbox;
 use super::log_map::LogMap;
 use super::log_store::LogStore;
+use super::metadata::LossReason;
 use super::network::Ways;
 use super::peers::Peers;
 use super::refusal::Flight;
@@ -164,6 +165,28 @@ pub enum OpenReplicaError {
     /// The engine did not start.
     #[error("replication did not start: {0}")]
     Engine(String),
+}
+
+impl OpenReplicaError {
+    /// Why the replica will never serve again, if that is what it says. What a newer version wrote is
+    /// whole, and a device may be mended.
+    pub fn loss(&self) -> Option<LossReason> {
+        match self {
+            Self::Lost(_) => Some(LossReason::Empty),
+            Self::Unclean(_) => Some(LossReason::Unclean),
+            Self::Log(OpenError::Damaged(_))
+            | Self::Codec { reason: CodecError::Malformed, .. }
+            | Self::Read { .. }
+            | Self::Unmendable(_) => Some(LossReason::Damaged),
+            Self::Log(
+                OpenError::NoSpace(_) | OpenError::Newer { .. } | OpenError::Device { .. },
+            )
+            | Self::Codec { reason: CodecError::Version(_), .. }
+            | Self::NotAVoter(_)
+            | Self::Mend(_)
+            | Self::Engine(_) => None,
+        }
+    }
 }
 
 impl From<RepairError> for OpenReplicaError {
