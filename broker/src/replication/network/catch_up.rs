@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weir_protocol::types::{Index, ReplicaId};
 
 /// A follower that lacks more than this catches up; one that lacks less is sent what it needs at
-/// once (`PEER.md` 3).
+/// once.
 pub const CATCH_UP_BYTES: u64 = 64 << 20;
 
 /// A group as the log of its leader tells it.
