@@ -4,7 +4,7 @@
 //! Never: changes; a command makes a new one of these.
 
 use super::BrokerCard;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weir_protocol::frame::{Durability, Overflow};
 use weir_protocol::types::{BrokerId, Index, Name, PartitionId, ReplicaId, TopicId};
@@ -99,13 +99,22 @@ impl Partition {
         self.replicas.iter().filter(|placement| placement.stage == Stage::Voter)
     }
 
-    /// Whether no majority of it is left but with replicas that lost what they held in memory.
+    /// The replicas that lost what they held in memory, one on each broker that holds no other.
+    pub fn unclean(&self) -> Vec<ReplicaId> {
+        let gone = |here: &&Placement| matches!(here.stage, Stage::Leaving | Stage::Lost(_));
+        let others = self.replicas.iter().filter(|here| !gone(here));
+        let mut homes: BTreeSet<BrokerId> = others.map(|here| here.broker).collect();
+        let unclean = self.replicas.iter().filter(|here| {
+            here.stage == Stage::Lost(LossReason::Unclean) && homes.insert(here.broker)
+        });
+        unclean.map(|here| here.replica).collect()
+    }
+
+    /// Whether no majority of it is left but with those.
     pub fn needs_unclean(&self) -> bool {
-        let count = |is: fn(Stage) -> bool| self.replicas.iter().filter(|p| is(p.stage)).count();
-        let whole = count(|stage| stage == Stage::Voter);
-        let unclean = count(|stage| stage == Stage::Lost(LossReason::Unclean));
-        let all = count(|stage| matches!(stage, Stage::Voter | Stage::Lost(_)));
-        whole * 2 <= all && (whole + unclean) * 2 > all
+        let counts = |here: &&Placement| matches!(here.stage, Stage::Voter | Stage::Lost(_));
+        let (whole, all) = (self.voters().count(), self.replicas.iter().filter(counts).count());
+        whole * 2 <= all && (whole + self.unclean().len()) * 2 > all
     }
 
     /// One of its replicas.

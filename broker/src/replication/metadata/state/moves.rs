@@ -140,8 +140,9 @@ impl State {
         if !partition.needs_unclean() {
             return Err(Refusal::BadStep);
         }
-        let unclean = |here: &&mut Placement| here.stage == Stage::Lost(LossReason::Unclean);
-        partition.replicas.iter_mut().filter(unclean).for_each(|here| here.stage = Stage::Voter);
+        let unclean = partition.unclean();
+        let back = |here: &&mut Placement| unclean.contains(&here.replica);
+        partition.replicas.iter_mut().filter(back).for_each(|here| here.stage = Stage::Voter);
         // From where on something is missing, nobody knows before one of them leads.
         partition.recovery = Recovery {
             epoch: partition.recovery.epoch.saturating_add(1),

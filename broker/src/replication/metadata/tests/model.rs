@@ -133,7 +133,9 @@ impl Seen {
             let was = stages.get(&placement.replica);
             let over = matches!(was, Some(Stage::Leaving | Stage::Lost(_)));
             let is = matches!(placement.stage, Stage::Leaving | Stage::Lost(_));
-            assert!(!over || is, "{placement:?} came back");
+            let lost_memory = was == Some(&Stage::Lost(LossReason::Unclean));
+            let is_reinstated = lost_memory && placement.stage == Stage::Voter;
+            assert!(!over || is || is_reinstated, "{placement:?} came back");
         }
         assert!(!now.catalog().metadata.is_empty());
     }
