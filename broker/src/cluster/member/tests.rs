@@ -1,7 +1,7 @@
 use super::*;
 use crate::config::{Config, Overrides};
 use crate::peer::ask::NoAsks;
-use crate::replication::metadata::{FOUNDER, Metadata, MetadataOptions, State};
+use crate::replication::metadata::{FOUNDER, Metadata, MetadataOptions, State, Verdict};
 use crate::replication::{Birth, Durability, Gate, NoPeers, PeerLost, ReplicaOptions, Switchboard};
 use crate::seams::OsWallClock;
 use weir_protocol::types::{Index, ReplicaId};
