@@ -19,6 +19,4 @@ pub mod pace;
 pub mod waiting;
 
 pub use forward::MetadataClient;
-pub use member::{
-    Cluster, Directory, METADATA_ELECTION_MS, METADATA_FOLDER, METADATA_HEARTBEAT_MS,
-};
+pub use member::{Cluster, Directory, METADATA_FOLDER};

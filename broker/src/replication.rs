@@ -38,6 +38,7 @@ pub mod repair;
 mod runs;
 mod runtime;
 mod shared;
+mod silence;
 mod snapshot;
 mod state_machine;
 mod switchboard;
@@ -52,7 +53,7 @@ pub use gate::Gate;
 pub use inbox::{AppendAnswers, AppendInput, Inbox};
 pub use membership::{Members, MembershipError};
 pub use network::CATCH_UP_BYTES;
-pub use open::{Birth, ELECTION_MS, HEARTBEAT_MS, OpenReplicaError, OpenReport, ReplicaOptions};
+pub use open::{Birth, OpenReplicaError, OpenReport, ReplicaOptions};
 pub use pace::Pace;
 pub use peers::{AppendStream, NoPeers, PeerLost, Peers};
 pub use switchboard::Switchboard;
@@ -190,6 +191,9 @@ pub struct ReplicaState {
     /// this index is [`Replica::installed_state`], and the log up to it is gone. Shown before the
     /// log goes, so that a read that finds it gone finds this as well.
     pub installed: Option<Index>,
+    /// It gave up its lead because no majority answered: until a leader is heard of again, whoever
+    /// wants one finds it sooner elsewhere.
+    pub severed: bool,
 }
 
 impl ReplicaState {

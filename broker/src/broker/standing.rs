@@ -6,15 +6,15 @@
 use super::{Accounts, StartError};
 use crate::admin::Front;
 use crate::cluster::leaders::LeaderBoard;
-use crate::cluster::{
-    Cluster, METADATA_ELECTION_MS, METADATA_FOLDER, METADATA_HEARTBEAT_MS, MetadataClient,
-};
+use crate::cluster::{Cluster, METADATA_FOLDER, MetadataClient};
 use crate::config::{ClusterSettings, Config};
 use crate::identity::Identity;
 use crate::peer::ask::{Answers, Asks, NoAsks};
 use crate::peer::{PeerOptions, PeerRoom};
 use crate::replication::metadata::{Metadata, MetadataOptions, OpenMetadataError};
-use crate::replication::{Durability, Gate, NoPeers, Peers, ReplicaOptions, Switchboard, repair};
+use crate::replication::{
+    Durability, Gate, NoPeers, Pace, Peers, ReplicaOptions, Switchboard, repair,
+};
 use crate::seams::{BoxFuture, Seams, on_lane};
 use std::sync::Arc;
 use tokio::time::{Duration, Instant};
@@ -206,8 +206,7 @@ async fn open_metadata(
             loss_accepted: false,
             boot_id: seams.boot_id,
             seed: seams.seed,
-            heartbeat_ms: METADATA_HEARTBEAT_MS,
-            election_ms: METADATA_ELECTION_MS,
+            pace: Pace::METADATA,
             peers: ways.peers.clone(),
             switchboard: ways.switchboard.clone(),
             gate: ways.gate.clone(),

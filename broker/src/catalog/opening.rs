@@ -50,6 +50,14 @@ impl Opening {
         self.partition.voters().any(|voter| voter.replica != self.placed.replica)
     }
 
+    /// Who votes, and first of all who shall lead.
+    fn voters(&self) -> Vec<(ReplicaId, BrokerId)> {
+        let voters = self.partition.voters().map(|voter| (voter.replica, voter.broker));
+        let mut voters: Vec<_> = voters.collect();
+        voters.sort_by_key(|(replica, _)| *replica != self.partition.preferred);
+        voters
+    }
+
     /// An empty log is the beginning of a voter whose group never had a leader, and of one that
     /// joins. Of any other it is the loss of what was promised.
     fn birth(&self) -> Birth {
@@ -70,7 +78,7 @@ impl Opening {
             replica: ReplicaOptions {
                 replica: self.placed.replica,
                 birth: self.birth(),
-                voters: partition.voters().map(|voter| (voter.replica, voter.broker)).collect(),
+                voters: self.voters(),
                 dir: self.folder(rooms)?,
                 device: rooms.device.clone(),
                 log: LogOptions {
@@ -82,8 +90,7 @@ impl Opening {
                 loss_accepted: self.loss_accepted,
                 boot_id: rooms.boot_id,
                 seed: rooms.seed ^ partition.uuid as u64,
-                heartbeat_ms: self.manner.pace.heartbeat_ms,
-                election_ms: self.manner.pace.election_ms,
+                pace: self.manner.pace,
                 peers: rooms.peers.clone(),
                 switchboard: rooms.switchboard.clone(),
                 gate: rooms.gate.clone(),

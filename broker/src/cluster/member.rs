@@ -43,11 +43,6 @@ const ASK_EVERY: Duration = Duration::from_millis(500);
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// What keeps the broker from going on for so long is logged.
 const CONCERN_AFTER: Duration = Duration::from_secs(5);
-/// Milliseconds between the heartbeats of whoever leads the metadata: there is one such group, and
-/// all others wait for it.
-pub const METADATA_HEARTBEAT_MS: u64 = 100;
-/// The shortest silence after which another broker wants to lead the metadata.
-pub const METADATA_ELECTION_MS: u64 = 500;
 
 /// The folder of the metadata log in the data directory.
 pub const METADATA_FOLDER: &str = "metadata";

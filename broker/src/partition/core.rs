@@ -70,6 +70,8 @@ pub(super) struct Seen {
     pub(super) leader: Option<Hint>,
     /// Whether nobody else votes: if this replica does not lead, nobody does.
     pub(super) sole_voter: bool,
+    /// Whether it gave up its lead because it is cut off from the others.
+    pub(super) severed: bool,
     pub(super) refused: Option<Refused>,
     /// Proposals whose fate is open.
     pub(super) in_flight: usize,

@@ -11,6 +11,8 @@ use super::runtime::PromptRuntime;
 use openraft::OptionalSend;
 use openraft::RaftTypeConfig;
 use openraft::impls::leader_id_std;
+use openraft::metrics::{RaftDataMetrics, RaftServerMetrics};
+use openraft::type_config::alias::WatchReceiverOf;
 use openraft::vote::RaftLeaderId;
 use openraft_rt::deterministic_rng::DeterministicRng;
 use weir_protocol::peer::{self, LogPlace};
@@ -45,6 +47,10 @@ impl RaftTypeConfig for Types {
     type ErrorSource = openraft::impls::BoxedErrorSource;
 }
 
+/// What the engine shows of its group's log while it leads.
+pub(super) type DataSeen = WatchReceiverOf<Types, RaftDataMetrics<Types>>;
+/// What it shows of its role and its group.
+pub(super) type ServerSeen = WatchReceiverOf<Types, RaftServerMetrics<Types>>;
 pub(super) type Vote = <Types as RaftTypeConfig>::Vote;
 pub(super) type EngineEntry = <Types as RaftTypeConfig>::Entry;
 pub(super) type LogId = openraft::type_config::alias::LogIdOf<Types>;

@@ -14,10 +14,12 @@ use super::log_map::LogMap;
 use super::log_store::LogStore;
 use super::metadata::LossReason;
 use super::network::Ways;
+use super::pace::Pace;
 use super::peers::Peers;
 use super::refusal::Flight;
 use super::repair::{self, Left, Patient, RepairError, Repaired};
 use super::shared::{Parts, Shared};
+use super::silence::Silence;
 use super::state_machine::Shell;
 use super::switchboard::Switchboard;
 use super::{
@@ -47,7 +49,8 @@ pub struct ReplicaOptions {
     /// What an empty log of it means.
     pub birth: Birth,
     /// The voters of its group, as whoever placed them knows it: of a group that is formed now, and
-    /// of one whose only member has lost the record of it.
+    /// of one whose only member has lost the record of it. The first of them forms the
+    /// group; the others only where it does not.
     pub voters: Vec<(ReplicaId, BrokerId)>,
     /// The folder of the log.
     pub dir: PathBuf,
@@ -64,11 +67,8 @@ pub struct ReplicaOptions {
     pub boot_id: u128,
     /// Seed of the engine's random choices (when to call an election).
     pub seed: u64,
-    /// Milliseconds between the heartbeats of a leader.
-    pub heartbeat_ms: u64,
-    /// Milliseconds of silence after which a follower calls an election: from here to this and
-    /// two thirds more.
-    pub election_ms: u64,
+    /// How often its group beats; the same for every replica of it.
+    pub pace: Pace,
     /// The way to the others of the group.
     pub peers: Arc<dyn Peers>,
     /// Where the others find it.
@@ -97,11 +97,6 @@ pub enum Birth {
     /// The replica had a log: it is lost, and what it promised with it.
     Continues,
 }
-
-/// Milliseconds between the heartbeats of a leader, up to 100 groups a broker.
-pub const HEARTBEAT_MS: u64 = 200;
-/// The shortest silence after which a follower calls an election.
-pub const ELECTION_MS: u64 = 600;
 
 /// Whoever could not be asked for what is missing is asked again after this.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -213,7 +208,7 @@ pub(super) async fn open(
     let ways = Ways::new(options.peers.clone(), shared.clone());
     let raft = Runtime::scope(options.seed, start(&options, (store, shell, ways), alone)).await?;
     let flight = Flight::new(shared.state.clone());
-    watch_role(&raft, shared.clone());
+    watch_role(&raft, &options, shared.clone());
     let inbox = Inbox::new(raft.clone(), shared.clone());
     let place = Arc::new(options.switchboard.add(options.replica, inbox));
     let memory_loss = mark.as_ref().and_then(OpenMark::loss);
@@ -339,6 +334,7 @@ fn recover_here(
         refused: None,
         unreadable: None,
         installed: None,
+        severed: false,
     };
     let shared = Shared::new(Parts {
         replica: options.replica,
@@ -423,9 +419,9 @@ async fn start(
 ) -> Result<Raft<Types, Shell>, OpenReplicaError> {
     let config = Config {
         cluster_name: options.dir.display().to_string(),
-        heartbeat_interval: options.heartbeat_ms,
-        election_timeout_min: options.election_ms,
-        election_timeout_max: options.election_ms * 5 / 3,
+        heartbeat_interval: options.pace.heartbeat_ms,
+        election_timeout_min: options.pace.election_ms,
+        election_timeout_max: options.pace.lease_ms(),
         // A restarted leader would otherwise resume its term, while everything volatile is gone.
         enable_leader_restore: Some(false),
         enable_pre_vote: Some(true),
@@ -438,10 +434,10 @@ async fn start(
         max_payload_entries: SEND_RECORDS_MAX,
         max_append_entries: Some(SEND_RECORDS_MAX),
         // Who acknowledged an append needs no beat.
-        heartbeat_min_interval: Some(options.heartbeat_ms),
+        heartbeat_min_interval: Some(options.pace.heartbeat_ms),
         // A leader whose followers do not answer falls silent now and then, so that those who reach
         // one another can elect another.
-        quorum_loss_probe_interval: Some(options.election_ms * 10 / 3),
+        quorum_loss_probe_interval: Some(2 * options.pace.lease_ms()),
         api_channel_size: Some(ENGINE_CHANNEL_MESSAGES),
         notification_channel_size: Some(4096),
         state_machine_channel_size: Some(64),
@@ -460,33 +456,95 @@ impl Replica {
         options: &ReplicaOptions,
         forms: bool,
     ) -> Result<bool, OpenReplicaError> {
-        let engine = |error: String| OpenReplicaError::Engine(error);
-        if forms {
-            let voters: BTreeMap<_, _> = options.voters.iter().copied().collect();
-            return match self.raft.initialize(voters).await {
-                Ok(()) => Ok(true),
-                // Another voter was quicker: the group is formed.
-                Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(false),
-                Err(error) => Err(engine(error.to_string())),
-            };
+        let first = options.voters.first().is_some_and(|(first, _)| *first == options.replica);
+        if forms && first {
+            let formed = self.form(&options.voters).await?;
+            if options.voters.len() > 1 {
+                self.begin("replica-campaign", self.clone().campaign(options.pace));
+            }
+            return Ok(formed);
         }
-        if self.shared.is_only_voter() {
+        if forms {
+            self.begin("replica-stand-in", self.clone().stand_in(options.clone()));
+        } else if self.shared.is_only_voter() {
             let called = self.raft.trigger().elect(false).await;
-            called.map_err(|error| engine(error.to_string()))?;
+            called.map_err(|error| OpenReplicaError::Engine(error.to_string()))?;
         }
         Ok(false)
+    }
+
+    fn begin(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        drop(task::spawn(name, TaskKind::Core, work));
+    }
+
+    /// Writes the first record of the group and asks for votes; false if somebody has formed it.
+    async fn form(&self, voters: &[(ReplicaId, BrokerId)]) -> Result<bool, OpenReplicaError> {
+        let voters: BTreeMap<_, _> = voters.iter().copied().collect();
+        match self.raft.initialize(voters).await {
+            Ok(()) => Ok(true),
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(false),
+            Err(error) => Err(OpenReplicaError::Engine(error.to_string())),
+        }
+    }
+
+    /// Asks for the votes of a group that is just formed until somebody leads, or anybody would ask.
+    /// The engine asks once, when the others may not be there yet.
+    async fn campaign(self, pace: Pace) {
+        for _ in 0..pace.election_ms / pace.heartbeat_ms {
+            let within = Duration::from_millis(pace.heartbeat_ms);
+            if self.hears_of_a_leader(within).await
+                || self.raft.trigger().elect(true).await.is_err()
+            {
+                return;
+            }
+        }
+    }
+
+    /// Forms the group if the first of its voters does not. All at once would each vote for itself.
+    async fn stand_in(self, options: ReplicaOptions) {
+        let within = Duration::from_millis(options.pace.lease_ms());
+        if self.hears_of_a_leader(within).await || self.shared.map().last() > Index(0) {
+            return;
+        }
+        if let Err(error) = self.form(&options.voters).await {
+            tracing::warn!(replica = %self.id(), %error, "the group was not formed");
+        }
+    }
+
+    /// Whether somebody leads by then, or this replica has ended.
+    async fn hears_of_a_leader(&self, within: Duration) -> bool {
+        let me = self.id();
+        let hears = |state: &ReplicaState| match state.role {
+            Role::Leader(_) | Role::Fenced(_) => true,
+            Role::Follower { leader } => leader.is_some_and(|leader| leader != me),
+            Role::Candidate => false,
+        };
+        let mut states = self.state();
+        tokio::time::timeout(within, states.wait_for(hears)).await.is_ok()
     }
 }
 
 /// Follows the engine's role until it ends.
-fn watch_role(raft: &Raft<Types, Shell>, shared: Arc<Shared>) {
-    let mut roles = raft.server_metrics();
-    let ends = raft.metrics();
+fn watch_role(raft: &Raft<Types, Shell>, options: &ReplicaOptions, shared: Arc<Shared>) {
+    let (mut roles, ends) = (raft.server_metrics(), raft.metrics());
+    let silence = Silence {
+        shared: shared.clone(),
+        pace: options.pace,
+        switchboard: options.switchboard.clone(),
+        data: raft.data_metrics(),
+        server: raft.server_metrics(),
+    };
     task::spawn("replica-role", TaskKind::Core, async move {
         loop {
             let role = role_of(&roles.borrow_watched());
+            let needs_others = matches!(role, Role::Leader(_)) && !shared.is_only_voter();
             shared.role(role);
-            if roles.changed().await.is_err() {
+            let changed = tokio::select! {
+                biased;
+                changed = roles.changed() => changed,
+                () = silence.watch(), if needs_others => continue,
+            };
+            if changed.is_err() {
                 break;
             }
         }

@@ -144,9 +144,19 @@ impl Shared {
         self.state.send_if_modified(|state| {
             let changed = state.role != role && !matches!(state.role, Role::Fenced(_));
             if changed {
+                let leads = matches!(role, Role::Leader(_) | Role::Follower { leader: Some(_) });
+                state.severed &= !leads;
                 state.role = role;
             }
             changed
+        });
+    }
+
+    /// Shows whether the replica gave up its lead because it is cut off.
+    pub(super) fn severed(&self, severed: bool) {
+        self.state.send_if_modified(|state| {
+            let before = std::mem::replace(&mut state.severed, severed);
+            before != severed
         });
     }
 

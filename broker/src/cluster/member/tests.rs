@@ -2,7 +2,9 @@ use super::*;
 use crate::config::{Config, Overrides};
 use crate::peer::ask::NoAsks;
 use crate::replication::metadata::{FOUNDER, Metadata, MetadataOptions, State, Verdict};
-use crate::replication::{Birth, Durability, Gate, NoPeers, PeerLost, ReplicaOptions, Switchboard};
+use crate::replication::{
+    Birth, Durability, Gate, NoPeers, Pace, PeerLost, ReplicaOptions, Switchboard,
+};
 use crate::seams::OsWallClock;
 use weir_protocol::types::{Index, ReplicaId};
 use weir_storage::{Device, LogOptions};
@@ -215,8 +217,7 @@ async fn open_metadata(cluster: &Cluster) -> Metadata {
         loss_accepted: false,
         boot_id: 1,
         seed: 1,
-        heartbeat_ms: METADATA_HEARTBEAT_MS,
-        election_ms: METADATA_ELECTION_MS,
+        pace: Pace::METADATA,
         peers: Arc::new(NoPeers),
         switchboard: Switchboard::default(),
         asks: Arc::new(NoAsks),

@@ -58,6 +58,8 @@ impl Leader {
             (Role::Fenced(_), _) => Self::Elsewhere(None),
             (Role::Follower { .. }, Some(leader)) => Self::Elsewhere(leader),
             _ if seen.sole_voter => Self::Awaited(None),
+            // Who is elected now is not heard of here.
+            _ if seen.severed => Self::Elsewhere(None),
             _ => match self {
                 // Nobody has led for too long already: that goes on.
                 Self::Elsewhere(None) | Self::Awaited(Some(_)) => self,

@@ -97,7 +97,8 @@ impl World {
 
     fn seen(&self, role: Role, leading: Option<Term>) -> Seen {
         let (refused, in_flight) = (self.refused, self.sent.len());
-        Seen { role, leading, leader: None, sole_voter: self.sole_voter, refused, in_flight }
+        let (sole_voter, severed) = (self.sole_voter, false);
+        Seen { role, leading, leader: None, sole_voter, severed, refused, in_flight }
     }
 
     fn tell(&mut self, event: Event<u64>) {

@@ -60,6 +60,7 @@ impl Task {
             leading: seen.leading(),
             leader: leader.map(|(broker, term)| Some((broker?, term))),
             sole_voter: self.replica.is_only_voter(),
+            severed: seen.severed,
             role: seen.role,
             refused: seen.refused,
             in_flight: self.replica.in_flight(),

@@ -4,7 +4,7 @@ use super::rig::{Peer, Rig, until};
 use crate::partition::PartitionHandle;
 use crate::replication::metadata::GATE_CLUSTER;
 use crate::replication::tests::net::Net;
-use crate::replication::{Birth, Replica};
+use crate::replication::{Birth, Pace, Replica};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -49,7 +49,7 @@ impl Group {
         let replica = &mut options.replica;
         (replica.replica, replica.birth, replica.seed) = (ReplicaId(n), birth, n);
         replica.voters = (1..=3).map(|n| (ReplicaId(n), BrokerId(n))).collect();
-        (replica.heartbeat_ms, replica.election_ms) = (100, 700);
+        replica.pace = Pace { heartbeat_ms: 100, election_ms: 700 };
         replica.gate.raise(GATE_CLUSTER);
         replica.peers = self.net.peers_of(BrokerId(n));
         replica.switchboard = self.net.board(BrokerId(n));
@@ -189,7 +189,7 @@ async fn a_leader_that_is_cut_off_comes_back_as_a_follower_with_the_same_state()
     publisher.publish(0, 10, 1_000).await;
     publisher.answers(1).await;
     group.net.cut_off(BrokerId(first));
-    // In flight where no majority hears of it: never stored, and answered once it is known.
+    // In flight where no majority hears of it: never stored, and answered when it gives up its lead.
     publisher.publish(10, 10, 1_000).await;
     let alone = group.running.remove(&first).unwrap();
     let (second, later) = group.leader(term).await;
@@ -197,14 +197,18 @@ async fn a_leader_that_is_cut_off_comes_back_as_a_follower_with_the_same_state()
     assert_eq!(elsewhere.next_sequence(ProducerId(1), 0).await, Ok(Sequence(10)));
     elsewhere.publish(10, 7, 1_000).await;
     assert_eq!(elsewhere.answers(1).await[0].base_offset, Offset(10));
-    group.net.heal();
-    group.running.insert(first, alone);
     let refused = publisher.answer().await.unwrap_err();
     let honest = [ErrorCode::NotLeader, ErrorCode::LeaderLost].map(ErrorCode::number);
     assert!(honest.contains(&refused.code), "{refused:?}");
-    names(&publisher.closed().await.unwrap(), second, later);
+    let closed = publisher.closed().await.unwrap();
+    let nobody = (ErrorCode::NotLeader.number(), None);
+    assert_eq!((closed.code, closed.leader()), nobody, "it hears of no leader");
+    group.net.heal();
+    group.running.insert(first, alone);
     let back = until(&group.running[&first], |view| view.high_watermark == Offset(17)).await;
     assert!(!back.leading);
+    let asked = group.peer(first).next_sequence(ProducerId(1), 0).await;
+    names(&asked.unwrap_err(), second, later);
     group.stop().await;
 }
 

@@ -8,9 +8,7 @@ use crate::partition::{
     SubscribedState,
 };
 use crate::peer::ask::NoAsks;
-use crate::replication::{
-    Birth, Durability, ELECTION_MS, Gate, HEARTBEAT_MS, NoPeers, ReplicaOptions, Switchboard,
-};
+use crate::replication::{Birth, Durability, Gate, NoPeers, Pace, ReplicaOptions, Switchboard};
 use crate::seams::OsWallClock;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -159,8 +157,7 @@ impl Rig {
             loss_accepted: false,
             boot_id: 1,
             seed: 1,
-            heartbeat_ms: HEARTBEAT_MS,
-            election_ms: ELECTION_MS,
+            pace: Pace::STEADY,
             peers: Arc::new(NoPeers),
             switchboard: Switchboard::default(),
             asks: Arc::new(NoAsks),

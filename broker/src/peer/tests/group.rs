@@ -4,8 +4,7 @@ use super::net::Net;
 use super::rig::{Rig, Spec, start};
 use super::*;
 use crate::replication::{
-    Birth, Durability, ELECTION_MS, Gate, HEARTBEAT_MS, Proposal, ProposeError, Replica,
-    ReplicaOptions, ReplicaState,
+    Birth, Durability, Gate, Pace, Proposal, ProposeError, Replica, ReplicaOptions, ReplicaState,
 };
 use weir_protocol::batch::{BatchHeader, BatchType};
 use weir_protocol::types::{Index, ReplicaId, Term};
@@ -79,8 +78,7 @@ async fn broker(net: &Arc<Net>, n: u64) -> Broker {
         loss_accepted: false,
         boot_id: 1,
         seed: n,
-        heartbeat_ms: HEARTBEAT_MS,
-        election_ms: ELECTION_MS,
+        pace: Pace::STEADY,
         peers: rig.room.peers(),
         switchboard,
         asks: rig.room.asks(),

@@ -15,6 +15,9 @@ use weir_protocol::types::{BrokerId, RequestId, StreamId};
 /// Longer than any election here.
 const LONG: Duration = Duration::from_secs(20);
 
+/// Of groups in real time, on however busy a machine.
+pub(super) const BUSY: Pace = Pace { heartbeat_ms: 100, election_ms: 700 };
+
 /// A group: replica n lives on broker n.
 pub(super) struct Cluster {
     pub(super) net: Arc<Net>,
@@ -23,8 +26,7 @@ pub(super) struct Cluster {
     /// Who forms the group.
     founders: Vec<(ReplicaId, BrokerId)>,
     pub(super) rig: fn() -> Rig,
-    heartbeat_ms: u64,
-    election_ms: u64,
+    pace: Pace,
     seed: u64,
     pub(super) gate: Gate,
 }
@@ -38,8 +40,7 @@ impl Cluster {
             running: BTreeMap::new(),
             founders,
             rig: Rig::new,
-            heartbeat_ms: 100,
-            election_ms: 700,
+            pace: BUSY,
             seed: 0,
             gate: of_cluster(),
         }
@@ -47,20 +48,18 @@ impl Cluster {
 
     /// A group of three at the pace of production, in a time of its own.
     pub(super) async fn simulated(seed: u64) -> Self {
-        Self::simulated_on(seed, BTreeMap::new()).await
+        Self::simulated_on(seed, BTreeMap::new(), 1..=3).await
     }
 
-    /// The same, some of it on disks that are given.
-    pub(super) async fn simulated_on(seed: u64, rigs: BTreeMap<u64, Rig>) -> Self {
-        let mut cluster = Self {
-            rigs,
-            rig: Rig::on_one_thread,
-            heartbeat_ms: HEARTBEAT_MS,
-            election_ms: ELECTION_MS,
-            seed,
-            ..Self::of(3)
-        };
-        for n in 1..=3 {
+    /// The same, some of it on disks that are given, and only these opened yet.
+    pub(super) async fn simulated_on(
+        seed: u64,
+        rigs: BTreeMap<u64, Rig>,
+        opened: std::ops::RangeInclusive<u64>,
+    ) -> Self {
+        let mut cluster =
+            Self { rigs, rig: Rig::on_one_thread, pace: Pace::STEADY, seed, ..Self::of(3) };
+        for n in opened {
             cluster.open(n, Birth::Forms).await;
         }
         cluster
@@ -81,8 +80,7 @@ impl Cluster {
             birth,
             voters: self.founders.clone(),
             seed: self.seed * 10 + n,
-            heartbeat_ms: self.heartbeat_ms,
-            election_ms: self.election_ms,
+            pace: self.pace,
             peers: self.net.peers_of(BrokerId(n)),
             switchboard: self.net.board(BrokerId(n)),
             gate: self.gate.clone(),
@@ -429,6 +427,25 @@ fn a_large_log_reaches_a_follower_that_was_away() {
             replica.propose(Proposal { term, batches }).unwrap();
         }
         cluster.reopen(away).await;
+        cluster.settle().await;
+    });
+}
+
+#[test]
+fn a_follower_without_space_falls_out_and_comes_back_when_it_has_some() {
+    run(async {
+        let mut cluster = Cluster::formed(3).await;
+        let (leader, term) = cluster.leader(&[]).await;
+        cluster.write(leader, term, 0, 5).await;
+        let full = 1 + leader % 3;
+        cluster.rigs[&full].faults.fail(std::io::ErrorKind::StorageFull);
+        cluster.write(leader, term, 1, 20).await;
+        until(cluster.at(full), |state| state.role == Role::Fenced(Fence::NoSpace)).await;
+        let last = cluster.write(leader, term, 2, 20).await;
+        cluster.rigs[&full].faults.mend();
+        cluster.running.remove(&full).unwrap().shutdown().await;
+        cluster.reopen(full).await;
+        until(cluster.at(full), |state| state.committed >= last).await;
         cluster.settle().await;
     });
 }

@@ -44,6 +44,11 @@ impl Faults {
         self.state.lock().unwrap().failure = Some(kind);
     }
 
+    /// What failed works again.
+    pub(super) fn mend(&self) {
+        self.state.lock().unwrap().failure = None;
+    }
+
     /// The hard state cannot be flushed any more.
     pub(super) fn fail_meta(&self, kind: io::ErrorKind) {
         self.state.lock().unwrap().meta_failure = Some(kind);

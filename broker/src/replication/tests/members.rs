@@ -1,9 +1,10 @@
 //! The leaders of real groups make them what a real metadata says.
 
+use super::cluster::BUSY;
 use super::net::Net;
 use super::rig::{Rig, committed, proposal};
 use crate::cluster::MetadataClient;
-use crate::cluster::controller::Controller;
+use crate::cluster::controller::{self, Controller};
 use crate::cluster::leaders::LeaderBoard;
 use crate::cluster::members::{KeptLog, MemberKeeper};
 use crate::replication::metadata::*;
@@ -86,8 +87,7 @@ impl World {
             birth,
             voters: voters.iter().map(|voter| (voter.replica, voter.broker)).collect(),
             seed: here.replica.0,
-            heartbeat_ms: 100,
-            election_ms: 700,
+            pace: BUSY,
             peers: self.net.peers_of(here.broker),
             switchboard: self.net.board(here.broker),
             ..rig.options(Durability::Fsync)
@@ -126,6 +126,10 @@ impl World {
         let began = Instant::now();
         while began.elapsed() < LONG {
             self.tell();
+            let leads = |replica| self.leader().is_some_and(|(leader, _)| leader == replica);
+            if let Some(command) = controller::formed(&self.metadata.catalog(), leads) {
+                self.metadata.propose(command).await.unwrap();
+            }
             let partition = partition(&self.metadata);
             if holds(&partition) {
                 return partition;

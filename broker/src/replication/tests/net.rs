@@ -25,6 +25,8 @@ const ONE_WAY: Duration = Duration::from_millis(1);
 pub(crate) struct Net {
     boards: Mutex<BTreeMap<BrokerId, Switchboard>>,
     cut_off: Mutex<BTreeSet<BrokerId>>,
+    /// Nothing passes this way.
+    mute: Mutex<BTreeSet<Way>>,
 }
 
 impl Net {
@@ -38,8 +40,14 @@ impl Net {
         self.cut_off.lock().unwrap().insert(broker);
     }
 
+    /// Nothing passes from this broker to that one any more.
+    pub(crate) fn mute(&self, from: BrokerId, to: BrokerId) {
+        self.mute.lock().unwrap().insert((from, to));
+    }
+
     pub(crate) fn heal(&self) {
         self.cut_off.lock().unwrap().clear();
+        self.mute.lock().unwrap().clear();
     }
 
     pub(crate) fn peers_of(self: &Arc<Self>, broker: BrokerId) -> Arc<dyn Peers> {
@@ -49,7 +57,8 @@ impl Net {
     async fn pass(&self, way: Way) -> Result<(), PeerLost> {
         tokio::time::sleep(ONE_WAY).await;
         let cut_off = self.cut_off.lock().unwrap();
-        match cut_off.contains(&way.0) || cut_off.contains(&way.1) {
+        let is_mute = self.mute.lock().unwrap().contains(&way);
+        match is_mute || cut_off.contains(&way.0) || cut_off.contains(&way.1) {
             true => Err(PeerLost::Unreachable),
             false => Ok(()),
         }
@@ -62,6 +71,10 @@ impl Net {
 
 /// From one broker to another.
 type Way = (BrokerId, BrokerId);
+
+fn back((from, to): Way) -> Way {
+    (to, from)
+}
 
 struct From {
     net: Arc<Net>,
@@ -84,7 +97,7 @@ impl From {
         let asked = async move {
             net.pass(way).await?;
             let answer = work(net.inbox(way, address.to)?).await?;
-            net.pass(way).await?;
+            net.pass(back(way)).await?;
             Ok(answer)
         };
         asked.boxed()
@@ -155,14 +168,14 @@ async fn carry(
         }
         Ok(())
     };
-    let back = async {
+    let answered = async {
         while let Some(result) = results.next().await {
-            net.pass(way).await.map_err(|_| PeerLost::Broken)?;
+            net.pass(back(way)).await.map_err(|_| PeerLost::Broken)?;
             let _ = answers.send(Ok(result)).await;
         }
         Ok(())
     };
-    tokio::try_join!(there, back).map(drop)
+    tokio::try_join!(there, answered).map(drop)
 }
 
 struct Carried {

@@ -72,6 +72,9 @@ fn what_was_committed_survives_a_storm() {
 }
 
 const STORMS: u64 = 6;
+const SILENCE_MAX: Duration = Pace::STEADY.silence_max();
+/// How late anybody looks at a clock here.
+const A_TICK: Duration = Duration::from_millis(50);
 
 async fn storm(seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
@@ -123,6 +126,82 @@ async fn storm(seed: u64) {
             assert_eq!(log.header_at(at).map(|h| h.chain), held.then_some(chain), "seed {seed}");
         }
     }
+}
+
+/// It hears of nobody who leads; that nobody answers is enough.
+#[test]
+fn a_leader_that_no_majority_answers_gives_up_its_lead_and_no_other() {
+    simulate(2, async {
+        let cluster = Cluster::simulated(2).await;
+        let (first, term) = cluster.leader(&[]).await;
+        cluster.write(first, term, 0, 5).await;
+        cluster.settle().await;
+        // One of two followers is enough.
+        cluster.net.cut_off(BrokerId(1 + first % 3));
+        tokio::time::sleep(10 * SILENCE_MAX).await;
+        assert_eq!(cluster.leader(&[]).await, (first, term));
+        cluster.net.heal();
+
+        let since = Instant::now();
+        cluster.net.cut_off(BrokerId(first));
+        let replica = cluster.at(first);
+        replica.propose(proposal(term, 1, 0..1)).unwrap();
+        let state = until(replica, |state| !matches!(state.role, Role::Leader(_))).await;
+        assert!(since.elapsed() <= SILENCE_MAX + A_TICK, "{:?}", since.elapsed());
+        assert!(state.severed, "{state:?}");
+        let refused = replica.propose(proposal(term, 2, 0..1));
+        assert_eq!(refused, Err(ProposeError::NotLeader(term)));
+
+        let (second, later) = cluster.leader(&[first]).await;
+        cluster.write(second, later, 0, 5).await;
+        cluster.net.heal();
+        cluster.settle().await;
+        assert!(!cluster.at(first).state().borrow().severed);
+        assert_eq!(cluster.leader(&[]).await, (second, later));
+    });
+}
+
+/// Its beats keep the others from an election, and it can commit nothing.
+#[test]
+fn a_leader_that_is_heard_and_hears_nobody_makes_room_for_another() {
+    simulate(3, async {
+        let cluster = Cluster::simulated(3).await;
+        let (first, term) = cluster.leader(&[]).await;
+        cluster.write(first, term, 0, 5).await;
+        for other in (1..=3).filter(|n| *n != first) {
+            cluster.net.mute(BrokerId(other), BrokerId(first));
+        }
+        let (second, later) = cluster.leader(&[first]).await;
+        cluster.write(second, later, 0, 5).await;
+        cluster.net.heal();
+        cluster.settle().await;
+    });
+}
+
+/// If all voters formed the group at once, each would vote for itself: creating many groups would cost
+/// each several elections.
+#[test]
+fn the_first_voter_of_a_new_group_leads_it_at_once() {
+    for seed in 0..4 {
+        simulate(seed, async {
+            let since = Instant::now();
+            let cluster = Cluster::simulated(seed).await;
+            assert_eq!(cluster.leader(&[]).await.0, 1);
+            let heartbeat = Duration::from_millis(Pace::STEADY.heartbeat_ms);
+            assert!(since.elapsed() < 2 * heartbeat, "{:?}", since.elapsed());
+        });
+    }
+}
+
+#[test]
+fn a_group_whose_first_voter_does_not_come_is_formed_by_the_others() {
+    simulate(6, async {
+        let mut cluster = Cluster::simulated_on(6, BTreeMap::new(), 2..=3).await;
+        let (leader, term) = cluster.leader(&[]).await;
+        cluster.write(leader, term, 0, 5).await;
+        cluster.open(1, Birth::Forms).await;
+        cluster.settle().await;
+    });
 }
 
 #[test]

@@ -326,7 +326,7 @@ fn a_follower_that_crashes_while_it_installs_ends_equal() {
     simulate(16, async {
         let disk = SimDisk::new();
         let rigs = BTreeMap::from([(3, Rig::in_memory(disk.clone(), 1))]);
-        let mut cluster = Cluster::simulated_on(16, rigs).await;
+        let mut cluster = Cluster::simulated_on(16, rigs, 1..=3).await;
         let (leader, _) = cluster.leader(&[]).await;
         if leader == 3 {
             cluster.at(3).transfer(ReplicaId(1)).await.unwrap();

@@ -162,6 +162,22 @@ fn an_election_is_waited_for_for_a_second_and_no_longer() {
 }
 
 #[test]
+fn whoever_asks_one_who_is_cut_off_waits_for_no_election_there() {
+    let mut world = group();
+    world.lead();
+    let in_flight = world.publish(1, 0, 1);
+    let seen = world.seen(Role::Follower { leader: None }, None);
+    world.tell(Event::Replica(Seen { severed: true, ..seen }));
+    let unknown = PublishRefusal::LeaderLost(StoredOutcome::Unknown);
+    assert_eq!(world.refusal(in_flight), &unknown);
+    assert_eq!(world.departs(), 1);
+    let reply = world.ask_for_all();
+    world.all_sent_to(reply, None);
+    world.follow();
+    assert_eq!(world.departs(), 1, "whoever was sent away is so once");
+}
+
+#[test]
 fn whoever_waits_for_an_election_is_served_by_the_winner() {
     let mut world = group();
     world.nobody_leads();
