@@ -108,7 +108,7 @@ impl Catalog {
     }
 
     async fn change(&self, name: &Name, command: Command) -> Result<Change, Refusal> {
-        self.metadata.propose(command).await.map_err(|error| refusal_of(name, &error))
+        self.metadata.carry_through(command).await.map_err(|error| refusal_of(name, &error))
     }
 
     /// Waits until a topic is here as the metadata has it, and somebody leads each of its

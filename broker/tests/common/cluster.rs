@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use weir_broker::config::Overrides;
 use weir_broker::{Broker, Config, Seams, StartError};
-use weir_client::{Client, Consumer, ErrorCode, Publisher, Start, TopicConfig};
+use weir_client::{Client, Consumer, Publisher, Start, TopicConfig};
 use weir_storage::DeviceError;
 
 /// Elections, repairs and moves of replicas are over by then on however busy a machine.
@@ -279,12 +279,8 @@ impl Cluster {
         let max_bytes = max_bytes.unwrap_or(standard.max_bytes);
         let config = TopicConfig { replicas: 3, max_bytes, ..standard };
         let client = self.client().await;
-        // What was asked of a leader of the metadata that lost its place meanwhile may be done.
-        found("a topic is created", async || match client.create_topic(topic, config).await {
-            Ok(()) => Some(()),
-            Err(error) => (error.error_code() == Some(ErrorCode::TopicExists)).then_some(()),
-        })
-        .await;
+        // Also while those who formed the cluster settle who leads its metadata.
+        at_last("a topic is created", client.create_topic(topic, config)).await.unwrap();
         self.replicas_are_open(topic).await;
     }
 

@@ -348,15 +348,22 @@ impl Keeper {
     }
 
     /// Once nothing of a broken run is in flight, what is not in the log by now never will be,
-    /// unless the outcome was left open.
+    /// unless the outcome was left open; to whoever is cut off it is.
     fn settle_broken_run(&mut self, committed: Index) {
-        if !self.is_broken() || self.replica.in_flight() > 0 || self.applied < committed {
+        let (refused, severed) = {
+            let state = self.replica.state();
+            let state = state.borrow();
+            (state.refused, state.severed)
+        };
+        // What is in flight of one who is cut off finds its fate when the others are heard again.
+        let is_open = self.replica.in_flight() > 0 && !severed;
+        if !self.is_broken() || is_open || self.applied < committed {
             return;
         }
-        let refused = self.replica.state().borrow().refused;
         let certain = refused.is_some_and(|r| {
             (r.term, r.run) == (self.run.term, self.run.run)
                 && r.outcome == StoredOutcome::NotStored
+                && self.replica.in_flight() == 0
         });
         let outcome = if certain { ChangeError::NotLeader } else { ChangeError::Unknown };
         for waiting in self.run.waiting.drain(..) {

@@ -6,13 +6,14 @@ use super::run;
 use crate::cluster::MetadataClient;
 use crate::peer::ask::{Answer, Ask, Asks};
 use crate::replication::metadata::*;
-use crate::replication::{Birth, PeerLost};
+use crate::replication::{Birth, Durability, PeerLost};
 use crate::seams::{BoxFuture, OsWallClock};
 use futures_util::FutureExt;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::time::{Duration, Instant};
+use weir_protocol::frame::Overflow;
 use weir_protocol::types::{BrokerId, Name};
 
 /// Longer than any election here.
@@ -195,6 +196,43 @@ fn a_command_finds_the_next_leader_and_a_lost_answer_is_told_as_unknown() {
             "{refused:?}"
         );
         assert!(since.elapsed() < LONG);
+    });
+}
+
+fn topic(uuid: u128) -> Command {
+    let settings = Settings {
+        durability: Durability::Fsync,
+        overflow: Overflow::Backpressure,
+        max_bytes: 1 << 30,
+        max_age_ms: 0,
+    };
+    let brokers = (1..=3).map(BrokerId).collect();
+    let partitions = vec![NewPartition { uuid, brokers }];
+    Command::CreateTopic { name: Name::new("t").unwrap(), settings, created_ms: 1, partitions }
+}
+
+#[test]
+fn a_topic_whose_creation_was_not_answered_is_created_once_and_that_is_told() {
+    run(async {
+        let council = Council::founded(3).await;
+        let leader = council.leader().await;
+        let client = council.at(1 + leader % 3);
+        let raised = client.propose(Command::RaiseGate { gate: GATE_CLUSTER }).await;
+        assert_eq!(raised, Ok(Change::Gate(GATE_CLUSTER)));
+
+        council.ways.losses.store(2, Ordering::Relaxed);
+        assert_eq!(client.carry_through(topic(1)).await, Ok(Change::Done));
+        let created = client.catalog().topics[&Name::new("t").unwrap()].clone();
+        assert_eq!(created.partitions[0].uuid, 1);
+        council.ways.losses.store(1, Ordering::Relaxed);
+        let other = client.carry_through(topic(2)).await;
+        assert_eq!(other, Err(Refusal::TopicExists.into()), "somebody else's is none of ours");
+
+        council.ways.losses.store(1, Ordering::Relaxed);
+        let delete = Command::DeleteTopic { topic: created.id };
+        assert_eq!(client.carry_through(delete.clone()).await, Ok(Change::Done));
+        let again = client.carry_through(delete).await;
+        assert_eq!(again, Err(Refusal::UnknownTopic.into()));
     });
 }
 
