@@ -19,7 +19,7 @@ use weir_protocol::limits::{
     BROKER_VIEW_BYTES_MAX, BROKERS_MAX, FIELDS_BYTES_MAX, PARTITION_VIEW_BYTES_MAX, PARTITIONS_MAX,
 };
 use weir_protocol::peer::Led;
-use weir_protocol::types::{BrokerId, Name};
+use weir_protocol::types::{BrokerId, Name, Offset};
 
 /// What the fixed part of a topic takes in a page of metadata.
 const TOPIC_VIEW_BYTES: usize = 320;
@@ -52,18 +52,24 @@ impl Catalog {
         Ok(page)
     }
 
-    /// Who leads a partition, and what it last said of it.
+    /// Who leads a partition, and what it last said of it. A replica here may know more by now.
     pub(super) fn leader_of(&self, topic: &Topic, partition: &Partition) -> Option<Leader> {
         let here = self.table.partition(&topic.name, partition.id);
         let view = here.as_ref().and_then(PartitionHere::handle).map(PartitionHandle::view);
-        match view.filter(|view| view.leading) {
-            Some(view) => {
+        match view {
+            Some(view) if view.leading => {
                 let PartitionView { term, log_start, high_watermark, bytes, .. } = view;
                 let replica = here.and_then(|here| here.placed)?.replica;
                 let led = Led { replica, term, log_start, high_watermark, bytes };
                 Some(Leader { broker: self.rooms.broker, led })
             }
-            None => self.rooms.leaders.leader_of(&partition.replicas, Instant::now()),
+            _ => {
+                let told = self.rooms.leaders.leader_of(&partition.replicas, Instant::now());
+                told.map(|leader| Leader {
+                    led: newest(leader.led, view.map(|view| (view.log_start, view.high_watermark))),
+                    ..leader
+                })
+            }
         }
     }
 
@@ -112,6 +118,17 @@ impl Catalog {
     }
 }
 
+/// What a leader told, as far as a replica here has not heard of more: `here` is its log start and
+/// its high watermark.
+fn newest(told: Led, here: Option<(Offset, Offset)>) -> Led {
+    let (log_start, high_watermark) = here.unwrap_or_default();
+    Led {
+        log_start: told.log_start.max(log_start),
+        high_watermark: told.high_watermark.max(high_watermark),
+        ..told
+    }
+}
+
 fn view_of(id: BrokerId, facts: &BrokerFacts) -> BrokerView {
     let (host, port) = facts.client.as_str().rsplit_once(':').unwrap_or_default();
     BrokerView {
@@ -145,3 +162,24 @@ const _: () = assert!(
     TOPIC_VIEW_BYTES + PARTITIONS_MAX as usize * PARTITION_VIEW_BYTES_MAX <= TOPICS_BYTES_MAX,
     "the largest topic fits a page"
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weir_protocol::types::{ReplicaId, Term};
+
+    #[test]
+    fn the_numbers_of_a_partition_are_the_newest_that_are_known_here() {
+        let told = |log_start, end| Led {
+            replica: ReplicaId(2),
+            term: Term(3),
+            log_start: Offset(log_start),
+            high_watermark: Offset(end),
+            bytes: 9,
+        };
+        let here = Some((Offset(2), Offset(7)));
+        assert_eq!(newest(told(0, 0), here), told(2, 7));
+        assert_eq!(newest(told(4, 9), here), told(4, 9));
+        assert_eq!(newest(told(0, 0), None), told(0, 0));
+    }
+}
