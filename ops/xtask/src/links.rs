@@ -10,10 +10,11 @@ use std::fs;
 use std::path::Path;
 
 /// Folders with documents, below the root.
-const DOCUMENT_FOLDERS: [&str; 8] = [
+const DOCUMENT_FOLDERS: [&str; 9] = [
     ".",
     "protocol",
     "client",
+    "broker/src/replication",
     "broker/storage",
     "broker/sim",
     "benches",
