@@ -17,9 +17,10 @@ use weir_protocol::types::{BrokerId, Name};
 
 /// How often topics are asked for added partitions.
 const TOPIC_REFRESH: Duration = Duration::from_secs(10);
-/// Pauses between questions for a leader.
+/// Pauses between questions for a leader. An election takes one to four seconds, and what is asked
+/// is a small question: the longest pause is a small part of that.
 const LEADER_PAUSE_MIN: Duration = Duration::from_millis(20);
-const LEADER_PAUSE_MAX: Duration = Duration::from_millis(500);
+const LEADER_PAUSE_MAX: Duration = Duration::from_millis(150);
 
 pub(super) struct Asking {
     /// When every topic that is in use is asked about.
