@@ -5,8 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+mod amqp;
 pub mod audit;
 pub mod clock;
+pub mod cluster;
 pub mod compare;
 pub mod device;
 pub mod floor;

@@ -180,7 +180,7 @@ async fn open_publisher(client: &Client, workload: &Workload) -> weir_client::Re
 }
 
 #[expect(clippy::disallowed_methods, reason = "the harness is a program, not a part of the broker")]
-fn spawn<T: Send + 'static>(
+pub(crate) fn spawn<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> tokio::task::JoinHandle<T> {
     tokio::spawn(work)
@@ -362,11 +362,12 @@ pub struct DrainReport {
     pub server_cpu_s_per_million: Option<f64>,
 }
 
-/// Reads `topic` from its start to its end of now.
+/// Reads `topic` from its start to its end of now. `audited`: looks at every message, beside how
+/// many of each publisher were acknowledged.
 pub async fn drain(
     endpoints: &[String],
     topic: &str,
-    audited: bool,
+    audited: Option<&BTreeMap<u64, u64>>,
     server_pid: Option<u32>,
 ) -> weir_client::Result<DrainReport> {
     let client = connect(endpoints).await?;
@@ -382,7 +383,7 @@ pub async fn drain(
         messages += batch.len() as u64;
         for record in batch.records().flatten() {
             bytes += record.payload().len() as u64;
-            if audited {
+            if audited.is_some() {
                 audit.received(record.payload());
             }
         }
@@ -400,7 +401,7 @@ pub async fn drain(
         bytes,
         seconds,
         messages_s: messages as f64 / seconds,
-        audit: audited.then(|| audit.verdict(&BTreeMap::new())),
+        audit: audited.map(|acknowledged| audit.verdict(acknowledged)),
         server_cpu_s_per_million: cpu.map(|cpu| cpu / ((messages as f64).max(1.0) / 1e6)),
     })
 }

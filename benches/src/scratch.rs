@@ -1,7 +1,7 @@
 //! Folders that a measurement fills and nobody wants to keep.
 //!
 //! Owns: their removal: at the end, after an error, and when the measurement is stopped by SIGINT or
-//! SIGTERM.
+//! SIGTERM, then with the end of the processes that fill them.
 //! Never: removes what it did not make.
 
 use std::io;
@@ -38,6 +38,7 @@ fn remove_when_stopped(scratch: PathBuf) -> io::Result<()> {
                 _ = terminate.recv() => SignalKind::terminate(),
             }
         });
+        crate::cluster::kill_all();
         // What is measured may go on making files until it finds that its folder has gone.
         for _ in 0..100 {
             match std::fs::remove_dir_all(&scratch) {

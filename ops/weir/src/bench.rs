@@ -2,11 +2,14 @@
 //!
 //! Owns: the flags. Never: measures itself; the harness is a library.
 
+mod cluster;
+
 use crate::arguments::{EndpointArguments, Output, OutputArguments};
 use crate::failure::Failure;
 use crate::output::{print_json, print_table};
 use crate::values::parse_duration;
 use clap::{Args, Subcommand, ValueEnum};
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -75,6 +78,8 @@ enum BenchCommand {
         #[command(flatten)]
         common: Common,
     },
+    /// Measure a cluster of three brokers on this machine
+    Cluster(cluster::ClusterBenchArguments),
     /// Run workload files in turns with the floors of the same disk, and print medians
     Compare {
         /// Workloads (YAML)
@@ -239,6 +244,7 @@ pub(crate) fn run(arguments: BenchArguments) -> Result<(), Failure> {
         BenchCommand::E2e(arguments) => load(arguments.workload("e2e", true), &arguments.common),
         BenchCommand::Sub { topic, audit, common } => drain(&topic, audit, &common),
         BenchCommand::Idle { connections, hold, common } => idle(connections, hold, &common),
+        BenchCommand::Cluster(arguments) => cluster::run(arguments),
         BenchCommand::Compare { files, dir, rounds, common } => {
             compare_with_floors(&files, &dir, rounds, &common)
         }
@@ -363,7 +369,9 @@ fn print_storage(report: &StorageReport) -> io::Result<()> {
 }
 
 fn drain(topic: &str, audit: bool, common: &Common) -> Result<(), Failure> {
-    let draining = load::drain(&common.endpoint.endpoint, topic, audit, common.server_pid);
+    let nobody = BTreeMap::new();
+    let audited = audit.then_some(&nobody);
+    let draining = load::drain(&common.endpoint.endpoint, topic, audited, common.server_pid);
     let report = block_on(draining)??;
     match common.output.output {
         Output::Json => print_json(&report)?,
