@@ -2,10 +2,12 @@
 //! a host of its own.
 //!
 //! The rooms: `machine` is one broker's, `world` is all of them; `run` is a whole simulation: `plan`
-//! chooses what goes wrong and `nemesis` does it while `publishing` and `reading` go on, `drain`
-//! looks at what is left, and `record` keeps what the history's checks judge.
+//! chooses what goes wrong and `nemesis` does it while a `crowd` is `publishing` and `reading`, `drain`
+//! looks at what is left, and `record` keeps what the history's checks judge. The crowd uses real
+//! processes as well.
 //! Never: lets a broker reach what is another one's, but over the network.
 
+mod crowd;
 mod drain;
 mod machine;
 mod nemesis;
@@ -17,6 +19,7 @@ mod run;
 mod watching;
 mod world;
 
+pub use crowd::{Crowd, Load};
 pub use machine::{Machine, NotStarted};
 pub use plan::{Fault, Shape};
 pub use run::{Outcome, run_cluster};

@@ -1,7 +1,7 @@
 //! What every replica holds in the end.
 //!
 //! Owns: reading each replica's log whole, over the network and on its disk.
-//! Never: lets one broker answer for another: a client that drains one reaches no other.
+//! Never: lets one broker answer for another: the client of a drain reaches no other.
 
 use super::Cluster;
 use super::record::Recorder;
@@ -36,31 +36,26 @@ pub(super) async fn ends(client: &Client, topic: &str) -> Result<BTreeMap<u32, u
     timeout(DRAIN_WITHIN, opened).await.map_err(late)
 }
 
-/// Reads all that broker `number` holds of the topic, up to these ends.
+/// Reads all that one replica holds of the topic, up to these ends.
 pub(super) async fn drain(
-    cluster: &Cluster,
-    (host, number): (u8, u8),
-    topic: &str,
+    client: &Client,
+    (topic, replica): (&str, u8),
     ends: &BTreeMap<u32, u64>,
     recorder: &Recorder,
 ) -> Result<Found, String> {
-    for other in (1..=cluster.brokers()).filter(|other| *other != number) {
-        cluster.network().cut(host, other);
-    }
     let read = async {
-        let client = cluster.client(host, &[number]).await?;
         let mut found = Found::new();
         for (partition, end) in ends {
-            drain_partition(&client, (topic, number), (*partition, *end), recorder, &mut found)
-                .await?;
+            let place = (*partition, *end);
+            drain_partition(client, (topic, replica), place, recorder, &mut found).await?;
         }
         Ok(found)
     };
     match timeout(DRAIN_WITHIN, read).await {
         Ok(drained) => drained.map_err(|error: weir_client::Error| {
-            format!("draining broker {number}: {error}; causes: {:?}", error.causes())
+            format!("draining broker {replica}: {error}; causes: {:?}", error.causes())
         }),
-        Err(_) => Err(format!("draining broker {number} took more than {DRAIN_WITHIN:?}")),
+        Err(_) => Err(format!("draining broker {replica} took more than {DRAIN_WITHIN:?}")),
     }
 }
 
