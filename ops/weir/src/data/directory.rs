@@ -10,7 +10,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use weir_broker::replication::metadata::{Catalog, read_catalog};
+use weir_broker::replication::metadata::{Catalog, Partition, Placement, Stage, read_catalog};
 use weir_broker::{Identity, IdentityError};
 use weir_storage::inspect::{self, LogReport};
 use weir_storage::{Disk, LogOptions};
@@ -138,6 +138,12 @@ impl Directory {
         read_catalog(&*self.disk, &dir, metadata).map_err(|error| error.to_string())
     }
 
+    /// Its replicas on this broker; all where nobody knows which broker this is.
+    fn placed_here<'a>(&self, partition: &'a Partition) -> impl Iterator<Item = &'a Placement> {
+        let here = self.identity.as_ref().ok().map(|identity| identity.broker);
+        partition.replicas.iter().filter(move |placed| here.is_none_or(|id| placed.broker == id))
+    }
+
     /// The partitions' logs, those of topics first, in order. Where the catalog may lack topics,
     /// nothing is known of the other folders.
     pub(crate) fn partitions(&self, catalog: Option<&Catalog>, is_certain: bool) -> Vec<Place> {
@@ -146,14 +152,20 @@ impl Directory {
         let mut places = Vec::new();
         for topic in catalog.iter().flat_map(|catalog| catalog.topics.values()) {
             for partition in &topic.partitions {
-                let folder = format!("{PARTITION_PREFIX}{:032x}", partition.uuid);
                 let owner = Owner::Partition {
                     topic: topic.name.to_string(),
                     partition: partition.id.0,
                     max_bytes: topic.settings.max_bytes,
                 };
-                let is_there = left.remove(&folder);
-                places.push(Place { folder, uuid: partition.uuid, owner, is_there });
+                for placed in self.placed_here(partition) {
+                    let folder = folder_of(partition.uuid, placed, &self.folders);
+                    let is_there = left.remove(&folder);
+                    // What was lost here, or has not come yet, is not missed.
+                    if is_there || placed.stage == Stage::Voter {
+                        let (uuid, owner) = (partition.uuid, owner.clone());
+                        places.push(Place { folder, uuid, owner, is_there });
+                    }
+                }
             }
         }
         let owner = if catalog.is_some() && is_certain { Owner::Nobody } else { Owner::Unknown };
@@ -167,9 +179,19 @@ impl Directory {
     }
 }
 
-/// The identity of a partition's log, as the name of its folder says it.
+/// Every replica has a folder of its own, but that a broker that was alone keeps the plain name.
+fn folder_of(uuid: u128, placed: &Placement, folders: &BTreeSet<String>) -> String {
+    let plain = format!("{PARTITION_PREFIX}{uuid:032x}");
+    let own = format!("{plain}-{}", placed.replica);
+    if folders.contains(&own) { own } else { plain }
+}
+
+/// The identity of a partition's log, as the name of its folder says it: alone, or with the number
+/// of the replica behind it.
 pub(crate) fn uuid_in(folder: &str) -> Option<u128> {
-    let digits = folder.strip_prefix(PARTITION_PREFIX)?;
+    let name = folder.strip_prefix(PARTITION_PREFIX)?;
+    let (digits, replica) = name.split_once('-').unwrap_or((name, "0"));
+    replica.parse::<u64>().ok()?;
     (digits.len() == 32).then(|| u128::from_str_radix(digits, 16).ok())?
 }
 
@@ -189,4 +211,19 @@ fn names_in(disk: &dyn Disk, root: &Path) -> Result<BTreeSet<String>, Failure> {
         "{shown} is no data directory: it holds no {IDENTITY_FILE} and no log; --data-dir names \
          another"
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::uuid_in;
+
+    #[test]
+    fn a_folder_names_its_log_with_and_without_its_replica() {
+        let plain = format!("p-{:032x}", 7);
+        assert_eq!(uuid_in(&plain), Some(7));
+        assert_eq!(uuid_in(&format!("{plain}-12")), Some(7));
+        for other in ["p-7", "p-", "pool", &format!("{plain}-"), &format!("{plain}-x")] {
+            assert_eq!(uuid_in(other), None, "{other}");
+        }
+    }
 }
