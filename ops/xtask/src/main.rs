@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod advisories;
+mod chaos;
 mod cluster_up;
 mod diskfull;
 mod fuzz;
@@ -99,6 +100,8 @@ enum Chore {
         #[arg(long, default_value = "cluster")]
         dir: PathBuf,
     },
+    /// Break brokers, network and disks of a cluster of real processes under load (needs root)
+    Chaos(chaos::Wish),
     /// Fill the disk of a broker on a loop-mounted ext4 and make room again (needs root)
     Diskfull,
 }
@@ -138,6 +141,7 @@ fn main() -> ExitCode {
             fuzz::run(&root, (seconds, seed.unwrap_or(0)), &targets)
         }
         Chore::ClusterUp { dir } => cluster_up::run(&root, &dir),
+        Chore::Chaos(wish) => chaos::check(&root, wish),
         Chore::Diskfull => diskfull::check(&root),
     };
     match outcome {
