@@ -16,7 +16,7 @@ use crate::identity::{Identity, IdentityError};
 use crate::log_limit::LogLimit;
 use crate::metrics::{Metrics, UPKEEP_EVERY};
 use crate::peer::PEER_MEMORY_BYTES_MIN;
-use crate::replication::metadata::OpenMetadataError;
+use crate::replication::metadata::{GATE_HERE, OpenMetadataError};
 use crate::seams::Seams;
 use crate::server::{ListenError, Server, ServerOptions};
 use crate::task::{self, TaskKind};
@@ -73,6 +73,23 @@ pub enum StartError {
     /// A listener.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The cluster has passed a gate that this broker does not read.
+    #[error(
+        "the cluster has passed gate {passed}, and this broker reads up to {reads}; start a build \
+         that reads it, or remove cluster.gate_max"
+    )]
+    GatePassed {
+        /// The committed gate.
+        passed: u32,
+        /// What this broker says that it reads.
+        reads: u32,
+    },
+    /// An empty broker that is held where there are no clusters.
+    #[error(
+        "cluster.gate_max = {0} holds this broker before clusters, so that it can neither form nor \
+         join one; remove it, or remove cluster.seeds"
+    )]
+    HeldBack(u32),
 }
 
 /// A running broker.
@@ -299,6 +316,7 @@ fn rooms(
         switchboard: standing.switchboard.clone(),
         asks: standing.asks.clone(),
         gate: standing.gate.clone(),
+        reads: config.cluster().map_or(GATE_HERE, |settings| settings.gate),
         leaders: standing.leaders.clone(),
         announce: standing.announce(),
         draining,

@@ -72,6 +72,8 @@ pub(crate) struct Rooms {
     pub(crate) switchboard: Switchboard,
     pub(crate) asks: Arc<dyn Asks>,
     pub(crate) gate: Gate,
+    /// The gate that this broker tells others it reads.
+    pub(crate) reads: u32,
     pub(crate) leaders: Arc<LeaderBoard>,
     /// Where news of this broker go.
     pub(crate) announce: Arc<dyn Fn(News) + Send + Sync>,
@@ -181,6 +183,7 @@ fn start_upkeep(rooms: &Rooms, table: &Arc<Table>, stopped: &CancellationToken) 
         device: rooms.device.clone(),
         broker: rooms.broker,
         draining: rooms.draining.clone(),
+        reads: rooms.reads,
         announce: rooms.announce.clone(),
     };
     start_until(stopped, "scrubber", scrubber.run());

@@ -11,7 +11,9 @@ use crate::config::{ClusterSettings, Config};
 use crate::identity::Identity;
 use crate::peer::ask::{Answers, Asks, NoAsks};
 use crate::peer::{PeerOptions, PeerRoom};
-use crate::replication::metadata::{Metadata, MetadataOptions, OpenMetadataError};
+use crate::replication::metadata::{
+    Catalog, GATE_CLUSTER, Metadata, MetadataOptions, OpenMetadataError,
+};
 use crate::replication::{
     Durability, Gate, NoPeers, Pace, Peers, ReplicaOptions, Switchboard, repair,
 };
@@ -20,7 +22,7 @@ use std::sync::Arc;
 use tokio::time::{Duration, Instant};
 use weir_protocol::frame::Refusal;
 use weir_protocol::peer::{
-    Fetch, FetchedBatches, Form, ForwardedAnswer, News, PeerRefusal, Probed, Question,
+    Fetch, FetchedBatches, Form, ForwardedAnswer, MemberState, News, PeerRefusal, Probed, Question,
 };
 use weir_protocol::types::{BrokerId, ReplicaId};
 use weir_storage::{Device, Executor, Lane, LogOptions};
@@ -114,6 +116,10 @@ impl Standing {
         (seams, accounts): (&Seams, &Accounts),
         device: &Arc<Device>,
     ) -> Result<Self, StartError> {
+        let is_alone_so_far = cluster.identity().state != MemberState::Member;
+        if settings.gate < GATE_CLUSTER && is_alone_so_far {
+            return Err(StartError::HeldBack(settings.gate));
+        }
         let switchboard = Switchboard::default();
         let ties = Ties { cluster: cluster.clone(), switchboard: switchboard.clone() };
         let leaders: Arc<LeaderBoard> = Arc::default();
@@ -155,12 +161,15 @@ impl Standing {
             }
             (opened, _) => (identity, opened?),
         };
+        // What this broker holds may be written in what it does not read.
+        may_read(&metadata.catalog(), settings.gate)?;
         let metadata = MetadataClient::new(metadata, identity.broker, room.asks());
         cluster.attend(metadata.clone(), room.asks());
         // What is placed here may have changed while this broker was away.
         if let Err(error) = metadata.catch_up(CATCH_UP_WITHIN).await {
             tracing::warn!(%error, "the metadata may be old: nobody who leads it was found");
         }
+        may_read(&metadata.catalog(), settings.gate)?;
         let metadata_voters = settings.metadata_voters;
         let among = Among { room, metadata_voters, _ties: ties };
         Ok(Self::new((identity, metadata), ways, leaders, Some(among)))
@@ -186,6 +195,12 @@ impl Standing {
             }
         }
     }
+}
+
+/// A gate never falls: who does not read what is behind it is too old for the cluster, for good.
+fn may_read(catalog: &Catalog, reads: u32) -> Result<(), StartError> {
+    let passed = catalog.gate;
+    if passed > reads { Err(StartError::GatePassed { passed, reads }) } else { Ok(()) }
 }
 
 async fn open_metadata(

@@ -6,7 +6,6 @@
 
 use super::table::Table;
 use crate::cluster::leaders::LeaderBoard;
-use crate::replication::metadata::GATE_HERE;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,13 +25,15 @@ pub(super) struct Newsroom {
     pub(super) device: Arc<Device>,
     pub(super) broker: BrokerId,
     pub(super) draining: Arc<AtomicBool>,
+    /// The gate that this broker tells others it reads.
+    pub(super) reads: u32,
     pub(super) announce: Arc<dyn Fn(News) + Send + Sync>,
 }
 
 impl Newsroom {
     /// Tells for ever.
     pub(super) async fn run(self) {
-        let mut told = News { free_bytes: 0, draining: false, gate: GATE_HERE, led: Vec::new() };
+        let mut told = News { free_bytes: 0, draining: false, gate: self.reads, led: Vec::new() };
         let mut counted: Option<Instant> = None;
         loop {
             let now = Instant::now();
@@ -70,6 +71,6 @@ impl Newsroom {
         });
         let free_bytes =
             if stale { self.device.free_bytes().unwrap_or(0) } else { told.free_bytes };
-        News { free_bytes, draining: self.draining.load(Ordering::Acquire), gate: GATE_HERE, led }
+        News { free_bytes, draining: self.draining.load(Ordering::Acquire), gate: self.reads, led }
     }
 }

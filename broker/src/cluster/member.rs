@@ -16,7 +16,9 @@ use crate::config::ClusterSettings;
 use crate::identity::{Identity, IdentityError};
 use crate::peer::ask::{Answer, Ask, Asks};
 use crate::replication::PeerLost;
-use crate::replication::metadata::{BrokerFacts, Catalog, Change, Command, GATE_HERE};
+use crate::replication::metadata::{
+    BrokerFacts, Catalog, Change, Command, GATE_CLUSTER, Verdict,
+};
 use crate::seams::{BoxFuture, Entropy, Seams, on_lane};
 use crate::task::{self, TaskKind};
 use futures_util::FutureExt;
@@ -257,7 +259,7 @@ impl Cluster {
             state: identity.state,
             expect: self.terms.seeds.len() as u16,
             seeds_hash: self.terms.seeds_hash,
-            gate: GATE_HERE,
+            gate: self.settings.gate,
             client_address: self.settings.client.as_str().to_owned(),
             peer_address: self.settings.peer.as_str().to_owned(),
             rack: Some(self.settings.rack.clone()),
@@ -312,7 +314,7 @@ impl Cluster {
         BrokerFacts {
             token: self.identity().token,
             instance: self.instance,
-            gate: GATE_HERE,
+            gate: self.settings.gate,
             name: self.settings.name.clone(),
             peer: self.settings.peer.clone(),
             client: self.settings.client.clone(),
@@ -403,7 +405,8 @@ impl Cluster {
     /// Keeps the directory, and what the metadata knows of this broker, as they are to be.
     async fn follow(&self, metadata: &MetadataClient, asks: &Arc<dyn Asks>) {
         let mut catalogs = metadata.watch();
-        let (mut is_known, mut told) = (false, None);
+        // Before clusters nobody tells what it is.
+        let (mut is_known, mut told) = (self.settings.gate < GATE_CLUSTER, None);
         loop {
             let catalog = catalogs.borrow_and_update().clone();
             self.note_catalog(&catalog);

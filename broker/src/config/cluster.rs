@@ -7,7 +7,7 @@
 
 use super::values::{ValueError, parse_count, parse_listen};
 use super::{ConfigError, Reader, settings};
-use crate::replication::metadata::Address;
+use crate::replication::metadata::{Address, GATE_HERE};
 use std::net::SocketAddr;
 use std::path::Path;
 use weir_protocol::limits::BROKERS_MAX;
@@ -35,6 +35,9 @@ pub struct ClusterSettings {
     pub metadata_voters: u8,
     /// Bytes a second that each broker which is far behind is sent; 0 = as fast as it goes.
     pub catch_up_bytes_per_s: u64,
+    /// The highest gate that this broker tells others it reads: that of its build, or a lower one
+    /// that it is held at.
+    pub gate: u32,
     /// Where this broker listens for peers.
     pub listen: SocketAddr,
     /// Where peers are told to find it.
@@ -51,6 +54,7 @@ pub(super) fn read(read: &Reader<'_>) -> Result<Option<ClusterSettings>, ConfigE
     let expected = read.parsed("cluster.expect", |text| parse_count(text, 0, BROKERS_MAX))?;
     let metadata_voters = read.parsed("cluster.metadata_voters", parse_voters)?;
     let catch_up_bytes_per_s = read.parsed("cluster.catchup_bytes_per_s", settings::parse_rate)?;
+    let gate = read.parsed("cluster.gate_max", parse_gate)?;
     let listen = read.parsed("listen.peers", parse_listen)?;
     let native = read.parsed("listen.native", parse_listen)?;
     let name = read.parsed("node.name", parse_name)?;
@@ -80,6 +84,7 @@ pub(super) fn read(read: &Reader<'_>) -> Result<Option<ClusterSettings>, ConfigE
         rack,
         metadata_voters: metadata_voters as u8,
         catch_up_bytes_per_s,
+        gate,
         listen,
         peer,
         client,
@@ -97,6 +102,21 @@ fn parse_voters(text: &str) -> Result<usize, ValueError> {
         0 | 1 | 3 | 5 => Ok(count),
         _ => Err(wrong(ValueError::new(""))),
     })
+}
+
+/// What this build reads, unless less is asked for.
+fn parse_gate(text: &str) -> Result<u32, ValueError> {
+    if text.is_empty() {
+        return Ok(GATE_HERE);
+    }
+    let wrong = |_| {
+        let text = format!(
+            "this build reads gates up to {GATE_HERE}; write one of those, or nothing to hold \
+             back none"
+        );
+        ValueError::new(text)
+    };
+    parse_count(text, 0, GATE_HERE as usize).map(|gate| gate as u32).map_err(wrong)
 }
 
 /// Addresses apart by commas, as a list of the file is handed over and an environment variable is

@@ -104,6 +104,13 @@ pub(super) const SETTINGS: &[Setting] = &[
          could not be written without is counted and not held up.",
     ),
     setting(
+        "cluster.gate_max",
+        "",
+        "a gate, empty = the highest that this build reads",
+        "Hold the formats that the cluster writes at this gate, so that a build that reads no more \
+         can still take this broker's place. Empty lets it rise once every broker reads more.",
+    ),
+    setting(
         "limits.memory",
         "25%",
         "a size, or a share of the memory of the machine or cgroup",

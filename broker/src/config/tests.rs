@@ -52,6 +52,7 @@ fn what_is_wrong_is_named_with_what_to_write_instead() {
         ("[shutdown]\ndrain_timeout = \"30\"", "write a duration with its unit"),
         ("[limits]\nmemory = \"1MiB\"", "write at least 64MiB"),
         ("[limits]\nmemory = \"95%\"", "write a share from 1% to 90%"),
+        ("[cluster]\ngate_max = 99", "this build reads gates up to"),
         ("[limits]\nconnections = 0", "write a whole number from 1"),
         ("[limits]\nmessage_max = \"9MiB\"", "write a size from 1KiB to 8MiB"),
         ("[listen]\nnative = \"localhost\"", "write an address and a port"),

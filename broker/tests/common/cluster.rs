@@ -73,6 +73,8 @@ pub struct Member {
     pub peers: SocketAddr,
     /// To the others.
     pub line: Line,
+    /// What holds it back, if anything does.
+    pub gate_max: Option<u32>,
     secret: Option<PathBuf>,
     life: Life,
 }
@@ -93,6 +95,7 @@ impl Member {
             admin: free_address(),
             peers: free_address(),
             line: Line::default(),
+            gate_max: None,
             secret: None,
             life: Life::Off,
         }
@@ -117,8 +120,11 @@ impl Member {
         };
         let secret = self.secret.iter().map(|path| path.display().to_string());
         let secret = secret.map(|path| ("WEIR__CLUSTER__SECRET_FILE".to_owned(), path));
+        let gate = self.gate_max.iter().map(u32::to_string);
+        let gate = gate.map(|gate| ("WEIR__CLUSTER__GATE_MAX".to_owned(), gate));
         let environment = [("WEIR__NODE__NAME".to_owned(), self.name.clone())];
-        let config = Config::load(None, environment.into_iter().chain(secret), &overrides);
+        let environment = environment.into_iter().chain(secret).chain(gate);
+        let config = Config::load(None, environment, &overrides);
         config.unwrap().with_memory_bytes(MEMORY_BYTES)
     }
 
@@ -149,6 +155,16 @@ impl Member {
         let Life::Starting(runtime, starting) = life else { panic!("it is not being started") };
         let broker = at_last(&format!("{} is ready", self.name), starting).await;
         self.life = Life::On(runtime, Box::new(broker.unwrap().unwrap()));
+    }
+
+    /// Starts it, and says why that does not work.
+    pub async fn refusal(&mut self, seeds: &str) -> String {
+        self.begin(seeds);
+        let life = std::mem::replace(&mut self.life, Life::Off);
+        let Life::Starting(runtime, starting) = life else { panic!("it is not being started") };
+        let started = at_last(&format!("{} gives up", self.name), starting).await;
+        end(runtime);
+        started.unwrap().err().expect("it does not start").to_string()
     }
 
     pub async fn start(&mut self, seeds: &str) {
