@@ -159,8 +159,8 @@ impl Machine {
     }
 
     /// What `weir data verify` says of the data. The broker is down.
-    pub(super) fn verify(&self) -> Result<(), String> {
-        let mut command = Command::new(&self.binaries[0]);
+    pub(super) fn verify(&self, weir: &Path) -> Result<(), String> {
+        let mut command = Command::new(weir);
         run(command.args(["data", "verify", "--data-dir"]).arg(self.data_dir())).map(|_| ())
     }
 

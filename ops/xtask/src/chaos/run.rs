@@ -97,7 +97,8 @@ async fn whole(wish: &Wish, seed: u64, stage: &Arc<Stage>) -> Result<String, Str
     if calm {
         nobody_saw_an_error(&events)?;
     }
-    stage.machines().try_for_each(|machine| machine.verify())?;
+    let weir = wish.weir.as_ref().ok_or("no binary")?;
+    stage.machines().try_for_each(|machine| machine.verify(weir))?;
     Ok(format!(
         "{faults} faults, {} messages acknowledged, {} events, every replica drained",
         crowd.acknowledged(),
