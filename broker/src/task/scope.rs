@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
 
@@ -62,6 +62,8 @@ struct Tasks {
     /// Tasks that have not been dropped; `None` for a moment, while one is being started.
     alive: BTreeMap<u64, Option<AbortHandle>>,
     killed: bool,
+    /// While none of them runs: those that would.
+    paused: Option<BTreeMap<u64, Waker>>,
 }
 
 impl TaskScope {
@@ -100,6 +102,18 @@ impl TaskScope {
             }
             emptied.await;
         }
+    }
+
+    /// Lets none of its tasks run until [`TaskScope::resume`], as SIGSTOP does to a process: time
+    /// goes on.
+    pub fn pause(&self) {
+        self.tasks().paused.get_or_insert_default();
+    }
+
+    /// Lets its tasks go on where they stood.
+    pub fn resume(&self) {
+        let waiting = self.tasks().paused.take();
+        waiting.into_iter().flatten().for_each(|(_, task)| task.wake());
     }
 
     /// Tasks that have not been dropped.
@@ -150,6 +164,10 @@ impl<F: Future> Future for Task<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        if let Some(paused) = &mut self._place.scope.tasks().paused {
+            paused.insert(self._place.number, context.waker().clone());
+            return Poll::Pending;
+        }
         self.future.as_mut().poll(context)
     }
 }
@@ -163,6 +181,9 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut tasks = self.scope.tasks();
         tasks.alive.remove(&self.number);
+        if let Some(paused) = &mut tasks.paused {
+            paused.remove(&self.number);
+        }
         if tasks.killed && tasks.alive.is_empty() {
             self.scope.0.emptied.notify_waiters();
         }

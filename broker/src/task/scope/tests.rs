@@ -113,3 +113,29 @@ async fn a_task_that_ends_leaves_nothing_behind() {
     }
     assert_eq!(scope.task_count(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_scope_that_is_paused_does_nothing_until_it_goes_on() {
+    let (scope, beats) = (TaskScope::new(), Ends::default());
+    let beating = beats.clone();
+    let beat = async move {
+        spawn("beat", TaskKind::Connection, async move {
+            for number in 0.. {
+                beating.lock().unwrap().push(number);
+                sleep(Duration::from_secs(1)).await;
+            }
+        });
+    };
+    scope.run(beat).await.unwrap();
+    sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(beats.lock().unwrap().len(), 3);
+    scope.pause();
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(beats.lock().unwrap().len(), 3, "it stands still");
+    scope.resume();
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(beats.lock().unwrap().len(), 4, "what was due meanwhile is done at once");
+    scope.pause();
+    scope.kill().await;
+    assert_eq!(scope.task_count(), 0, "who is paused can be killed");
+}
