@@ -8,7 +8,7 @@ mod mutators;
 use std::collections::BTreeSet;
 
 use mutators::{Case, MUTATORS, SILENT};
-use weir_sim::history::{CHECKS, Check, Event, Limits, Report, What, check};
+use weir_sim::history::{CHECKS, Check, Event, Limits, Peer, Report, What, check};
 
 /// Histories of the model, each of a few hundred events; `WEIR_SIM_SEEDS` in the environment covers
 /// more.
@@ -140,4 +140,21 @@ fn what_is_lost_is_told_by_replica_and_by_place() {
     let loss = report.losses[0];
     assert_eq!((lost, loss.prefix, loss.middle, loss.postfix), (3, 0, 0, 3), "{report}");
     assert_eq!(loss.total(), 3);
+}
+
+#[test]
+fn a_stream_on_the_wire_spends_no_more_than_it_was_granted() {
+    let (peer, epoch) = (Peer::Stream(3), 1);
+    let grant = What::Grant { peer, epoch, limit_cost: 1_000, limit_messages: 10 };
+    let spend = |cost, messages| What::Spend { peer, epoch, cost, messages };
+    let violations = |spent: &[What]| {
+        let noted = std::iter::once(&grant).chain(spent);
+        let history: Vec<_> = noted.map(|what| Event { at_ns: 1, what: *what }).collect();
+        judge(&history).count(Check::Credit)
+    };
+    assert_eq!(violations(&[spend(600, 6), spend(400, 4)]), 0);
+    assert_eq!(violations(&[spend(600, 6), spend(500, 4)]), 1, "too many bytes");
+    assert_eq!(violations(&[spend(100, 6), spend(100, 5)]), 1, "too many messages");
+    assert_eq!(violations(&[spend(4_000, 20)]), 0, "one batch that is larger than all credit");
+    assert!(violations(&[spend(10, 1), spend(4_000, 20)]) > 0, "and only when it is alone");
 }

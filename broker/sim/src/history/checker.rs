@@ -37,6 +37,7 @@ pub struct Checker {
     /// By subscription, then by partition.
     subscriptions: Vec<Vec<SubscriptionLog>>,
     producers: Vec<Account>,
+    streams: Vec<Account>,
     queries: Vec<Option<TailQuery>>,
     replicas: Replicas,
     faults: Faults,
@@ -112,35 +113,29 @@ impl Checker {
 
     fn see_credit(&mut self, what: What) {
         let (at_ns, r) = (self.now_ns, &mut self.report);
-        let account = |peer, producers, consumers: &mut Consumers, r: &mut Report| match peer {
-            Peer::Producer(producer) => Some(*slot::<Account>(producers, producer)),
-            Peer::Consumer(consumer) => consumers.known(at_ns, consumer, r).map(|c| c.account),
-        };
         let (What::Grant { peer, .. } | What::Revoke { peer, .. } | What::Spend { peer, .. }) =
             what
         else {
             return;
         };
-        let Some(mut changed) = account(peer, &mut self.producers, &mut self.consumers, r) else {
-            return;
+        let account = match peer {
+            Peer::Producer(producer) => slot(&mut self.producers, producer),
+            Peer::Stream(stream) => slot(&mut self.streams, stream),
+            Peer::Consumer(consumer) => match self.consumers.known(at_ns, consumer, r) {
+                Some(consumer) => &mut consumer.account,
+                None => return,
+            },
         };
         match what {
             What::Grant { epoch, limit_cost, limit_messages, .. } => {
-                changed.grant(epoch, limit_cost, limit_messages);
+                account.grant(epoch, limit_cost, limit_messages);
             }
-            What::Revoke { epoch, limit_cost, .. } => changed.revoke(epoch, limit_cost),
-            What::Spend { epoch, cost, .. } => {
-                changed.spend_in(at_ns, peer, (epoch, u64::from(cost)), r);
+            What::Revoke { epoch, limit_cost, .. } => account.revoke(epoch, limit_cost),
+            What::Spend { epoch, cost, messages, .. } => {
+                let spent = (u64::from(cost), u64::from(messages));
+                account.spend_in(at_ns, peer, (epoch, spent), r);
             }
             _ => {}
-        }
-        match peer {
-            Peer::Producer(producer) => *slot(&mut self.producers, producer) = changed,
-            Peer::Consumer(consumer) => {
-                if let Some(consumer) = self.consumers.known(at_ns, consumer, r) {
-                    consumer.account = changed;
-                }
-            }
         }
     }
 
@@ -251,7 +246,7 @@ impl Checker {
         let cost = log.find(message).map_or(0, |one| u64::from(one.bytes));
         let Some(to) = self.consumers.known(at_ns, consumer, r) else { return };
         if to.mode != Mode::Drain {
-            to.account.spend(at_ns, Peer::Consumer(consumer), cost, r);
+            to.account.spend(at_ns, Peer::Consumer(consumer), (cost, 1), r);
         }
         let (mode, name) = (to.mode, to.subscription);
         let place = Place { at_ns, subscription: name, consumer, partition };

@@ -37,20 +37,26 @@ impl Account {
         }
     }
 
-    /// Spends one message in the account's own epoch.
-    pub(super) fn spend(&mut self, at_ns: u64, peer: Peer, cost: u64, r: &mut Report) {
+    /// Spends bytes and messages in the account's own epoch.
+    pub(super) fn spend(
+        &mut self,
+        at_ns: u64,
+        peer: Peer,
+        (cost, messages): (u64, u64),
+        r: &mut Report,
+    ) {
         if !self.is_open {
             r.unmetered += 1;
             return;
         }
         // What is larger than all credit may go when nothing else is outstanding.
         let is_alone = self.limit_cost.saturating_sub(self.spent_cost) >= self.window_cost
-            && matches!(peer, Peer::Consumer(_))
+            && matches!(peer, Peer::Consumer(_) | Peer::Stream(_))
             && self.window_cost > 0;
         self.spent_cost += cost;
-        self.spent_messages += 1;
+        self.spent_messages += messages;
         let Self { spent_cost, limit_cost, spent_messages, limit_messages, .. } = *self;
-        if spent_messages > limit_messages {
+        if spent_messages > limit_messages && (messages == 1 || !is_alone) {
             let text = format_args!(
                 "{peer:?} spent {spent_messages} messages of {limit_messages} granted"
             );
@@ -67,11 +73,11 @@ impl Account {
         &mut self,
         at_ns: u64,
         peer: Peer,
-        (epoch, cost): (u16, u64),
+        (epoch, spent): (u16, (u64, u64)),
         r: &mut Report,
     ) {
         if epoch == self.epoch {
-            return self.spend(at_ns, peer, cost, r);
+            return self.spend(at_ns, peer, spent, r);
         }
         let text =
             format_args!("{peer:?} spent in epoch {epoch}, its grants are of {}", self.epoch);

@@ -91,6 +91,9 @@ pub enum Peer {
     Producer(u16),
     /// A consumer, whose credit the broker spends by delivering.
     Consumer(u16),
+    /// A stream of one connection, as somebody sees it who listens to the wire: its events are noted
+    /// with the bytes that say so, and both directions of it [`What::Spend`].
+    Stream(u16),
 }
 
 /// The events. Calls are recorded before they leave, answers when they are in.
@@ -151,8 +154,9 @@ pub enum What {
     Grant { peer: Peer, epoch: u16, limit_cost: u64, limit_messages: u64 },
     /// Credit that is not spent yet was taken back.
     Revoke { peer: Peer, epoch: u16, limit_cost: u64 },
-    /// A producer puts a message of `cost` bytes on the wire. Deliveries spend by themselves.
-    Spend { peer: Peer, epoch: u16, cost: u32 },
+    /// A producer puts messages of `cost` bytes on the wire. Deliveries to consumers spend by
+    /// themselves.
+    Spend { peer: Peer, epoch: u16, cost: u32, messages: u32 },
     /// A query for the log end begins; one at a time under each number.
     Tail { query: u16, partition: u16 },
     /// It was answered with the exclusive end, or failed.

@@ -45,7 +45,7 @@ impl Model {
             let limit_cost = producer.limit;
             self.note(What::Grant { peer, epoch: era, limit_cost, limit_messages: u64::MAX });
         }
-        self.note(What::Spend { peer, epoch: era, cost });
+        self.note(What::Spend { peer, epoch: era, cost, messages: 1 });
         let due_ns = self.send(due_ns, Step::Publish { message, era });
         self.producers[usize::from(message.producer)].due_ns = due_ns;
     }
