@@ -87,7 +87,7 @@ fn run(seed: u64) -> Outcome {
     let report = &outcome.report;
     assert!(report.is_clean(), "seed {seed}: {report}\n{shape:?}\nagain: {}", again(seed));
     assert_eq!(panics, 0, "seed {seed}: tasks panicked\nagain: {}", again(seed));
-    let drains = u32::from(shape.brokers) * u32::from(shape.partitions);
+    let drains = u32::from(shape.replicas) * u32::from(shape.partitions);
     assert_eq!(report.drains, drains, "seed {seed}: every partition of every replica");
     outcome
 }
@@ -113,7 +113,7 @@ fn what_was_acknowledged_survives_whatever_goes_wrong() {
 
 #[test]
 fn every_kind_of_fault_is_chosen_by_some_seed() {
-    let shapes: Vec<Shape> = (0..40).map(Shape::of).collect();
+    let shapes: Vec<Shape> = (0..80).map(Shape::of).collect();
     let chosen = |fault: &Fault| shapes.iter().any(|shape| shape.faults.contains(fault));
     assert!(Fault::ALL.iter().all(chosen));
     assert!([3, 5].iter().all(|brokers| shapes.iter().any(|shape| shape.brokers == *brokers)));

@@ -16,9 +16,7 @@ use crate::config::ClusterSettings;
 use crate::identity::{Identity, IdentityError};
 use crate::peer::ask::{Answer, Ask, Asks};
 use crate::replication::PeerLost;
-use crate::replication::metadata::{
-    BrokerFacts, Catalog, Change, Command, GATE_CLUSTER, Verdict,
-};
+use crate::replication::metadata::{BrokerFacts, Catalog, Change, Command, GATE_CLUSTER};
 use crate::seams::{BoxFuture, Entropy, Seams, on_lane};
 use crate::task::{self, TaskKind};
 use futures_util::FutureExt;

@@ -9,7 +9,7 @@ use super::drain::{self, Found};
 use super::publishing::Publishing;
 use super::reading::Reading;
 use super::record::Recorder;
-use super::watching::{churn_topics, watch_leaders};
+use super::watching::{ask_ends, churn_topics, watch_leaders};
 use crate::history::{Event, Message, What};
 use std::collections::BTreeMap;
 use tokio::sync::watch;
@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, sleep, timeout_at};
 use weir_client::{Client, ErrorCode, TopicConfig};
 
-/// Durable subscriptions, each with one consumer.
+/// Durable subscriptions; the consumers of the first share it.
 const SUBSCRIPTIONS: u16 = 2;
 /// Plain readers: one of leaders, one of any replica.
 const READERS: u16 = 2;
@@ -31,12 +31,16 @@ pub struct Load {
     pub topic: &'static str,
     /// Its partitions.
     pub partitions: u16,
-    /// Its replicas, one on each broker.
+    /// Its replicas.
     pub replicas: u8,
     /// Producers; each publishes to every partition.
     pub producers: u16,
     /// How long messages may take: each producer has one of these.
     pub deadlines: Vec<Duration>,
+    /// Consumers that share a subscription.
+    pub members: u8,
+    /// What the topic keeps, where it is to be trimmed; messages are large then.
+    pub keeps_bytes: Option<u64>,
     /// Topics are created and deleted beside the one that is judged.
     pub churns_topics: bool,
 }
@@ -56,13 +60,14 @@ impl Crowd {
     /// Creates the topic and begins to use it. Everybody has a client of its own.
     pub async fn gather(
         load: Load,
+        recorder: Recorder,
         seed: u64,
         clients: impl AsyncFn() -> Result<Client, String>,
     ) -> Result<Self, String> {
         create_topic(&clients().await?, &load).await?;
         let mut random = fastrand::Rng::with_seed(seed ^ 0x0063_726f_7764);
         let mut crowd = Self {
-            recorder: Recorder::start(),
+            recorder,
             found: Found::new(),
             publishers: JoinSet::new(),
             readers: JoinSet::new(),
@@ -85,10 +90,16 @@ impl Crowd {
             let client = clients().await?;
             let deadline = *random.choice(&self.load.deadlines).expect("a load has deadlines");
             for partition in 0..self.load.partitions {
-                let (client, recorder) = (client.clone(), self.recorder.clone());
-                let random = random.fork();
-                let publishing =
-                    Publishing { client, topic, producer, partition, deadline, random, recorder };
+                let publishing = Publishing {
+                    client: client.clone(),
+                    topic,
+                    producer,
+                    partition,
+                    deadline,
+                    large: self.load.keeps_bytes.is_some(),
+                    random: random.fork(),
+                    recorder: self.recorder.clone(),
+                };
                 self.publishers.spawn(publishing.run(self.stop_publishers.subscribe()));
             }
         }
@@ -106,7 +117,10 @@ impl Crowd {
         clients: &impl AsyncFn() -> Result<Client, String>,
     ) -> Result<(), String> {
         let topic = self.load.topic;
-        for subscription in 0..SUBSCRIPTIONS + READERS {
+        // Who settles nothing may be overtaken by a trim, and could not tell that from a loss.
+        let plain = if self.load.keeps_bytes.is_some() { 0 } else { READERS };
+        let sharing = std::iter::repeat_n(0, usize::from(self.load.members));
+        for subscription in sharing.chain(1..SUBSCRIPTIONS + plain) {
             let reading = Reading {
                 client: clients().await?,
                 topic,
@@ -120,16 +134,15 @@ impl Crowd {
         }
         let (client, done) = (clients().await?, self.stop_readers.subscribe());
         self.readers.spawn(watch_leaders(client, topic, self.recorder.clone(), done));
+        let (client, partitions) = (clients().await?, self.load.partitions);
+        let chance = (random.fork(), self.stop_readers.subscribe());
+        self.readers.spawn(ask_ends(client, topic, partitions, self.recorder.clone(), chance));
         Ok(())
     }
 
     /// Writes down that something happened now.
     pub fn note(&self, what: What) {
         self.recorder.note(what);
-    }
-
-    pub(super) fn recorder(&self) -> &Recorder {
-        &self.recorder
     }
 
     /// Messages that were acknowledged so far.
@@ -207,6 +220,7 @@ async fn create_topic(client: &Client, load: &Load) -> Result<(), String> {
     let config = TopicConfig {
         partitions: u32::from(load.partitions),
         replicas: load.replicas,
+        max_bytes: load.keeps_bytes.unwrap_or(TopicConfig::default().max_bytes),
         ..TopicConfig::default()
     };
     let created = async {

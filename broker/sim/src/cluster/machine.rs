@@ -13,10 +13,11 @@ use crate::network::{SimNetwork, address_of};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::time::Duration;
 use weir_broker::config::Overrides;
 use weir_broker::task::{Killed, TaskScope};
 use weir_broker::{Broker, Config, Seams, StartError};
-use weir_storage::Disk;
+use weir_storage::{Disk, Lane};
 
 const DATA_DIR: &str = "/data";
 const NATIVE_PORT: u16 = 7420;
@@ -158,6 +159,23 @@ impl Machine {
         let is_free = lock.is_ok_and(|lock| lock.is_some());
         assert!(is_free, "broker {} was killed and still holds its data directory", self.number);
         self.disk.go_on();
+    }
+
+    /// The process stands still, as by SIGSTOP, for so long or until [`Machine::resume`].
+    pub fn pause(&self, lasts: Duration) {
+        let process = self.process();
+        let Some(life) = &process.life else { return };
+        life.scope.pause();
+        for lane in [Lane::Flush, Lane::Prepare, Lane::Read, Lane::Checkpoint] {
+            life.executor.stall(lane, lasts);
+        }
+    }
+
+    /// The process goes on where it stood.
+    pub fn resume(&self) {
+        if let Some(life) = &self.process().life {
+            life.scope.resume();
+        }
     }
 
     /// Drains the broker, as SIGTERM does: what it leads goes to others first. False: it does not

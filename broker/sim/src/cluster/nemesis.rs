@@ -2,7 +2,10 @@
 //!
 //! Owns: who is down, and everything that is broken at the moment.
 //! Never: breaks anything once [`Nemesis::run`] has returned; has more than a minority of machines
-//! down at a time, unless the fault is that all are.
+//! down at a time, unless the fault is that all are; damages what more than a minority holds.
+
+mod disk;
+mod members;
 
 use super::plan::{Fault, Shape};
 use super::{Cluster, NotStarted};
@@ -33,12 +36,27 @@ const START_WITHIN: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub(super) struct Nemesis {
     cluster: Arc<Cluster>,
-    down: Arc<Mutex<BTreeSet<u8>>>,
+    /// The topic that is judged, and how many partitions it has.
+    topic: &'static str,
+    partitions: u16,
+    /// Disks that may lose what they were given.
+    spoilt_max: usize,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    down: BTreeSet<u8>,
+    /// Machines whose disk did not keep what it was given: in a whole run the same minority, so that
+    /// a majority has all that was acknowledged.
+    damaged: BTreeSet<u8>,
 }
 
 impl Nemesis {
-    pub(super) fn of(cluster: Arc<Cluster>) -> Self {
-        Self { cluster, down: Arc::default() }
+    pub(super) fn of(cluster: Arc<Cluster>, topic: &'static str, shape: &Shape) -> Self {
+        let spoilt_max = usize::from(shape.replicas - 1) / 2;
+        let (partitions, state) = (shape.partitions, Arc::default());
+        Self { cluster, topic, partitions, spoilt_max, state }
     }
 
     /// Lets things go wrong for as long as the shape says. When it returns, nothing is broken and
@@ -74,7 +92,7 @@ impl Nemesis {
         ended.await.unwrap_or_else(|_| {
             Err(format!(
                 "{START_WITHIN:?} after the last fault these do not serve: {:?}",
-                self.down()
+                self.state().down
             ))
         })
     }
@@ -113,17 +131,24 @@ impl Nemesis {
                 }
             }
             Fault::Clock => self.cluster.machine(one).wall().jump(random.i64(JUMP_MS)),
+            Fault::Pause => {
+                self.cluster.machine(one).pause(lasts);
+                sleep(lasts).await;
+                self.cluster.machine(one).resume();
+            }
+            Fault::FullDisk => self.fill_disk(one, lasts, &mut random).await,
+            Fault::FailedFlush => self.fail_flush(one, lasts, &mut random).await,
+            Fault::Move => self.move_replica(self.topic, &mut random).await,
+            Fault::Retire => self.retire(one, &mut random).await,
+            Fault::Balance => self.balance(&mut random).await,
+            Fault::Rot | Fault::Wipe => self.spoil_disk(fault, one, lasts, &mut random).await,
         }
         tracing::info!(?fault, one, "a fault is over");
     }
 
     async fn stop_one(&self, fault: Fault, one: u8, lasts: Duration, random: &mut fastrand::Rng) {
-        {
-            let mut down = self.down();
-            let minority = usize::from(self.cluster.brokers() - 1) / 2;
-            if down.len() >= minority || !down.insert(one) {
-                return;
-            }
+        if !self.take(one) {
+            return;
         }
         let machine = self.cluster.machine(one);
         match fault {
@@ -137,7 +162,7 @@ impl Nemesis {
 
     async fn stop_all(&self, fault: Fault, lasts: Duration, random: &mut fastrand::Rng) {
         {
-            let mut down = self.down();
+            let down = &mut self.state().down;
             if !down.is_empty() {
                 return;
             }
@@ -173,7 +198,7 @@ impl Nemesis {
             }
             sleep(START_AGAIN).await;
         }
-        self.down().remove(&number);
+        self.state().down.remove(&number);
     }
 
     async fn part(&self, fault: Fault, one: u8, lasts: Duration, random: &mut fastrand::Rng) {
@@ -212,8 +237,18 @@ impl Nemesis {
         if other < one { other } else { other + 1 }
     }
 
-    fn down(&self) -> MutexGuard<'_, BTreeSet<u8>> {
-        self.down.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether this machine may go down now; it counts as down from here on.
+    fn take(&self, number: u8) -> bool {
+        let (minority, mut state) = (self.minority(), self.state());
+        state.down.len() < minority && state.down.insert(number)
+    }
+
+    fn minority(&self) -> usize {
+        usize::from(self.cluster.brokers() - 1) / 2
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -36,11 +36,27 @@ pub enum Fault {
     SlowDisk,
     /// Somebody sets the clock of one machine.
     Clock,
+    /// One machine stands still as by SIGSTOP: nobody hears of it, and time goes on.
+    Pause,
+    /// The disk of one machine has no room for a while.
+    FullDisk,
+    /// A flush of one machine fails, and its broker ends.
+    FailedFlush,
+    /// Files of one machine are damaged while its broker is down.
+    Rot,
+    /// One machine loses its disk; its broker joins as a new one.
+    Wipe,
+    /// A replica goes from one broker to another.
+    Move,
+    /// One broker hands over all that it holds, leaves the cluster and comes back as a new one.
+    Retire,
+    /// Replicas and leaders are spread evenly.
+    Balance,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 21] = [
         Self::Kill,
         Self::KillAll,
         Self::PowerCut,
@@ -54,14 +70,24 @@ impl Fault {
         Self::Far,
         Self::SlowDisk,
         Self::Clock,
+        Self::Pause,
+        Self::FullDisk,
+        Self::FailedFlush,
+        Self::Rot,
+        Self::Wipe,
+        Self::Move,
+        Self::Retire,
+        Self::Balance,
     ];
 }
 
 /// How large a run is, and what may go wrong in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shape {
-    /// Machines: 3 or 5. Each partition has a replica on every one.
+    /// Machines: 3 or 5.
     pub brokers: u8,
+    /// Replicas of each partition: 3 or 5.
+    pub replicas: u8,
     /// Partitions of the topic.
     pub partitions: u16,
     /// Producers; each publishes to every partition.
@@ -72,26 +98,42 @@ pub struct Shape {
     pub faults: Vec<Fault>,
     /// Topics are created and deleted beside the one that is judged.
     pub churns_topics: bool,
+    /// Consumers that share the first subscription.
+    pub members: u16,
+    /// Messages are large and the topic keeps few of them, so that logs are trimmed and snapshots
+    /// are sent.
+    pub trims: bool,
 }
 
 /// One run in so many has five machines.
-const LARGE_ONE_IN: u8 = 8;
+const LARGE_ONE_IN: u8 = 6;
 
 impl Shape {
     /// The shape of a run.
     pub fn of(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed ^ 0x0073_6861_7065);
         let brokers = if random.u8(..LARGE_ONE_IN) == 0 { 5 } else { 3 };
+        let replicas = if random.u8(..4) == 0 { brokers } else { 3 };
         let mut faults: Vec<Fault> = Fault::ALL.into();
         random.shuffle(&mut faults);
+        // Where every broker holds everything nothing can go elsewhere, and where not it shall.
+        let moves = |fault: &Fault| matches!(fault, Fault::Move | Fault::Retire);
+        match replicas < brokers {
+            true => faults.sort_by_key(|fault| !moves(fault)),
+            false => faults.retain(|fault| !moves(fault)),
+        }
         faults.truncate(random.usize(1..=5));
+        let trims = random.u8(..4) == 0;
         Self {
             brokers,
+            replicas,
             partitions: random.u16(1..=3),
-            producers: random.u16(1..=3),
+            producers: if trims { 1 } else { random.u16(1..=3) },
             lasts: Duration::from_millis(random.u64(5_000..15_000)),
             faults,
             churns_topics: random.u8(..3) == 0,
+            members: random.u16(1..=3),
+            trims,
         }
     }
 }

@@ -29,6 +29,8 @@ pub(super) struct Publishing {
     pub(super) partition: u16,
     /// How long a message may take.
     pub(super) deadline: Duration,
+    /// Most messages are large.
+    pub(super) large: bool,
     pub(super) random: fastrand::Rng,
     pub(super) recorder: Recorder,
 }
@@ -88,7 +90,7 @@ impl Publishing {
         let Self { producer, partition, .. } = *self;
         let message = Named { producer, partition, sequence: *sequence };
         *sequence += 1;
-        let is_large = self.random.u16(..LARGE_ONE_IN) == 0;
+        let is_large = self.large || self.random.u16(..LARGE_ONE_IN) == 0;
         let len = self.random.usize(..if is_large { LARGE_BYTES } else { SMALL_BYTES });
         let body = body_of(message, len);
         self.recorder.note(What::Publish { message, bytes: body.len() as u32 });

@@ -84,7 +84,10 @@ impl Reading {
         }
         // Dropping it tells the broker; it may hear of it after the next session has begun.
         drop(reader);
-        self.recorder.note(What::Detach { consumer });
+        // A member that was given nothing was never attached.
+        if !attached.is_empty() {
+            self.recorder.note(What::Detach { consumer });
+        }
     }
 
     /// Notes the partitions that the session was given since, and from where. Consumers of one

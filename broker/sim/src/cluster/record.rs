@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 /// Where everybody writes down what happened to it. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Recorder {
+pub struct Recorder {
     began: Instant,
     state: Arc<Mutex<State>>,
 }
@@ -18,10 +18,13 @@ pub(super) struct Recorder {
 struct State {
     events: Vec<Event>,
     consumers: u16,
+    streams: u16,
     /// By partition: behind what was acknowledged or delivered.
     ends: BTreeMap<u16, u32>,
     /// By subscription and partition: behind what was delivered.
     seen: BTreeMap<(u16, u16), u32>,
+    /// By partition: the log start.
+    starts: BTreeMap<u16, u32>,
     acknowledged: u64,
     /// By producer, partition and sequence: the bytes of what is under way.
     under_way: BTreeMap<(u16, u16, u32), u32>,
@@ -30,7 +33,8 @@ struct State {
 }
 
 impl Recorder {
-    pub(super) fn start() -> Self {
+    /// A recorder whose time begins now.
+    pub fn start() -> Self {
         Self { began: Instant::now(), state: Arc::default() }
     }
 
@@ -49,9 +53,23 @@ impl Recorder {
         state.consumers - 1
     }
 
+    /// A number for a stream of a connection.
+    pub(super) fn next_stream(&self) -> u16 {
+        let mut state = self.state();
+        state.streams += 1;
+        state.streams - 1
+    }
+
     /// Behind everything of a partition that is known to be stored.
     pub(super) fn end(&self, partition: u16) -> u32 {
         self.state().ends.get(&partition).copied().unwrap_or(0)
+    }
+
+    /// A replica has nothing below; whether that is new.
+    pub(super) fn trimmed(&self, partition: u16, start: u32) -> bool {
+        let mut state = self.state();
+        let known = state.starts.entry(partition).or_default();
+        start > std::mem::replace(known, start.max(*known))
     }
 
     /// Behind what a subscription was given of a partition.

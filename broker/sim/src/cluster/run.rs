@@ -6,7 +6,10 @@
 use super::crowd::{Crowd, Load};
 use super::drain;
 use super::nemesis::Nemesis;
+use super::placement;
 use super::plan::Shape;
+use super::record::Recorder;
+use super::tap::Tap;
 use super::{Cluster, NotStarted};
 use crate::history::{Limits, Report, What, check};
 use crate::runtime::paused;
@@ -21,6 +24,8 @@ const TOPIC: &str = "judged";
 const CLIENTS: u8 = 20;
 /// Hosts from here on are those of the drains.
 const DRAINS: u8 = 200;
+/// What a topic keeps that is to be trimmed, in bytes.
+const KEEPS_BYTES: u64 = 8 << 20;
 const FORMED_WITHIN: Duration = Duration::from_secs(60);
 /// A message of a patient producer outlives every fault.
 const PATIENT: Duration = Duration::from_secs(600);
@@ -30,6 +35,8 @@ const CALM: Duration = Duration::from_secs(1);
 /// After the last fault publishers learn their outcomes and subscriptions see everything within
 /// this time. It ends behind what the history's checks allow, so that they name what is missing.
 const SETTLED_WITHIN: Duration = Duration::from_secs(32);
+/// From the last fault until nothing is moved any more and what was lost is replaced.
+const PLACED_WITHIN: Duration = Duration::from_secs(60);
 /// Followers write the last records down.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -67,6 +74,7 @@ struct Run<'a> {
     seed: u64,
     shape: &'a Shape,
     cluster: Arc<Cluster>,
+    recorder: Recorder,
     nemesis: Nemesis,
 }
 
@@ -94,13 +102,15 @@ impl<'a> Run<'a> {
             Ok(())
         });
         formed.await.map_err(|_| format!("no cluster was formed within {FORMED_WITHIN:?}"))??;
-        let nemesis = Nemesis::of(cluster.clone());
-        Ok(Self { seed, shape, cluster, nemesis })
+        let nemesis = Nemesis::of(cluster.clone(), TOPIC, shape);
+        Ok(Self { seed, shape, cluster, recorder: Recorder::start(), nemesis })
     }
 
     async fn client(&self, host: u8) -> Result<Client, String> {
         let brokers: Vec<u8> = (1..=self.shape.brokers).collect();
-        let client = self.cluster.client(host, &brokers).await;
+        let way = self.cluster.network().host(host);
+        let tap = Tap { way, recorder: self.recorder.clone() };
+        let client = self.cluster.client_over(Arc::new(tap), host, &brokers).await;
         client.map_err(|error| format!("client {host}: {error}"))
     }
 
@@ -114,32 +124,46 @@ impl<'a> Run<'a> {
         let until = Instant::now() + SETTLED_WITHIN;
         sleep(CALM).await;
         crowd.come_to_rest(until).await;
-        let ends = crowd.ends(&self.client(DRAINS).await?).await?;
-        for number in 1..=self.shape.brokers {
-            let host = DRAINS + number;
-            for other in (1..=self.shape.brokers).filter(|other| *other != number) {
-                self.cluster.network().cut(host, other);
-            }
-            let client = self.cluster.client(host, &[number]).await;
-            let client = client.map_err(|error| format!("draining broker {number}: {error}"))?;
-            crowd.drain((client, number), &ends).await?;
-        }
+        self.drain_all(&mut crowd).await?;
         crowd.leave().await;
         sleep(IDLE).await;
         for (_, machine) in self.cluster.machines() {
             machine.kill().await;
         }
-        drain::compare_logs(&self.cluster, crowd.recorder())?;
+        drain::compare_logs(&self.cluster, self.shape.replicas, &self.recorder)?;
         Ok((faults, crowd))
+    }
+
+    async fn drain_all(&self, crowd: &mut Crowd) -> Result<(), String> {
+        let client = self.client(DRAINS).await?;
+        let placed = placement::settled(&client, TOPIC, self.shape.replicas);
+        let placed = timeout(PLACED_WITHIN, placed).await;
+        let late = |_| format!("a replica is still missing, or moving, after {PLACED_WITHIN:?}");
+        let placed = placed.map_err(late)?;
+        let ends = crowd.ends(&client).await?;
+        for number in 1..=self.shape.brokers {
+            let host = DRAINS + number;
+            for other in (1..=self.shape.brokers).filter(|other| *other != number) {
+                self.cluster.network().cut(host, other);
+            }
+            let held = |partition: &u32| placed[partition].contains(&number);
+            let ends = ends.clone().into_iter().filter(|(partition, _)| held(partition)).collect();
+            let client = self.cluster.client(host, &[number]).await;
+            let client = client.map_err(|error| format!("draining broker {number}: {error}"))?;
+            crowd.drain((client, number), &ends).await?;
+        }
+        Ok(())
     }
 
     async fn gather(&self) -> Result<Crowd, String> {
         let load = Load {
             topic: TOPIC,
             partitions: self.shape.partitions,
-            replicas: self.shape.brokers,
+            replicas: self.shape.replicas,
             producers: self.shape.producers,
             deadlines: vec![IMPATIENT, PATIENT, PATIENT],
+            members: self.shape.members,
+            keeps_bytes: self.shape.trims.then_some(KEEPS_BYTES),
             churns_topics: self.shape.churns_topics,
         };
         let host = Cell::new(CLIENTS);
@@ -148,6 +172,6 @@ impl<'a> Run<'a> {
             host.set(this + 1);
             self.client(this).await
         };
-        Crowd::gather(load, self.seed, next_client).await
+        Crowd::gather(load, self.recorder.clone(), self.seed, next_client).await
     }
 }

@@ -1,14 +1,17 @@
-//! Who leads, as brokers tell it, and topics that come and go beside the one that is judged.
+//! Who leads and where logs end, as brokers tell it, and topics that come and go beside the one that
+//! is judged.
 //!
-//! Owns: the two of them. Never: touches the topic that is judged.
+//! Owns: the three of them. Never: changes anything of the topic that is judged.
 
 use super::record::Recorder;
 use crate::history::What;
 use tokio::sync::watch;
-use tokio::time::{Duration, sleep};
-use weir_client::{Client, Message, TopicConfig};
+use tokio::time::{Duration, sleep, timeout};
+use weir_client::{Client, Message, Start, TopicConfig};
 
 const LOOK_EVERY: Duration = Duration::from_millis(150);
+const ASK_EVERY_MS: u64 = 600;
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const CHURN_EVERY_MS: u64 = 800;
 const CHURN_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -31,6 +34,32 @@ pub(super) async fn watch_leaders(
                 term: partition.term.0 as u32,
             });
         }
+    }
+}
+
+/// Asks any replica for the ends of partitions, each time for at least what is known to be stored: it
+/// answers when it has that, or not at all.
+pub(super) async fn ask_ends(
+    client: Client,
+    topic: &'static str,
+    partitions: u16,
+    recorder: Recorder,
+    (mut random, stopped): (fastrand::Rng, watch::Receiver<bool>),
+) {
+    for query in 0.. {
+        if *stopped.borrow() {
+            return;
+        }
+        sleep(Duration::from_millis(random.u64(..ASK_EVERY_MS))).await;
+        let partition = random.u16(..partitions);
+        let number = u32::from(partition);
+        let reach = u64::from(recorder.end(partition));
+        let reader = client.reader(topic).partition(number).any_replica().reach(number, reach);
+        recorder.note(What::Tail { query, partition });
+        let asked = timeout(ANSWER_WITHIN, reader.from(Start::Latest).subscribe()).await;
+        let end = asked.ok().and_then(Result::ok);
+        let end = end.and_then(|reader| reader.end_offsets().get(&number).copied());
+        recorder.note(What::TailEnd { query, end: end.map(|end| end as u32) });
     }
 }
 

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use weir_client::Client;
+use weir_client::seams::Connector;
 
 /// Brokers that run apart and die apart.
 pub struct Cluster {
@@ -66,11 +67,21 @@ impl Cluster {
     /// A client on `host` that knows these brokers. Give each client a host of its own: its choices
     /// follow from it.
     pub async fn client(&self, host: u8, brokers: &[u8]) -> weir_client::Result<Client> {
+        self.client_over(self.network.host(host), host, brokers).await
+    }
+
+    /// The same over a way of its own into the network.
+    pub(super) async fn client_over(
+        &self,
+        way: Arc<dyn Connector>,
+        host: u8,
+        brokers: &[u8],
+    ) -> weir_client::Result<Client> {
         let endpoints = brokers.iter().map(|number| self.machine(*number).native());
         Client::builder()
             .endpoints(endpoints.map(|address| format!("weir://{address}")))
             .seed(mix(self.seed, host))
-            .connector(self.network.host(host))
+            .connector(way)
             .wall_clock(self.wall.clone())
             .connect()
             .await

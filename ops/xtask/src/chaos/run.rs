@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use weir_client::seams::{BoxFuture, Connector, Duplex, TcpConnector};
 use weir_client::{Client, DEADLINE_DEFAULT};
-use weir_sim::cluster::{Crowd, Load};
+use weir_sim::cluster::{Crowd, Load, Recorder};
 use weir_sim::history::{Event, Limits, Mode, Report, What, check};
 
 const TOPIC: &str = "judged";
@@ -67,10 +67,12 @@ async fn whole(wish: &Wish, seed: u64, stage: &Arc<Stage>) -> Result<String, Str
         replicas: wish.brokers,
         producers: PRODUCERS,
         deadlines: if calm { vec![DEADLINE_DEFAULT] } else { vec![IMPATIENT, PATIENT, PATIENT] },
+        members: 2,
+        keeps_bytes: None,
         churns_topics: !calm,
     };
     let clients = async || connect(&endpoints, Arc::new(TcpConnector)).await;
-    let mut crowd = Crowd::gather(load, seed, clients).await?;
+    let mut crowd = Crowd::gather(load, Recorder::start(), seed, clients).await?;
     sleep(CALM).await;
     crowd.note(What::Fault);
     let faults = break_things(wish, seed, stage).await?;
