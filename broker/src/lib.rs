@@ -23,6 +23,7 @@ mod log_limit;
 pub mod metrics;
 pub mod partition;
 pub mod peer;
+mod planted;
 pub mod replication;
 mod reply;
 pub mod seams;

@@ -59,6 +59,7 @@ pub use peers::{AppendStream, NoPeers, PeerLost, Peers};
 pub use switchboard::Switchboard;
 pub use weir_protocol::frame::Durability;
 
+use crate::planted::{Bug, is_planted};
 use engine::Types;
 use openraft::Raft;
 use openraft::impls::leader_id_std;
@@ -202,6 +203,7 @@ impl ReplicaState {
     /// as soon as the partition has read up to `committed`.
     pub fn leading(&self) -> Option<Term> {
         match self.role {
+            Role::Leader(term) if is_planted(Bug::OwnTermNotAwaited) => Some(term),
             Role::Leader(term) if term == self.committed_term => Some(term),
             _ => None,
         }
@@ -276,6 +278,7 @@ impl Replica {
             outcome: StoredOutcome::Unknown,
         };
         match &self.shared.state.borrow().role {
+            Role::Leader(_) if is_planted(Bug::TermNotFenced) => {}
             Role::Leader(led) if *led == term => {}
             Role::Fenced(fence) => return Err(fence.clone().into()),
             _ => return Err(ProposeError::NotLeader(term)),
@@ -287,11 +290,11 @@ impl Replica {
     fn hand_over(&self, place: Refused, batches: Vec<NewBatch>) -> Result<(), ProposeError> {
         let guard = self.flight.admit(place, INFLIGHT_MAX).ok_or(ProposeError::Full)?;
         let leader = leader_id_std::LeaderId { term: place.term.0, voted_for: self.shared.replica };
-        let write = self
-            .raft
-            .write(payload::Batches::Proposed(batches))
-            .responder(guard)
-            .with_leader(openraft::vote::RaftLeaderId::to_committed(&leader));
+        let write = self.raft.write(payload::Batches::Proposed(batches)).responder(guard);
+        let write = match is_planted(Bug::TermNotFenced) {
+            true => write,
+            false => write.with_leader(openraft::vote::RaftLeaderId::to_committed(&leader)),
+        };
         // The channel has room for every proposal that may be in flight, so one poll sends it;
         // tokio's budget must not make that poll wait.
         let mut send = pin!(tokio::task::unconstrained(write.into_future()));

@@ -10,6 +10,7 @@
 #[cfg(test)]
 mod tests;
 
+use crate::planted::{Bug, is_planted};
 use crate::replication::metadata::{CLUSTER_PARTITIONS_MAX, Catalog, Placement};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -149,6 +150,7 @@ impl Told {
     fn note(&mut self, led: Led, now: Instant) -> bool {
         let known = self.rows.get(&led.replica).map(|row| row.led.term);
         let is_old = known.is_some_and(|known| known > led.term);
+        let is_old = is_old && !is_planted(Bug::OldNewsTaken);
         if is_old || (known.is_none() && self.rows.len() >= ROWS_MAX) {
             return false;
         }
@@ -166,5 +168,8 @@ fn leader_of(
         let row = told.get(&here.broker)?.rows.get(&here.replica)?;
         row.is_fresh(now).then_some(Leader { broker: here.broker, led: row.led })
     });
+    if is_planted(Bug::OldLeaderBelieved) {
+        return rows.min_by_key(|leader| leader.led.term);
+    }
     rows.max_by_key(|leader| leader.led.term)
 }

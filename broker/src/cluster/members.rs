@@ -15,6 +15,7 @@ mod wanted;
 pub use keeper::{KeptLog, MemberKeeper};
 pub use wanted::{Log, Seat, Wanted, Wish};
 
+use crate::planted::{Bug, is_planted};
 use crate::replication::Members;
 use crate::replication::metadata::{Command, MetadataStep, Stage, Step};
 use std::collections::{BTreeMap, BTreeSet};
@@ -96,6 +97,7 @@ pub fn next_step(wanted: &Wanted, group: Group<'_>) -> Option<MemberStep> {
             .or_else(|| look.change(voters))
             .or_else(|| look.superfluous(voters))
             .or_else(|| look.lead(voters)),
+        [..] if is_planted(Bug::JointLeft) => None,
         [.., voters] => look.end_joint(voters),
         [] => None,
     }
@@ -119,7 +121,8 @@ impl Look<'_> {
     }
 
     fn is_close(&self, replica: ReplicaId) -> bool {
-        self.is_member(replica) && self.progress(replica).is_some_and(Progress::is_close)
+        let close = |progress: Progress| progress.is_close() || is_planted(Bug::VoterNotCaughtUp);
+        self.is_member(replica) && self.progress(replica).is_some_and(close)
     }
 
     /// Whether a majority of these answers.
@@ -208,7 +211,7 @@ impl Look<'_> {
         mut target: BTreeSet<ReplicaId>,
         voters: &BTreeSet<ReplicaId>,
     ) -> Option<MemberStep> {
-        if !target.contains(&self.group.me) {
+        if !target.contains(&self.group.me) && !is_planted(Bug::LeaderStepsOut) {
             if let Some(heir) = self.heir(target.intersection(voters).copied()) {
                 return Some(MemberStep::HandOver(heir));
             }

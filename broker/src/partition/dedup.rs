@@ -18,6 +18,7 @@ use super::limits::{
     PRODUCER_RUNS_MAX, PRODUCERS_MAX,
 };
 use super::wire::{Fields, WireError};
+use crate::planted::{Bug, is_planted};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use weir_protocol::batch::BatchHeader;
 use weir_protocol::types::{Offset, ProducerId, Sequence};
@@ -198,12 +199,18 @@ impl Dedup {
 
     /// A batch that [`Dedup::check`] found fresh was proposed.
     pub(super) fn fly(&mut self, batch: Numbered) {
+        if is_planted(Bug::RepetitionInFlightStored) {
+            return;
+        }
         let flying = Flying { epoch: batch.epoch, next: batch.end() };
         self.flying.insert(batch.producer, flying);
     }
 
     /// Nothing is in flight any more; what was not applied is lost.
     pub(super) fn ground(&mut self) {
+        if is_planted(Bug::DedupLostWithLeader) {
+            *self = Self::new(self.limits);
+        }
         self.flying.clear();
     }
 
@@ -321,6 +328,9 @@ impl Dedup {
         for _ in 0..fields.u32("producers")? {
             let id = ProducerId(fields.u64("producer id")?);
             let producer = Producer::decode(fields)?;
+            if is_planted(Bug::CheckpointWithoutDedup) {
+                continue;
+            }
             table.idle[usize::from(is_anonymous(id))].insert((producer.log_time_ms, id));
             table.producers.insert(id, producer);
         }

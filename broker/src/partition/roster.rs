@@ -19,6 +19,7 @@ mod tests;
 
 use super::command::Command;
 use super::wire::{Fields, WireError, put_name};
+use crate::planted::{Bug, is_planted};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use weir_protocol::frame::MemberId;
@@ -72,6 +73,7 @@ impl Roster {
         let targets = spread(&self.members, &before);
         let seated = targets.into_iter().enumerate().map(|(partition, target)| {
             let seat = self.seats.get(partition).filter(|seat| self.members.contains(&seat.holder));
+            let seat = seat.filter(|_| !is_planted(Bug::SeatPassedEarly));
             let holder = seat.map_or(target, |seat| seat.holder);
             let moving = seat.filter(|seat| seat.holder != seat.target);
             let since = if holder == target { 0 } else { moving.map_or(epoch, |seat| seat.since) };

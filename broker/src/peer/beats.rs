@@ -5,6 +5,7 @@
 //! Invariants: a newer beat takes the place of an older one, sent or not; at most
 //! [`BEATS_WAITING_MAX`] addresses have one.
 
+use crate::planted::{Bug, is_planted};
 use crate::replication::PeerLost;
 use futures_util::task::AtomicWaker;
 use std::collections::{BTreeMap, BTreeSet};
@@ -139,7 +140,9 @@ impl BeatsOut {
     /// An answer has come. One to an older beat than the newest is nobody's any more.
     pub(super) fn beaten(&self, beaten: &Beaten) {
         let mut state = self.state();
-        let fits = |register: &Register| register.round != 0 && register.round == beaten.round;
+        let any = is_planted(Bug::OldAnswerCounts);
+        let fits =
+            |register: &Register| register.round != 0 && (any || register.round == beaten.round);
         if state.registers.get(&beaten.address).is_some_and(fits)
             && let Some(register) = state.registers.remove(&beaten.address)
         {
@@ -167,5 +170,32 @@ impl Drop for Place<'_> {
             state.registers.remove(&self.address);
             state.unsent.remove(&self.address);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::Waker;
+    use weir_protocol::peer::LogPlace;
+    use weir_protocol::types::{ReplicaId, Term};
+
+    #[tokio::test(start_paused = true)]
+    async fn only_the_answer_to_the_newest_beat_is_one() {
+        let (beats, context) = (BeatsOut::default(), Context::from_waker(Waker::noop()));
+        let address = GroupAddress { to: ReplicaId(1), from: ReplicaId(2) };
+        let place = LogPlace::default();
+        let beat = |term| Beat { address, term: Term(term), matching: place, commit: place };
+        let answer = |round| Beaten { address, round, result: AppendResult::Flushed(place) };
+        beats.open();
+        let _older = beats.set(beat(1)).unwrap();
+        let first = beats.next(&context, Instant::now()).unwrap();
+        tokio::time::sleep(BEATS_GATHER).await;
+        let (_newer, mut heard) = beats.set(beat(2)).unwrap();
+        let second = beats.next(&context, Instant::now()).unwrap();
+        beats.beaten(&answer(first.round));
+        assert!(heard.try_recv().is_err(), "that was the answer to another");
+        beats.beaten(&answer(second.round));
+        assert_eq!(heard.try_recv(), Ok(AppendResult::Flushed(place)));
     }
 }

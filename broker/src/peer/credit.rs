@@ -3,6 +3,7 @@
 //! Invariants: `answered <= spent`; a limit only rises; with nothing outstanding one frame may
 //! always be sent, however large, so that no stream stands still for ever.
 
+use crate::planted::{Bug, is_planted};
 use weir_protocol::frame::Grant;
 use weir_protocol::peer::limits::{INITIAL_CREDIT_BYTES, STREAM_WINDOW_BYTES_MAX};
 
@@ -41,7 +42,9 @@ impl Credit {
 
     /// So much of what was spent is answered.
     pub(super) fn answer(&mut self, cost: u64) {
-        self.answered += cost;
+        if !is_planted(Bug::PeerCreditLeaks) {
+            self.answered += cost;
+        }
     }
 
     /// Grants `window` beyond what was answered; says whether that is more than before.

@@ -5,6 +5,7 @@
 //! Never: carries a frame behind READY.
 //! Invariant: without a secret only loopback addresses are spoken to.
 
+use crate::planted::{Bug, is_planted};
 use crate::replication::PeerLost;
 use crate::seams::{Entropy, Network, Stream};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -121,6 +122,7 @@ impl Shaker {
     fn trust(&self, remote: SocketAddr) -> Result<Trust, ShakeError> {
         match &self.secret {
             Some(secret) => Ok(Trust::Secret(secret.clone())),
+            None if is_planted(Bug::NoSecretNeeded) => Ok(Trust::Loopback),
             None if remote.ip().to_canonical().is_loopback() => Ok(Trust::Loopback),
             None => Err(ShakeError::NoSecret(remote)),
         }

@@ -7,6 +7,7 @@
 //! the loss was accepted, because no majority of its group is left without such.
 
 use super::{Durability, OpenReplicaError, ReplicaOptions};
+use crate::planted::{Bug, is_planted};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,7 +42,8 @@ pub(super) fn look(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> 
     let disk = &**options.device.disk();
     let before = BootMark::read(disk, &options.dir, options.log.uuid)?;
     let lacks = before.is_some_and(|mark| mark.may_lack(options.boot_id));
-    if lacks && !options.others().is_empty() && !options.loss_accepted {
+    let told = lacks && !is_planted(Bug::UncleanReplicaTakesPart);
+    if told && !options.others().is_empty() && !options.loss_accepted {
         return Err(OpenReplicaError::Unclean(options.replica));
     }
     Ok(Found { before, lacks })

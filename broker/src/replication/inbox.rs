@@ -9,6 +9,7 @@ use super::shared::Shared;
 use super::snapshot;
 use super::state_machine::Shell;
 use super::window::Window;
+use crate::planted::{Bug, is_planted};
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, stream};
@@ -71,6 +72,7 @@ impl Inbox {
         match self.raft.append_entries(request).await {
             Ok(AppendEntriesResponse::Success) => AppendResult::Flushed(beat.matching),
             Ok(AppendEntriesResponse::Conflict) => AppendResult::Conflict(beat.matching),
+            Ok(_) if is_planted(Bug::StaleBeatAccepted) => AppendResult::Flushed(beat.matching),
             Ok(AppendEntriesResponse::HigherVote(vote)) => {
                 AppendResult::Outvoted(engine::vote_from(&vote))
             }
@@ -91,8 +93,9 @@ impl Inbox {
             VoteKind::Election | VoteKind::Transfer => self.raft.vote(request).await,
         };
         let answer = answer.map_err(|_| PeerRefusal::Fenced)?;
+        let trial = ask.kind == VoteKind::Trial && is_planted(Bug::TrialAlwaysGranted);
         Ok(VoteAnswer {
-            granted: answer.vote_granted,
+            granted: answer.vote_granted || trial,
             vote: engine::vote_from(&answer.vote),
             last: engine::place_from(answer.last_log_id.as_ref()),
         })

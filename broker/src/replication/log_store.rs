@@ -11,6 +11,7 @@ use super::payload::{Batches, Record};
 use super::runs::Runs;
 use super::shared::Shared;
 use super::tail::{Piece, Tail};
+use crate::planted::{Bug, is_planted};
 use futures_util::{Stream, stream};
 use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
@@ -122,9 +123,11 @@ impl RaftLogStorage<Types> for LogStore {
     /// Waits until every earlier append is durable. The engine keeps one watermark for all its
     /// writes: a vote that overtook an append would make it count as durable.
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        self.shared.flushed().await?;
+        if !is_planted(Bug::VoteOvertakesAppends) {
+            self.shared.flushed().await?;
+        }
         self.shared.hard().vote = Some(*vote);
-        self.shared.store_hard_state().await
+        if is_planted(Bug::VoteNotFlushed) { Ok(()) } else { self.shared.store_hard_state().await }
     }
 
     /// Kept in memory, written along with the next vote or trim: an older value only costs replay.
@@ -138,6 +141,9 @@ impl RaftLogStorage<Types> for LogStore {
         let committed = self.shared.hard().committed;
         let map = self.shared.map();
         let durable = map.last().min(self.shared.reader.bounds().flushed_index);
+        if is_planted(Bug::CommittedBelieved) {
+            return Ok(committed);
+        }
         Ok(committed.and_then(|id| map.log_id(engine::index_of(id.index()).min(durable))))
     }
 
@@ -154,7 +160,7 @@ impl RaftLogStorage<Types> for LogStore {
             let membership = payload.membership.clone();
             let received = matches!(payload.batches, Batches::Received(_));
             let batches = self.batches_of(place, payload, tail.log_time_ms);
-            if received {
+            if received && !is_planted(Bug::ReceivedChainNotChecked) {
                 tail.check(&batches).map_err(|diverged| self.shared.fenced_by(diverged))?;
             }
             tail.pass(&batches);
@@ -170,7 +176,10 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
-        let last = last_log_id.map_or(Index(0), |id| engine::index_of(id.index()));
+        let mut last = last_log_id.map_or(Index(0), |id| engine::index_of(id.index()));
+        if is_planted(Bug::TailKept) {
+            last = Index(last.0 + 1);
+        }
         let shared = self.shared.clone();
         self.shared.on_executor(move || shared.truncate_after(last)).await?;
         let map = self.shared.map();
@@ -182,8 +191,10 @@ impl RaftLogStorage<Types> for LogStore {
     /// merely longer than it need be.
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
         let LogPlace { term, index } = engine::place_of(&log_id);
-        self.shared.hard().purged = Some(log_id);
-        self.shared.store_hard_state().await?;
+        if !is_planted(Bug::TrimNotNoted) {
+            self.shared.hard().purged = Some(log_id);
+            self.shared.store_hard_state().await?;
+        }
         self.shared.trim(index).await?;
         self.shared.map().trim(index, term);
         Ok(())
@@ -207,7 +218,7 @@ impl StoreReader {
         loop {
             let records = match self.shared.read_whole(first, SEND_BYTES_MAX).await {
                 Ok(slices) => self.whole_records(slices, first, last),
-                Err(ReadError::Damaged(_)) => Vec::new(),
+                Err(ReadError::Damaged(_)) if !is_planted(Bug::DamageEndsLeader) => Vec::new(),
                 Err(error) => return Err(io::Error::other(error)),
             };
             self.shared.readable(first, !records.is_empty());

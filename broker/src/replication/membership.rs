@@ -6,6 +6,7 @@
 
 use super::engine::{self, Types};
 use super::{Fence, Replica, Role};
+use crate::planted::{Bug, is_planted};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::raft::{ClientWriteResponse, Precondition};
@@ -135,7 +136,9 @@ impl Replica {
     ) -> Result<Index, MembershipError> {
         let last_membership_log_id = self.shared.map().log_id(expected);
         let precondition = Precondition::LastMembershipLogId { last_membership_log_id };
-        self.changed(self.raft.change_membership_if(change, false, [precondition]).await)
+        let fenced = !is_planted(Bug::MembershipUnfenced);
+        let preconditions = Some(precondition).filter(|_| fenced);
+        self.changed(self.raft.change_membership_if(change, false, preconditions).await)
     }
 
     fn changed(&self, outcome: Changed) -> Result<Index, MembershipError> {
@@ -161,7 +164,9 @@ impl Replica {
     /// acknowledged before this call stands at or before it, and is committed here.
     pub async fn read_index(&self) -> Result<Index, MembershipError> {
         let ended = || MembershipError::Fenced(self.shared.fence_or(Fence::Shutdown));
-        let reached = match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+        let alone = is_planted(Bug::LeaseRead);
+        let policy = if alone { ReadPolicy::LeaseRead } else { ReadPolicy::ReadIndex };
+        let reached = match self.raft.get_read_linearizer(policy).await {
             Ok(reached) => reached,
             Err(RaftError::APIError(_)) => return Err(MembershipError::NotLeader),
             Err(RaftError::Fatal(_)) => return Err(ended()),

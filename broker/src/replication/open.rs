@@ -26,6 +26,7 @@ use super::{
     Durability, ENGINE_CHANNEL_MESSAGES, Fence, Replica, ReplicaState, Role, control_section,
 };
 use crate::peer::ask::Asks;
+use crate::planted::{Bug, is_planted};
 use crate::task::{self, TaskKind};
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
@@ -223,7 +224,9 @@ pub(super) async fn open(
 fn check_birth(options: &ReplicaOptions, fresh: bool) -> Result<(), OpenReplicaError> {
     let votes = options.voters.iter().any(|(replica, _)| *replica == options.replica);
     match options.birth {
-        Birth::Continues if fresh => Err(OpenReplicaError::Lost(options.replica)),
+        Birth::Continues if fresh && !is_planted(Bug::LostReplicaTakesPart) => {
+            Err(OpenReplicaError::Lost(options.replica))
+        }
         Birth::Forms if fresh && !votes => Err(OpenReplicaError::NotAVoter(options.replica)),
         Birth::Forms | Birth::Joins | Birth::Continues => Ok(()),
     }
@@ -423,7 +426,7 @@ async fn start(
         election_timeout_min: options.pace.election_ms,
         election_timeout_max: options.pace.lease_ms(),
         // A restarted leader would otherwise resume its term, while everything volatile is gone.
-        enable_leader_restore: Some(false),
+        enable_leader_restore: Some(is_planted(Bug::TermResumed)),
         enable_pre_vote: Some(true),
         // Nobody to beat for and nobody to miss: without the tick an idle group costs nothing. It
         // begins with the first other member.

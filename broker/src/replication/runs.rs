@@ -4,6 +4,7 @@
 //! once a number is missing, nothing of that run is in turn any more. So a refused proposal can
 //! never be overtaken by its successor.
 
+use crate::planted::{Bug, is_planted};
 use weir_protocol::types::Term;
 
 /// The place that the next batch of the current run must have.
@@ -28,6 +29,7 @@ impl Runs {
         let later_run = (term, run) > (self.term, self.run);
         let in_turn =
             if same_run { self.next_number == Some(number) } else { later_run && number == 0 };
+        let in_turn = in_turn || is_planted(Bug::GapInRunIgnored);
         if in_turn {
             *self = Self { term, run, next_number: number.checked_add(1) };
         }

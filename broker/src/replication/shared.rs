@@ -9,6 +9,7 @@ use super::gate::Gate;
 use super::log_map::LogMap;
 use super::window::Held;
 use super::{Durability, Fence, ReplicaState, Role};
+use crate::planted::{Bug, is_planted};
 use crate::seams::on_lane;
 use crate::task::{self, TaskKind};
 use bytes::Bytes;
@@ -212,9 +213,12 @@ impl Shared {
     pub(super) fn flush(self: &Arc<Self>, callback: IOFlushed<Types>, held: Vec<Arc<Held>>) {
         let shared = self.clone();
         let flushed = move |outcome: Result<(), FlushError>| {
+            let outcome = if is_planted(Bug::FailedFlushAcked) { Ok(()) } else { outcome };
             outcome.map_err(|error| shared.fenced_by(fence_of_flush(&error)))
         };
-        match self.durability {
+        let early = is_planted(Bug::AckedUnflushed);
+        let durability = if early { Durability::Memory } else { self.durability };
+        match durability {
             Durability::Fsync => {
                 let done = move |outcome| {
                     callback.io_completed(flushed(outcome));

@@ -11,6 +11,7 @@ use super::engine::{self, Snapshot, StoredMembership, Vote};
 use super::log_map::LogMap;
 use super::shared::{Shared, fence_of_io};
 use super::{Fence, MaintainError, Replica};
+use crate::planted::{Bug, is_planted};
 use bytes::Bytes;
 use openraft::storage::SnapshotMeta;
 use std::io;
@@ -144,6 +145,9 @@ impl Shared {
 
     /// Whether every record up to `at` lies below the log start. What is damaged says nothing.
     fn begins_all_retained(&self, at: Index, checkpoint: &Checkpoint) -> bool {
+        if is_planted(Bug::SnapshotInsideRetained) {
+            return true;
+        }
         let said = checkpoint.behind.map(|behind| behind.log_end);
         let log_end = said.or_else(|| Some(self.reader.start_behind(at).ok()??.log_end));
         log_end.is_some_and(|log_end| log_end <= self.log_start())
@@ -228,7 +232,10 @@ impl Shared {
     /// The log that holds the snapshot's last batch must be the same up to it.
     pub(super) fn check_same(&self, start: &LogStart) -> Result<(), Fence> {
         match self.reader.start_behind(start.index) {
-            Ok(Some(here)) if (here.chain, here.log_end) != (start.chain, start.log_end) => {
+            Ok(Some(here))
+                if (here.chain, here.log_end) != (start.chain, start.log_end)
+                    && !is_planted(Bug::SnapshotNotCompared) =>
+            {
                 let at = start.index;
                 Err(Fence::Engine(format!("the log differs from its leader's at {at}")))
             }

@@ -44,5 +44,7 @@ pub use log::{
 };
 pub use mend::{Hole, MendError, Mending, Unmendable, holes};
 pub use os_disk::{Backend, OsDisk};
+#[cfg(feature = "planted")]
+pub use planted::is_planted_as;
 pub use reader::{BatchSlice, ColdRead, LogBounds, LogReader, Read, SegmentView};
 pub use scrub::{ScrubPiece, ScrubPlace, Scrubbed};

@@ -95,6 +95,10 @@ pub(crate) enum Bug {
     IndexBelieved,
     /// A reader hands bytes out that it did not verify.
     ReadUnverified,
+    /// What is brought to fill a hole is taken whatever it chains to.
+    MendedUnchained,
+    /// A hole counts as filled although the log behind it does not continue what was brought.
+    MendedUnclosed,
 }
 
 /// Whether this bug is planted.
@@ -106,9 +110,15 @@ pub(crate) const fn is_planted(_bug: Bug) -> bool {
 /// Whether this bug is planted.
 #[cfg(feature = "planted")]
 pub(crate) fn is_planted(bug: Bug) -> bool {
+    is_planted_as(&format!("{bug:?}"))
+}
+
+/// Whether the bug of this name is planted, here or in what builds on this.
+#[cfg(feature = "planted")]
+pub fn is_planted_as(name: &str) -> bool {
     static PLANTED: std::sync::LazyLock<Option<String>> =
         std::sync::LazyLock::new(|| std::env::var("WEIR_PLANTED").ok());
-    PLANTED.as_ref().is_some_and(|name| *name == format!("{bug:?}"))
+    PLANTED.as_ref().is_some_and(|planted| planted == name)
 }
 
 /// Does what must be done, unless this bug is planted.

@@ -43,9 +43,12 @@ enum Chore {
         #[arg(long, env = "ADVISORY_DB")]
         db: PathBuf,
     },
-    /// Plant bugs in the storage, one at a time, and see that its tests catch each
+    /// Plant bugs in the storage and the broker, one at a time, and see that a test catches each
     Planted {
-        /// Names of `broker/storage/src/planted.rs` [default: all]
+        /// Ask the simulation of clusters alone: it takes its time, and misses some
+        #[arg(long)]
+        sim: bool,
+        /// Names of `broker/storage/src/planted.rs` and `broker/src/planted.rs` [default: all]
         bugs: Vec<String>,
     },
     /// Cut the power under a loaded broker on loop-mounted filesystems (needs root)
@@ -128,7 +131,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().chore {
         Chore::Tidy => tidy::check(&root),
         Chore::Advisories { db } => advisories::check(&root.join("Cargo.lock"), &db),
-        Chore::Planted { bugs } => planted::check(&root, &bugs),
+        Chore::Planted { sim, bugs } => planted::check(&root, sim, &bugs),
         Chore::Powercut { cuts, filesystem, seed } => {
             let seed = seed.unwrap_or_else(|| fastrand::u64(..));
             powercut::check(&root, cuts, filesystem.filesystems(), seed)

@@ -7,6 +7,7 @@
 
 use super::View;
 use super::place::Seats;
+use crate::planted::{Bug, is_planted};
 use crate::replication::metadata::{
     Command, LossReason, MOVES_MAX, Move, Partition, Placement, Stage, Step, Topic,
 };
@@ -125,6 +126,7 @@ impl<'a> Plan<'a> {
         let rest = partition.voters().filter(|voter| voter.replica != without.replica);
         let heard = rest.filter(|voter| self.view.is_heard(voter.broker)).count();
         let lost = partition.replicas.iter().filter(|here| matches!(here.stage, Stage::Lost(_)));
+        let heard = if is_planted(Bug::ReplacedWithoutMajority) { usize::MAX } else { heard };
         led && heard > (partition.voters().count() + lost.count()) / 2
     }
 

@@ -196,6 +196,20 @@ fn nobody_is_preferred_who_was_not_heard_of_and_who_returns_leads_again() {
 }
 
 #[test]
+fn what_a_dead_broker_held_is_replaced_when_a_majority_of_the_group_is_heard_of() {
+    let mut world = World::new(&[0, 0, 0, 0]);
+    let brokers = (1..=3).map(BrokerId).collect();
+    world.create_on("t", vec![NewPartition { uuid: 1, brokers }]);
+    world.settle();
+    let adds = |command: &Command| matches!(command, Command::AddReplica { .. });
+    world.bury(BrokerId(3));
+    world.reach.insert(BrokerId(2), Reach::Quiet);
+    assert!(!world.decide().iter().any(adds), "the group could not take the other in");
+    world.reach.insert(BrokerId(2), Reach::Well);
+    assert!(world.decide().iter().any(adds));
+}
+
+#[test]
 fn what_is_led_for_the_first_time_is_noted_as_formed() {
     let mut world = World::new(&[0, 0, 0]);
     world.settle();

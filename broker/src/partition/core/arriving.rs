@@ -11,6 +11,7 @@ use crate::connection::outbox::ConsumerId;
 use crate::partition::limits::{CONSUMERS_MAX, REACH_PATIENCE};
 use crate::partition::refusal::SubscribeRefusal;
 use crate::partition::subscription::consumer::Registers;
+use crate::planted::{Bug, is_planted};
 use tokio::time::Instant;
 use weir_protocol::frame::{Needs, Start};
 use weir_protocol::types::{Name, Offset};
@@ -103,7 +104,7 @@ impl<R> Core<R> {
             _ => arriving.needs.reach,
         };
         let high_watermark = self.state.high_watermark;
-        if reach <= high_watermark {
+        if reach <= high_watermark || is_planted(Bug::ReachIgnored) {
             Verdict::Enters
         } else if now < until {
             Verdict::Waits

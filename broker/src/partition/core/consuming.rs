@@ -13,6 +13,7 @@ use crate::partition::refusal::{Loss, SubscribeRefusal, read_only, settle_beyond
 use crate::partition::request::SubscribedState;
 use crate::partition::subscription::consumer::{BeyondDelivered, Consumers, Registers};
 use crate::partition::subscription::{Settles, Subscriptions};
+use crate::planted::{Bug, is_planted};
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;
 use weir_protocol::frame::{Deliver, Settled};
@@ -163,7 +164,7 @@ impl<R> Core<R> {
     ) {
         let Some(durable) = self.state.subscriptions.by_id(subscription) else { return };
         let fence = self.consuming.fences.entry(subscription).or_default();
-        if epoch != 0 && epoch < fence.highest {
+        if epoch != 0 && epoch < fence.highest && !is_planted(Bug::OldAssignmentServed) {
             out.push(Effect::Subscribed(id, Err(SubscribeRefusal::Generation)));
             return;
         }
@@ -254,7 +255,9 @@ impl<R> Core<R> {
             }
             (Some(durable), None) if upto > cursor => {
                 self.consuming.settles.add(durable, upto, confirm, now);
-                if confirm {
+                if confirm && is_planted(Bug::SettleNotAwaited) {
+                    out.push(Effect::Settled(id, settled(upto, None)));
+                } else if confirm {
                     self.consuming.confirms.insert(durable, (id, upto));
                 }
             }
@@ -375,7 +378,8 @@ impl<R> Core<R> {
         self.consuming.confirms = BTreeMap::new();
         self.consuming.fences = BTreeMap::new();
         let anywhere = &self.consuming.anywhere;
-        let consumers = self.consuming.consumers.ids().filter(|id| !anywhere.contains(id));
+        let stay = |id: &ConsumerId| anywhere.contains(id) || is_planted(Bug::FollowerServes);
+        let consumers = self.consuming.consumers.ids().filter(|id| !stay(id));
         for id in consumers.collect::<Vec<_>>() {
             self.consuming.close(id);
             out.push(Effect::Close(id, refusal.clone()));
@@ -395,7 +399,10 @@ impl<R> Core<R> {
 
     /// A read is through.
     pub(super) fn read(&mut self, id: ConsumerId, slices: Vec<BatchSlice>, out: &mut Effects<R>) {
-        let high_watermark = self.state.high_watermark;
+        let mut high_watermark = self.state.high_watermark;
+        if is_planted(Bug::ServedBeyondCommitted) {
+            high_watermark = Offset(u64::MAX);
+        }
         let Some(picked) = self.consuming.consumers.read(id, slices, high_watermark) else {
             return;
         };
@@ -410,7 +417,10 @@ impl<R> Core<R> {
     }
 
     fn feed(&mut self, id: ConsumerId, out: &mut Effects<R>) {
-        let (log_start, high_watermark) = (self.first_readable(), self.state.high_watermark);
+        let (log_start, mut high_watermark) = (self.first_readable(), self.state.high_watermark);
+        if is_planted(Bug::ServedBeyondCommitted) {
+            high_watermark = Offset(u64::MAX);
+        }
         out.extend(self.consuming.consumers.want(id, log_start, high_watermark).map(Effect::Read));
     }
 

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::time::Instant;
 use weir_protocol::peer::{
-    Append, AppendResult, GroupAddress, LogPlace, PeerRefusal, SegmentPart, Vote, VoteAsk, VoteKind,
+    Append, AppendResult, Beat, GroupAddress, LogPlace, PeerRefusal, SegmentPart, Vote, VoteAsk,
+    VoteKind,
 };
 use weir_protocol::types::{BrokerId, RequestId, StreamId};
 
@@ -569,6 +570,28 @@ fn a_leader_that_was_cut_off_serves_no_read() {
         let follower = 6 - leader - second;
         assert_eq!(cluster.at(follower).read_index().await, Err(MembershipError::NotLeader));
         assert_eq!(cluster.at(second).read_index().await, Ok(last));
+    });
+}
+
+#[test]
+fn who_follows_promises_nothing_to_a_shorter_log_and_outvotes_an_older_leader() {
+    run(async {
+        let cluster = Cluster::formed(3).await;
+        let (leader, term) = cluster.leader(&[]).await;
+        cluster.write(leader, term, 0, 5).await;
+        let follower = 1 + leader % 3;
+        let third = 6 - leader - follower;
+        let inbox = cluster.net.board(BrokerId(follower)).inbox(ReplicaId(follower)).unwrap();
+        let address = GroupAddress { to: ReplicaId(follower), from: ReplicaId(third) };
+        let next = Vote { term: Term(term.0 + 1), replica: ReplicaId(third), committed: false };
+        let (kind, request, last) = (VoteKind::Trial, RequestId(0), LogPlace::default());
+        let ask = VoteAsk { request, address, kind, vote: next, last };
+        assert!(!inbox.vote(ask).await.unwrap().granted);
+        let older = Term(term.0 - 1);
+        let beat = Beat { address, term: older, matching: last, commit: last };
+        let answer = inbox.beat(beat).await;
+        let outvoted = matches!(answer, AppendResult::Outvoted(vote) if vote.term >= term);
+        assert!(outvoted, "{answer:?}");
     });
 }
 

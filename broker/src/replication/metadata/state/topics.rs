@@ -8,6 +8,7 @@ use super::{
     CLUSTER_PARTITIONS_MAX, Catalog, Change, Partition, Placement, Recovery, Refusal, Settings,
     Stage, State, TOPICS_MAX, Topic, TopicRevision,
 };
+use crate::planted::{Bug, is_planted};
 use crate::replication::metadata::command::NewPartition;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -187,6 +188,11 @@ impl State {
     }
 
     pub(super) fn next_replica_id(&mut self) -> ReplicaId {
+        if is_planted(Bug::ReplicaIdReused) {
+            let placed = self.catalog.partitions().flat_map(|(_, partition)| &partition.replicas);
+            let newest = placed.chain(&self.catalog.metadata).map(|here| here.replica.0).max();
+            self.next_replica = newest.unwrap_or(0) + 1;
+        }
         let replica = ReplicaId(self.next_replica);
         self.next_replica += 1;
         replica
