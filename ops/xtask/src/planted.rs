@@ -107,7 +107,7 @@ pub(crate) fn check(root: &Path, sim: bool, named: &[String]) -> Result<String, 
         bugs.retain(|bug| named.is_empty() || named.contains(bug));
         let suites = if bugs.is_empty() { Vec::new() } else { build(root, field, &scratch)? };
         let missed = plant(&suites, &bugs, &caught)?;
-        Ok((so_far.0 + bugs.len(), so_far.1 + &missed))
+        Ok::<_, String>((so_far.0 + bugs.len(), so_far.1 + &missed))
     });
     let _ = fs::remove_dir_all(&scratch);
     match planted? {
