@@ -144,7 +144,7 @@ impl Stage {
                 })
             });
             let acts: Vec<_> = acts.collect();
-            acts.into_iter().map(|act| act.join().expect("no act panics")).collect()
+            acts.into_iter().try_for_each(|act| act.join().expect("no act panics"))
         })
     }
 

@@ -90,7 +90,7 @@ async fn whole(wish: &Wish, seed: u64, stage: &Arc<Stage>) -> Result<String, Str
     let ends = crowd.ends(&connect(&endpoints, Arc::new(TcpConnector)).await?).await?;
     for (replica, endpoint) in (1..).zip(&endpoints) {
         let only = Arc::new(Only(endpoint.clone()));
-        crowd.drain((connect(&[endpoint.clone()], only).await?, replica), &ends).await?;
+        crowd.drain((connect(std::slice::from_ref(endpoint), only).await?, replica), &ends).await?;
     }
     crowd.leave().await;
     stage.stop_all()?;
