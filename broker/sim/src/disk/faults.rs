@@ -3,7 +3,6 @@
 //! Owns: the planned faults, how often each operation was called, and when the machine stops.
 //! Never: decides by chance.
 
-use std::collections::BTreeMap;
 use std::io;
 
 /// What can be made to fail.
@@ -38,6 +37,23 @@ pub enum Op {
 }
 
 impl Op {
+    /// Every one, in the order of their numbers.
+    const ALL: [Self; 13] = [
+        Self::Create,
+        Self::Open,
+        Self::List,
+        Self::Rename,
+        Self::Remove,
+        Self::SyncDir,
+        Self::Write,
+        Self::Flush,
+        Self::HandOver,
+        Self::HandedOver,
+        Self::Read,
+        Self::Prepare,
+        Self::Share,
+    ];
+
     /// Whether a machine that stops before it leaves something else than one that stops behind it.
     pub(super) fn is_change(self) -> bool {
         use Op::{Create, Flush, Remove, Rename, SyncDir, Write};
@@ -70,7 +86,7 @@ struct Fault {
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     planned: Vec<Fault>,
-    calls: BTreeMap<Op, usize>,
+    calls: [usize; Op::ALL.len()],
     /// Changes that still pass before the machine stops.
     changes_left: Option<usize>,
 }
@@ -93,11 +109,11 @@ impl Faults {
     }
 
     pub(super) fn calls(&self, op: Op) -> usize {
-        self.calls.get(&op).copied().unwrap_or(0)
+        self.calls[op as usize]
     }
 
     pub(super) fn changes(&self) -> usize {
-        self.calls.iter().filter(|(op, _)| op.is_change()).map(|(_, count)| count).sum()
+        Op::ALL.iter().filter(|op| op.is_change()).map(|op| self.calls(*op)).sum()
     }
 
     /// The machine starts again: what was planned for it is over.
@@ -108,11 +124,11 @@ impl Faults {
 
     /// The counts alone.
     pub(super) fn counts(&self) -> Self {
-        Self { calls: self.calls.clone(), ..Self::default() }
+        Self { calls: self.calls, ..Self::default() }
     }
 
     pub(super) fn meet(&mut self, op: Op) -> io::Result<Option<Effect>> {
-        *self.calls.entry(op).or_default() += 1;
+        self.calls[op as usize] += 1;
         if op.is_change() {
             match &mut self.changes_left {
                 Some(0) => return Err(io::Error::other("the machine stopped")),
