@@ -12,8 +12,12 @@ use weir_client::{Client, Message, Outcome, Publisher, Result};
 
 /// Messages that are under way at a time.
 const WINDOW: usize = 24;
-/// Between two messages.
-const PACE_MS: u64 = 40;
+/// Between two messages: what a message costs decides how many seeds an hour sees, and a fault in
+/// quiet finds other things than one in a rush.
+const CALM_MS: u64 = 400;
+const HASTY_MS: u64 = 40;
+/// One producer of a partition in so many is hasty.
+const HASTY_ONE_IN: u8 = 8;
 /// Until a publisher that ended is opened again.
 const OPEN_AGAIN: Duration = Duration::from_millis(200);
 /// One message in so many is large.
@@ -39,12 +43,13 @@ impl Publishing {
     /// Publishes until it is told to stop, and waits for what is under way then.
     pub(super) async fn run(mut self, stopped: watch::Receiver<bool>) {
         let mut sequence = 0;
+        let pace_ms = if self.random.u8(..HASTY_ONE_IN) == 0 { HASTY_MS } else { CALM_MS };
         while !*stopped.borrow() {
             let Ok(publisher) = self.open().await else {
                 sleep(OPEN_AGAIN).await;
                 continue;
             };
-            self.publish(&publisher, &mut sequence, &stopped).await;
+            self.publish(&publisher, pace_ms, &mut sequence, &stopped).await;
         }
     }
 
@@ -59,13 +64,14 @@ impl Publishing {
     async fn publish(
         &mut self,
         publisher: &Publisher,
+        pace_ms: u64,
         sequence: &mut u32,
         stopped: &watch::Receiver<bool>,
     ) {
         let mut under_way: JoinSet<bool> = JoinSet::new();
         let mut goes_on = true;
         while goes_on && !*stopped.borrow() {
-            sleep(Duration::from_millis(self.random.u64(..PACE_MS))).await;
+            sleep(Duration::from_millis(self.random.u64(..pace_ms))).await;
             while under_way.len() >= WINDOW {
                 goes_on &= all_well(under_way.join_next().await);
             }
