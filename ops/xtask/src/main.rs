@@ -16,6 +16,7 @@ mod planted;
 mod powercut;
 mod process;
 mod reference;
+mod sim;
 mod stall;
 mod survive;
 mod tidy;
@@ -97,6 +98,21 @@ enum Chore {
         /// Which targets [default: all]
         targets: Vec<String>,
     },
+    /// Simulate clusters under faults, a cluster for each seed
+    Sim {
+        /// Which, as FIRST..END
+        #[arg(long, default_value = "0..1000")]
+        seeds: sim::Seeds,
+        /// Processes at a time
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..))]
+        jobs: u8,
+        /// Records in this file what is done, and leaves out what it says is done
+        #[arg(long, value_name = "FILE")]
+        resume: Option<PathBuf>,
+        /// Go on with a file that another commit has written
+        #[arg(long, requires = "resume")]
+        any_commit: bool,
+    },
     /// Start three brokers that are one cluster on this machine; Ctrl-C stops them
     ClusterUp {
         /// Where their data goes, and is found again
@@ -142,6 +158,9 @@ fn main() -> ExitCode {
         Chore::Fuzz { seconds, seed, targets } => {
             // libFuzzer takes 0 for a random one.
             fuzz::run(&root, (seconds, seed.unwrap_or(0)), &targets)
+        }
+        Chore::Sim { seeds, jobs, resume, any_commit } => {
+            sim::run(&root, &sim::Plan { seeds, jobs, resume, any_commit })
         }
         Chore::ClusterUp { dir } => cluster_up::run(&root, &dir),
         Chore::Chaos(wish) => chaos::check(&root, wish),

@@ -181,15 +181,20 @@ fn build(root: &Path, field: &Field, scratch: &Path) -> Result<Vec<Suite>, Strin
     }
     let suite = |asked: &Asked, is_slow| {
         let Asked { source, filter } = *asked;
-        let place = format!("{source} (");
-        let paths = said.lines().filter(|line| line.trim().starts_with("Executable "));
-        let mut paths = paths.filter_map(|line| line.split_once(&place)?.1.strip_suffix(')'));
-        let path = paths.next().ok_or_else(|| format!("there is no suite {source}"))?;
+        let path = executable(&said, source);
+        let path = path.ok_or_else(|| format!("there is no suite {source}"))?;
         let program = root.join(path);
         Ok(Suite { source, program, filter, is_slow, scratch: scratch.to_owned() })
     };
     let quick = field.suites.iter().map(|asked| suite(asked, false));
     quick.chain(field.slow.iter().map(|asked| suite(asked, true))).collect()
+}
+
+/// Where cargo says that it built the suite of this source.
+pub(crate) fn executable<'a>(said: &'a str, source: &str) -> Option<&'a str> {
+    let place = format!("{source} (");
+    let mut paths = said.lines().filter(|line| line.trim().starts_with("Executable "));
+    paths.find_map(|line| line.split_once(&place)?.1.strip_suffix(')'))
 }
 
 struct Suite {
@@ -244,7 +249,7 @@ impl Suite {
 }
 
 /// What a process prints, for as long as it is listened to.
-fn lines(stdout: ChildStdout) -> Result<Receiver<String>, String> {
+pub(crate) fn lines(stdout: ChildStdout) -> Result<Receiver<String>, String> {
     let (sender, receiver) = sync_channel(64);
     let read = move || {
         let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
