@@ -38,7 +38,7 @@ pub struct Load {
     /// How long messages may take: each producer has one of these.
     pub deadlines: Vec<Duration>,
     /// Consumers that share a subscription.
-    pub members: u8,
+    pub members: u16,
     /// What the topic keeps, where it is to be trimmed; messages are large then.
     pub keeps_bytes: Option<u64>,
     /// Topics are created and deleted beside the one that is judged.
