@@ -45,6 +45,10 @@ impl Catalog {
 
     pub(super) async fn create(self: Arc<Self>, request: CreateTopic) -> Result<(), Refusal> {
         check_config(&request.config)?;
+        // Those who have just formed a cluster stand in its metadata soon.
+        let mut topics = self.metadata.watch();
+        let named = topics.wait_for(|topics| topics.cluster != 0);
+        let _ = tokio::time::timeout(SHOW_WITHIN, named).await;
         let replicas = match request.config.replicas {
             0 => replicas_by_default(&self.topics()),
             wanted => wanted,
