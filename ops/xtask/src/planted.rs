@@ -58,16 +58,15 @@ const FIELDS: [Field; 2] = [
             whole("tests/log.rs"),
             whole("tests/rounds.rs"),
             whole("tests/restart.rs"),
-            whole("tests/mend.rs"),
         ],
-        slow: &[whole("tests/torn_group.rs"), whole("tests/enumerate.rs")],
+        slow: &[whole("tests/mend.rs"), whole("tests/torn_group.rs"), whole("tests/enumerate.rs")],
     },
     Field {
         package: "weir-broker",
         targets: &["--lib"],
         list: "broker/src/planted.rs",
-        suites: &[room("cluster::"), room("partition::"), room("peer::"), room("replication::")],
-        slow: &[],
+        suites: &[],
+        slow: &[room("peer::"), room("partition::"), room("cluster::"), room("replication::")],
     },
 ];
 /// Seeds of the simulation, which knows nothing of what it is to find.
