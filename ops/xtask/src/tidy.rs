@@ -108,9 +108,6 @@ fn check_file(name: &str, text: &str, problems: &mut String) {
     {
         let _ = writeln!(problems, "{name}: only replication names openraft");
     }
-    if name.starts_with("broker/src/replication") && body.contains("LeaseRead") {
-        let _ = writeln!(problems, "{name}: a lease is not kept over a restart: ask a majority");
-    }
 }
 
 /// The name that a line defines: a function, type, module, constant or trait.
@@ -177,7 +174,5 @@ mod tests {
         let engine = format!("{head}fn a() {{ openraft::run() }}\n");
         assert!(problems_of("broker/src/partition.rs", &engine).contains("only replication"));
         assert_eq!(problems_of("broker/src/replication/log_store.rs", &engine), "");
-        let lease = format!("{head}fn a() {{ read(ReadPolicy::LeaseRead) }}\n");
-        assert!(problems_of("broker/src/replication/a.rs", &lease).contains("over a restart"));
     }
 }
