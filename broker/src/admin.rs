@@ -25,7 +25,7 @@ use problem::Problem;
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use weir_storage::Device;
@@ -47,7 +47,7 @@ pub(crate) struct AdminView {
     pub(crate) server: Server,
     pub(crate) device: Arc<Device>,
     pub(crate) services: Arc<Services>,
-    pub(crate) draining: Arc<AtomicBool>,
+    pub(crate) draining: watch::Receiver<bool>,
     pub(crate) cluster: ClusterAccess,
 }
 

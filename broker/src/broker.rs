@@ -24,7 +24,7 @@ use futures_util::FutureExt;
 use standing::{Among, Standing};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use weir_protocol::frame::PeerLimits;
@@ -99,7 +99,7 @@ pub struct Broker {
     admin: AdminServer,
     catalog: Arc<Catalog>,
     among: Option<Among>,
-    draining: Arc<AtomicBool>,
+    draining: watch::Sender<bool>,
     stopped: CancellationToken,
     drain_timeout: Duration,
 }
@@ -159,7 +159,7 @@ impl Broker {
     /// closed. Ends within `shutdown.drain_timeout`.
     pub async fn drain(self) {
         let deadline = Instant::now() + self.drain_timeout;
-        self.draining.store(true, Ordering::Release);
+        self.draining.send_replace(true);
         let given = Instant::now() + self.drain_timeout * HANDOVER_SHARE_PERCENT / 100;
         self.catalog.give_up_leaderships(given).await;
         let left = deadline - Instant::now();
@@ -194,7 +194,7 @@ struct Risen {
     server: Server,
     catalog: Arc<Catalog>,
     among: Option<Among>,
-    draining: Arc<AtomicBool>,
+    draining: watch::Sender<bool>,
 }
 
 impl Here {
@@ -203,9 +203,9 @@ impl Here {
         let Self { config, seams, accounts, device, metrics, front } = self;
         let standing = Standing::find((config, front), seams, accounts, device).await?;
         let flow = Flow::new(config.pool_cost);
-        let draining = Arc::new(AtomicBool::new(false));
+        let draining = watch::Sender::new(false);
         let metadata = standing.metadata.clone();
-        let around = (flow.clone(), metrics.clone(), draining.clone());
+        let around = (flow.clone(), metrics.clone(), draining.subscribe());
         let rooms = rooms(config, seams, device, &standing, around);
         let catalog = Catalog::open(metadata, rooms).await;
         let services = accounts.services(config, standing.identity, flow.clone(), catalog.clone());
@@ -225,7 +225,7 @@ impl Here {
             server: server.clone(),
             device: device.clone(),
             services,
-            draining: draining.clone(),
+            draining: draining.subscribe(),
             cluster: cluster_access(config, &standing),
         }));
         Ok(Risen { server, catalog, among: standing.among, draining })
@@ -296,7 +296,7 @@ fn rooms(
     seams: &Seams,
     device: &Arc<Device>,
     standing: &Standing,
-    (flow, metrics, draining): (Arc<Flow>, Arc<Metrics>, Arc<AtomicBool>),
+    (flow, metrics, draining): (Arc<Flow>, Arc<Metrics>, watch::Receiver<bool>),
 ) -> Rooms {
     Rooms {
         device: device.clone(),
@@ -320,6 +320,7 @@ fn rooms(
         leaders: standing.leaders.clone(),
         announce: standing.announce(),
         draining,
+        lead_changed: Arc::default(),
         belonged: standing.identity.is_opened,
         metadata_voters: standing.among.as_ref().map(|among| among.metadata_voters),
     }

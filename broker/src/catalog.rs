@@ -41,10 +41,9 @@ use scrub::Scrubber;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 use table::Table;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Duration;
 use tokio_util::sync::CancellationToken;
 use weir_protocol::peer::News;
@@ -78,7 +77,9 @@ pub(crate) struct Rooms {
     /// Where news of this broker go.
     pub(crate) announce: Arc<dyn Fn(News) + Send + Sync>,
     /// Whether this broker is shutting down.
-    pub(crate) draining: Arc<AtomicBool>,
+    pub(crate) draining: watch::Receiver<bool>,
+    /// Told when a partition here begins to lead, or ceases to.
+    pub(crate) lead_changed: Arc<Notify>,
     /// Whether this broker belonged to its cluster before this start.
     pub(crate) belonged: bool,
     /// How many voters the metadata shall have (0 = as many as fit the brokers); none where this
@@ -183,6 +184,7 @@ fn start_upkeep(rooms: &Rooms, table: &Arc<Table>, stopped: &CancellationToken) 
         device: rooms.device.clone(),
         broker: rooms.broker,
         draining: rooms.draining.clone(),
+        lead_changed: rooms.lead_changed.clone(),
         reads: rooms.reads,
         announce: rooms.announce.clone(),
     };

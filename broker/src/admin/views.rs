@@ -15,7 +15,6 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::fmt::Write;
-use std::sync::atomic::Ordering;
 use weir_protocol::error_code::{ErrorCode, reason_bits};
 use weir_protocol::frame::{Durability, Overflow};
 use weir_storage::DamagedRange;
@@ -52,7 +51,7 @@ pub(super) async fn live() -> &'static str {
 
 /// Everything that clients need is open.
 pub(super) async fn ready(State(view): Shown, uri: axum::http::Uri) -> Response {
-    let draining = view.draining.load(Ordering::Acquire);
+    let draining = *view.draining.borrow();
     let (mut open, mut opening, mut failed) = (0, 0, String::new());
     for here in view.catalog.partitions() {
         for (number, partition) in here.partitions.iter().enumerate() {

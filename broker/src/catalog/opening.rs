@@ -97,6 +97,7 @@ impl Opening {
                 asks: rooms.asks.clone(),
             },
             flow: rooms.flow.clone(),
+            lead_changed: rooms.lead_changed.clone(),
             metrics: rooms.metrics.clone(),
             wall: rooms.wall.clone(),
         })

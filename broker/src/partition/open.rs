@@ -14,7 +14,7 @@ use crate::replication::{OpenReplicaError, Replica, ReplicaOptions};
 use crate::seams::WallClock;
 use crate::task::{self, TaskKind};
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use weir_protocol::frame::TopicConfig;
 
 /// What a partition is opened with.
@@ -28,6 +28,8 @@ pub struct PartitionOptions {
     pub replica: ReplicaOptions,
     /// Flow control of its device: told when the partition takes no more.
     pub flow: Arc<Flow>,
+    /// Told when it begins to lead, or ceases to.
+    pub lead_changed: Arc<Notify>,
     /// The time of day.
     pub wall: Arc<dyn WallClock>,
     /// Where it counts.

@@ -18,7 +18,8 @@ use weir_protocol::types::{BrokerId, Name};
 /// How often topics are asked for added partitions.
 const TOPIC_REFRESH: Duration = Duration::from_secs(10);
 /// Pauses between questions for a leader. An election takes one to four seconds, and what is asked
-/// is a small question: the longest pause is a small part of that.
+/// is a small question: the longest pause is a small part of that. A leader that hands over is
+/// followed within milliseconds: the first pauses are short.
 const LEADER_PAUSE_MIN: Duration = Duration::from_millis(20);
 const LEADER_PAUSE_MAX: Duration = Duration::from_millis(150);
 
@@ -101,8 +102,10 @@ impl Driver {
         if now < self.asking.leaders_at {
             return;
         }
+        let longest = LEADER_PAUSE_MIN * (self.asking.backoff.attempts() + 1);
         let pause = self.asking.backoff.next(&self.shared.chance);
-        self.asking.leaders_at = now + pause.clamp(LEADER_PAUSE_MIN, LEADER_PAUSE_MAX);
+        let pause = pause.clamp(LEADER_PAUSE_MIN, longest.min(LEADER_PAUSE_MAX));
+        self.asking.leaders_at = now + pause;
         let homeless = self.lanes.homeless.values().map(|place| place.topic.clone());
         self.asking.due.extend(homeless);
         self.asking.due.append(&mut self.asking.doubted);

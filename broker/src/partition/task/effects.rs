@@ -210,7 +210,10 @@ impl Task {
         if let Some(term) = self.core.term() {
             board.term.store(term.0, Ordering::Release);
         }
-        board.leading.store(self.core.leads(), Ordering::Release);
+        let leads = self.core.leads();
+        if board.leading.swap(leads, Ordering::AcqRel) != leads {
+            self.around.options.lead_changed.notify_one();
+        }
         if self.opened && !board.opened.initialized() {
             // Only this task sets it, so nobody can have been before it.
             let _ = board.opened.set(());

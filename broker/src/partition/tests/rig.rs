@@ -168,6 +168,7 @@ impl Rig {
             config: self.config,
             replica,
             flow: self.flow.clone(),
+            lead_changed: Arc::default(),
             wall: Arc::new(OsWallClock),
             metrics: Metrics::new("test", 10),
         }
