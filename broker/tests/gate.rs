@@ -1,10 +1,11 @@
-//! A broker that is held at the gate of the builds before clusters.
+//! Brokers that are held at gates of older builds.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic wherever it is")]
 
 mod common;
 
 use common::cluster::{Cluster, Member, at_last, found, publisher_of};
+use weir_broker::replication::metadata::GATE_HERE;
 use weir_client::{Message, Publisher, TopicChange, TopicConfig};
 
 const TOPIC: &str = "orders";
@@ -47,22 +48,43 @@ async fn a_broker_that_is_held_back_writes_what_older_builds_read_until_it_is_re
     second.kill();
     first.drain().await;
 
-    // Released, it passes the gate and the others join.
-    first.gate_max = None;
+    // Released, it passes the gate of clusters and the others join. Two of the three are held below
+    // the newest: everything works, and nothing is written that they do not read.
+    let [older, newest] = [GATE_HERE - 1, GATE_HERE].map(u64::from);
+    let mut third = third;
+    first.gate_max = Some(GATE_HERE - 1);
+    third.gate_max = Some(GATE_HERE - 1);
     let mut cluster = Cluster::form_of(vec![first, second, third]).await;
     let client = cluster.client().await;
     found("the topic is altered", async || client.alter_topic(TOPIC, change).await.ok()).await;
     cluster.replicas_are_open(TOPIC).await;
     publish(&publisher_of(&client, TOPIC).await, 100..150).await;
     assert_eq!(cluster.same_records(TOPIC, 150).await.len(), 150);
-    assert_eq!(gate(&cluster.members[2]).await, 1);
+    for member in &cluster.members {
+        assert_eq!(gate(member).await, older, "{} is held back", member.name);
+    }
+
+    // Once all of them read it, the cluster passes the newest.
+    for number in [2, 0] {
+        assert_eq!(gate(&cluster.members[number]).await, older);
+        cluster.members[number].drain().await;
+        cluster.members[number].gate_max = None;
+        cluster.start(number).await;
+    }
+    for member in &cluster.members {
+        let passed = async || (gate(member).await == newest).then_some(());
+        found("the gate is passed", passed).await;
+    }
+    publish(&publisher_of(&client, TOPIC).await, 150..200).await;
+    assert_eq!(cluster.same_records(TOPIC, 200).await.len(), 200);
 
     // There is no way back, for it and for whoever is empty.
     let seeds = cluster.seeds.clone();
-    cluster.members[0].kill();
-    cluster.members[0].gate_max = Some(0);
-    let said = cluster.members[0].refusal(&seeds).await;
-    assert!(said.contains("passed gate 1") && said.contains("reads up to 0"), "{said}");
+    cluster.members[2].kill();
+    cluster.members[2].gate_max = Some(GATE_HERE - 1);
+    let said = cluster.members[2].refusal(&seeds).await;
+    let expected = [format!("passed gate {newest}"), format!("reads up to {older}")];
+    assert!(expected.iter().all(|words| said.contains(words)), "{said}");
     cluster.members[1].kill();
     cluster.members[1].wipe();
     cluster.members[1].gate_max = Some(0);
