@@ -13,11 +13,13 @@ use crate::catalog::Catalog;
 use crate::connection::Services;
 use crate::flow::Flow;
 use crate::metrics::Metrics;
-use crate::seams::Network;
+use crate::seams::{Network, WallClock};
 use crate::server::{ListenError, Server};
 use crate::task::{self, TaskKind};
 use axum::extract::{DefaultBodyLimit, State};
-use axum::middleware::from_fn_with_state;
+use axum::http::{HeaderValue, header};
+use axum::middleware::{from_fn_with_state, map_response};
+use axum::response::Response;
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use listener::SeamListener;
@@ -25,6 +27,7 @@ use problem::Problem;
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -78,6 +81,7 @@ pub(crate) async fn start(
     network: &dyn Network,
     listen: SocketAddr,
     front: Front,
+    wall: Arc<dyn WallClock>,
 ) -> Result<AdminServer, ListenError> {
     let failed = |error| ListenError::Io { address: listen, error };
     let listener = network.listen(listen).await.map_err(failed)?;
@@ -101,6 +105,7 @@ pub(crate) async fn start(
         .fallback(problem::no_route)
         .method_not_allowed_fallback(problem::no_method)
         .layer(from_fn_with_state(front.clone(), front::guard))
+        .layer(map_response(move |answer| std::future::ready(dated(answer, wall.now_ms()))))
         .with_state(front);
     let closed = CancellationToken::new();
     let stop = closed.clone().cancelled_owned();
@@ -113,4 +118,12 @@ pub(crate) async fn start(
     };
     let task = task::spawn("admin", TaskKind::Connection, serving);
     Ok(AdminServer { address, closed: closed.drop_guard(), task })
+}
+
+/// With the time of day of the broker's own clock: the server below would ask the operating system.
+fn dated(mut answer: Response, now_ms: u64) -> Response {
+    let now = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_millis(now_ms));
+    let value = HeaderValue::from_str(&now).expect("a date is plain text");
+    answer.headers_mut().insert(header::DATE, value);
+    answer
 }

@@ -125,7 +125,8 @@ impl Broker {
         let flushed = metrics.clone();
         device.observe_flushes(Arc::new(move |took, bytes| flushed.flushed(took, bytes)));
         let front = Front::default();
-        let admin = admin::start(&*seams.network, config.admin, front.clone()).await?;
+        let wall = seams.wall.clone();
+        let admin = admin::start(&*seams.network, config.admin, front.clone(), wall).await?;
         let here = Here { config, seams, accounts, device, metrics, front };
         let risen = match here.rise().await {
             Ok(risen) => risen,
