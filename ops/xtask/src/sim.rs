@@ -128,7 +128,7 @@ pub(crate) fn run(root: &Path, plan: &Plan) -> Result<String, String> {
 
 /// How to see the same again.
 fn again(seed: u64) -> String {
-    format!("WEIR_SIM_SEED={seed} cargo test --profile sim -p weir-sim --test {SUITE} -- {TEST}")
+    format!("WEIR_SIM_SEED={seed} cargo test --release -p weir-sim --test {SUITE} -- {TEST}")
 }
 
 /// The seeds that are left, in runs for one process each.
@@ -156,7 +156,7 @@ fn commit(root: &Path) -> Result<String, String> {
 
 fn build(root: &Path) -> Result<PathBuf, String> {
     let mut cargo = Command::new("cargo");
-    cargo.args(["test", "--profile", "sim", "--package", "weir-sim", "--test", SUITE, "--no-run"]);
+    cargo.args(["test", "--release", "--package", "weir-sim", "--test", SUITE, "--no-run"]);
     // What it says is read below.
     let built = cargo.env("CARGO_TERM_COLOR", "never").current_dir(root).output();
     let built = built.map_err(|e| format!("cargo: {e}"))?;
