@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use tokio::time::{Duration, sleep};
 use weir_client::Client;
+use weir_protocol::frame::BrokerView;
 
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
@@ -31,11 +32,16 @@ async fn placement(
     replicas: u8,
 ) -> weir_client::Result<Option<Placement>> {
     let (view, brokers) = client.topic_and_brokers(topic).await?;
+    // Who was wiped is still known under its old name for a while; nothing of that is there any more.
+    let is_gone = |card: &BrokerView| {
+        brokers.iter().any(|other| other.host == card.host && other.id > card.id)
+    };
     let mut placement = Placement::new();
     for partition in &view.partitions {
         let mut machines = BTreeSet::new();
         for broker in &partition.replicas {
-            let host = brokers.iter().find(|card| card.id == *broker).map(|card| &card.host);
+            let card = brokers.iter().find(|card| card.id == *broker && !is_gone(card));
+            let host = card.map(|card| &card.host);
             let address = host.and_then(|host| host.parse::<Ipv4Addr>().ok());
             machines.extend(address.map(|address| address.octets()[3]));
         }

@@ -16,6 +16,9 @@ const OPEN_AGAIN: Duration = Duration::from_millis(200);
 const SESSION_RECORDS_MAX: u32 = 1_500;
 /// One record in so many is settled.
 const SETTLE_ONE_IN: u8 = 16;
+/// Records of a partition that stay unsettled at the most: more may be all that a broker sends ahead,
+/// and whoever settles nothing of that waits for ever.
+const UNSETTLED_MAX: u8 = 16;
 
 /// Who reads what.
 pub(super) struct Reading {
@@ -62,6 +65,7 @@ impl Reading {
         let consumer = self.recorder.next_consumer();
         let mut attached = BTreeMap::new();
         self.attach(consumer, &reader, &mut attached);
+        let mut unsettled: BTreeMap<u32, u8> = BTreeMap::new();
         // A plain reader begins anew each time, so that it ends only when it must.
         let durable = self.random.u32(1..SESSION_RECORDS_MAX);
         for _ in 0..if self.is_durable { durable } else { u32::MAX } {
@@ -73,7 +77,8 @@ impl Reading {
             match next {
                 Some(Ok(delivered)) => {
                     self.attach(consumer, &reader, &mut attached);
-                    self.take(consumer, &delivered).await;
+                    let unsettled = unsettled.entry(delivered.partition()).or_default();
+                    self.take(consumer, &delivered, unsettled).await;
                 }
                 Some(Err(error)) => {
                     tracing::debug!(consumer, %error, "a session ended");
@@ -108,7 +113,7 @@ impl Reading {
         }
     }
 
-    async fn take(&mut self, consumer: u16, delivered: &Delivered) {
+    async fn take(&mut self, consumer: u16, delivered: &Delivered, unsettled: &mut u8) {
         let (partition, offset) = (delivered.partition() as u16, delivered.offset() as u32);
         self.recorder.note(match identify(delivered.payload()) {
             Some(message) => What::Deliver {
@@ -123,7 +128,10 @@ impl Reading {
             None => What::Foreign { consumer, partition, offset, replica: 0 },
         });
         self.recorder.saw(self.subscription, partition, offset);
-        if self.is_durable && self.random.u8(..SETTLE_ONE_IN) == 0 {
+        *unsettled = unsettled.saturating_add(1);
+        let settles = self.random.u8(..SETTLE_ONE_IN) == 0 || *unsettled >= UNSETTLED_MAX;
+        if self.is_durable && settles {
+            *unsettled = 0;
             let verb = Verb::Ack;
             self.recorder.note(What::Settle { consumer, partition, offset, attempt: 0, verb });
             let result = match delivered.ack_confirmed().await {
