@@ -50,6 +50,9 @@ struct State {
     /// Machines whose disk did not keep what it was given: in a whole run the same minority, so that
     /// a majority has all that was acknowledged.
     damaged: BTreeSet<u8>,
+    /// A broker is being taken out of the cluster: a second order of the same name could hit the one
+    /// that comes in its place.
+    is_leaving: bool,
 }
 
 impl Nemesis {

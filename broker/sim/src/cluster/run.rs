@@ -36,7 +36,7 @@ const CALM: Duration = Duration::from_secs(1);
 /// this time. It ends behind what the history's checks allow, so that they name what is missing.
 const SETTLED_WITHIN: Duration = Duration::from_secs(32);
 /// From the last fault until nothing is moved any more and what was lost is replaced.
-const PLACED_WITHIN: Duration = Duration::from_secs(60);
+const PLACED_WITHIN: Duration = Duration::from_secs(120);
 /// Followers write the last records down.
 const IDLE: Duration = Duration::from_secs(1);
 

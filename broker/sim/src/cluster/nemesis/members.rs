@@ -39,6 +39,14 @@ impl Nemesis {
     /// Takes a broker out of the cluster. What it held is elsewhere then, and it starts again from
     /// nothing, as another.
     pub(super) async fn retire(&self, one: u8, random: &mut fastrand::Rng) {
+        if std::mem::replace(&mut self.state().is_leaving, true) {
+            return;
+        }
+        self.retire_alone(one, random).await;
+        self.state().is_leaving = false;
+    }
+
+    async fn retire_alone(&self, one: u8, random: &mut fastrand::Rng) {
         let path = format!("/v1/cluster/brokers/broker-{one}");
         if !self.give("POST", &format!("{path}/drain"), "{}", random).await {
             return;
