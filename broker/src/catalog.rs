@@ -13,6 +13,7 @@ mod forming;
 mod handover;
 mod keepers;
 mod losses;
+mod mending;
 mod news;
 mod opening;
 mod pages;

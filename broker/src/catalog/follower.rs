@@ -1,7 +1,7 @@
 //! The task that makes the table follow the metadata.
 //!
 //! Owns: opening, stopping and removing the replicas that are placed here, in that order of care;
-//! what is to be told of those that are lost.
+//! what is to be told of those that are lost; opening anew those that are damaged.
 //! Never: removes the files of a replica that still runs, or of one that the metadata still places
 //! here; waits for one replica to open while another one could.
 //! Invariants: at most [`OPENING_MAX`] are being opened, those aside that take longer than
@@ -10,6 +10,7 @@
 
 use super::keepers::Keepers;
 use super::losses::Losses;
+use super::mending::Mender;
 use super::opening::{Manner, Opening, folders_of, placed_on};
 use super::table::{PartitionHere, PartitionState, Table, TopicPartitions};
 use super::{Rooms, config_of};
@@ -54,6 +55,7 @@ pub(super) struct Follower {
     /// What keeps the groups of those that are open.
     keepers: Keepers,
     losses: Losses,
+    mender: Mender,
     /// Replicas that lost what they held in memory, and the recovery epoch at which that was found.
     unclean: BTreeMap<ReplicaId, u32>,
 }
@@ -72,6 +74,7 @@ impl Follower {
     ) -> Self {
         let keepers = Keepers::new(&rooms, &metadata);
         let losses = Losses::new(metadata.clone());
+        let mender = Mender::new(&rooms, &table);
         Self {
             rooms,
             metadata,
@@ -84,6 +87,7 @@ impl Follower {
             manners: BTreeMap::new(),
             keepers,
             losses,
+            mender,
             unclean: BTreeMap::new(),
         }
     }
@@ -114,6 +118,10 @@ impl Follower {
                     self.shown.send_modify(|times| *times += 1);
                 }
                 () = self.losses.tell() => {}
+                // One at a time, and not while anything else is away.
+                replica = self.mender.next(), if self.at_work.is_empty() && self.queue.is_empty() => {
+                    self.reopen(replica).await;
+                }
                 () = sleep_until(slow_at) => {}
             }
         }
@@ -182,6 +190,7 @@ impl Follower {
         let state = match outcome {
             Ok(handle) => {
                 self.keepers.keep(&handle, &of.partition, of.topic.id, of.placed.replica);
+                self.mender.opened(of.placed.replica, handle.damaged_ranges());
                 // Among others it was accepted before.
                 if let Some(loss) = handle.memory_loss().filter(|_| !of.has_others()) {
                     self.note_memory_loss(&of, loss);
@@ -289,6 +298,28 @@ impl Follower {
         });
     }
 
+    /// Closes a replica in which damage was found, and opens it again: that brings back what is
+    /// missing.
+    async fn reopen(&mut self, replica: ReplicaId) {
+        let topics = self.topics.clone();
+        let mut all = topics.partitions();
+        let Some((topic, partition)) = all.find(|(_, of)| of.replica(replica).is_some()) else {
+            return;
+        };
+        let same = |here: &PartitionHere| here.placed.is_some_and(|it| it.replica == replica);
+        let here = self.table.partition(&topic.name, partition.id).filter(same);
+        let known = self.manners.get(&replica).copied();
+        let (Some(here), Some(manner)) = (here, known) else { return };
+        let (Some(placed), Some(handle)) = (here.placed, here.handle()) else { return };
+        self.mender.closed(replica, handle.damaged_ranges());
+        tracing::warn!(
+            topic = %topic.name, partition = partition.id.0, %replica,
+            "a damaged replica is opened anew, to fetch from others what is missing"
+        );
+        self.close(topic, partition, &here, true).await;
+        self.begin(topic, partition, placed, manner);
+    }
+
     fn give_up(&mut self, topic: &Topic, partition: &Partition, placed: Placement) {
         self.manners.remove(&placed.replica);
         self.losses.forget(placed.replica);
@@ -316,6 +347,7 @@ impl Follower {
         let Some(placed) = here.placed.filter(|_| !kept) else { return };
         self.manners.remove(&placed.replica);
         self.losses.forget(placed.replica);
+        self.mender.forget(placed.replica);
         self.unclean.remove(&placed.replica);
         // What is being opened is removed when that has ended.
         if !here.is_opening() {

@@ -57,6 +57,8 @@ struct Process {
     lives: u64,
     /// Power cuts so far: each begins another run of the operating system.
     power_cuts: u64,
+    /// Settings of the lives to come, as the environment names them.
+    settings: Vec<(String, String)>,
     life: Option<Life>,
 }
 
@@ -107,6 +109,11 @@ impl Machine {
     /// Where the broker shows itself.
     pub fn admin(&self) -> SocketAddr {
         SocketAddr::new(address_of(self.number), ADMIN_PORT)
+    }
+
+    /// Configures the lives to come: `name` as the environment has it, as `WEIR__STORAGE__BACKEND`.
+    pub fn set(&self, name: &str, value: &str) {
+        self.process().settings.push((name.to_owned(), value.to_owned()));
     }
 
     /// Starts the broker on what the disk holds. It serves when this returns.
@@ -215,10 +222,11 @@ impl Machine {
             seeds: Some(seeds.join(",")).filter(|seeds| !seeds.is_empty()),
             ..Overrides::default()
         };
-        let environment = [
+        let mut environment = vec![
             ("WEIR__NODE__NAME".to_owned(), format!("broker-{}", self.number)),
             ("WEIR__LIMITS__MEMORY".to_owned(), MEMORY.to_owned()),
         ];
+        environment.extend(self.process().settings.iter().cloned());
         let config = Config::load(None, environment, &overrides);
         config.unwrap_or_else(|error| panic!("the configuration of a simulated broker: {error}"))
     }
