@@ -200,6 +200,33 @@ fn what_rots_under_a_running_replica_is_mended_while_its_broker_runs() {
     }
 }
 
+/// With one more away, a majority would be.
+#[test]
+fn a_damaged_replica_stays_while_another_voter_is_silent() {
+    paused(34).block_on(async {
+        let cluster = start(34).await;
+        let life = Life::start(&cluster).await;
+        sleep(PUBLISH_EVERY * 3 * ENOUGH as u32).await;
+        let leader = leader(&cluster).await;
+        let [victim, silent] = [1, 2].map(|step| (leader + step - 1) % BROKERS + 1);
+        cluster.machine(silent).kill().await;
+        sleep(Duration::from_secs(5)).await;
+        let machine = cluster.machine(victim);
+        machine.disk().damage(&sealed(machine), &Damage::Noise(ROTTEN, 34));
+        wait_until("the damage is found", async || is_damaged(&cluster, victim).await).await;
+        sleep(MENDED_WITHIN).await;
+        assert!(is_damaged(&cluster, victim).await, "it left while another voter was silent");
+        cluster.machine(silent).start().await.expect("it comes back");
+        wait_until("the replica is whole again", async || {
+            is_whole(machine) && !is_damaged(&cluster, victim).await
+        })
+        .await;
+        let (count, longest) = life.stop().await;
+        assert!(longest < PAUSE_MAX, "one message took {longest:?}");
+        check(&cluster, victim, count).await;
+    });
+}
+
 /// Reads past the damage only: what is lost on all replicas is lost.
 #[test]
 fn what_nobody_can_mend_is_tried_once() {
@@ -207,6 +234,9 @@ fn what_nobody_can_mend_is_tried_once() {
         let cluster = start(33).await;
         let life = Life::start(&cluster).await;
         sleep(PUBLISH_EVERY * 3 * ENOUGH as u32).await;
+        // An opening looks at what is in the data directory; nothing else here does.
+        let openings = || cluster.machines().map(|(_, machine)| machine.disk().calls(Op::List));
+        let healthy: Vec<_> = openings().collect();
         for (_, machine) in cluster.machines() {
             machine.disk().damage(&sealed(machine), &Damage::Noise(ROTTEN, 33));
         }
@@ -215,8 +245,9 @@ fn what_nobody_can_mend_is_tried_once() {
         }
         // Each has had its turns by then.
         sleep(2 * MENDED_WITHIN).await;
-        let openings = || cluster.machines().map(|(_, machine)| machine.disk().calls(Op::List));
         let before: Vec<_> = openings().collect();
+        let tried = before.iter().zip(&healthy).all(|(after, before)| after > before);
+        assert!(tried, "{healthy:?}, {before:?}");
         sleep(2 * MENDED_WITHIN).await;
         assert_eq!(openings().collect::<Vec<_>>(), before, "the replicas stay open");
         for number in 1..=BROKERS {
