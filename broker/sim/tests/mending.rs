@@ -100,10 +100,14 @@ async fn start(seed: u64) -> Cluster {
     for (_, machine) in cluster.machines() {
         machine.set("WEIR__STORAGE__SCRUB_INTERVAL", "1s");
     }
+    start_together(&cluster).await;
+    cluster
+}
+
+async fn start_together(cluster: &Cluster) {
     let [one, two, three] = [1, 2, 3].map(|number| cluster.machine(number).start());
     let started = tokio::join!(biased; one, two, three);
     assert!(matches!(started, (Ok(()), Ok(()), Ok(()))), "{started:?}");
-    cluster
 }
 
 /// What a broker says of the topic.
@@ -135,6 +139,11 @@ async fn is_damaged(cluster: &Cluster, number: u8) -> bool {
 
 /// The first segment of the topic.
 fn sealed(machine: &Machine) -> PathBuf {
+    segments(machine).swap_remove(0)
+}
+
+/// The segments of the topic, the last of which is not sealed.
+fn segments(machine: &Machine) -> Vec<PathBuf> {
     let of_topic = |path: &PathBuf| {
         let folder = path.parent().and_then(|folder| folder.file_name());
         folder.is_some_and(|name| name.to_string_lossy().starts_with("p-"))
@@ -142,7 +151,7 @@ fn sealed(machine: &Machine) -> PathBuf {
     let mut paths: Vec<_> = machine.disk().paths(".seg").into_iter().filter(of_topic).collect();
     paths.sort();
     assert!(paths.len() > 1, "the first is not sealed: {paths:?}");
-    paths.swap_remove(0)
+    paths
 }
 
 /// Whether a device holds every byte of the topic as it was written.
@@ -198,6 +207,35 @@ fn what_rots_under_a_running_replica_is_mended_while_its_broker_runs() {
             }
         });
     }
+}
+
+/// One search finds it all, also what stands behind the damage that its replica was closed for.
+#[test]
+fn a_search_goes_on_in_a_replica_that_was_opened_anew() {
+    paused(35).block_on(async {
+        let cluster = Cluster::joined(35, BROKERS);
+        for (_, machine) in cluster.machines() {
+            // A segment is read in half a minute or more: voters come to their turns meanwhile.
+            machine.set("WEIR__STORAGE__SCRUB_BYTES_PER_SECOND", "32KiB");
+        }
+        start_together(&cluster).await;
+        let life = Life::start(&cluster).await;
+        sleep(PUBLISH_EVERY * 4 * ENOUGH as u32).await;
+        let (count, _) = life.stop().await;
+        let victim = leader(&cluster).await % BROKERS + 1;
+        let machine = cluster.machine(victim);
+        machine.kill().await;
+        let segments = segments(machine);
+        assert!(segments.len() > 2, "the second is not sealed: {segments:?}");
+        for path in &segments[..2] {
+            machine.disk().damage(path, &Damage::Noise(ROTTEN, 35));
+        }
+        machine.start().await.expect("a start does not read what is sealed");
+        assert!(!is_whole(machine));
+        sleep(8 * MENDED_WITHIN).await;
+        assert!(is_whole(machine) && !is_damaged(&cluster, victim).await);
+        check(&cluster, victim, count).await;
+    });
 }
 
 /// With one more away, a majority would be.

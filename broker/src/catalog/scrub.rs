@@ -10,12 +10,17 @@ use super::table::Table;
 use crate::metrics::Metrics;
 use crate::partition::PartitionHandle;
 use crate::seams::{WallClock, on_lane};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::time::{Duration, Instant};
 use weir_storage::{Executor, Lane, ReadError, ScrubPiece, ScrubPlace, Scrubbed};
 
 /// However short the interval is, a pass over nothing is not repeated at once.
 const PASSES_APART_MIN: Duration = Duration::from_secs(1);
+
+/// What was closed while it was searched is looked for again after this; what takes longer to come
+/// back has its turn in the next pass.
+const OPENED_ANEW_WITHIN: Duration = Duration::from_secs(10);
 
 /// How sealed segments are searched.
 #[derive(Debug, Clone, Copy)]
@@ -42,19 +47,44 @@ impl Scrubber {
         }
         loop {
             let began = Instant::now();
-            for partition in self.table.open() {
-                self.scrub(&partition).await;
-            }
+            self.pass().await;
             self.metrics.scrub_passed(self.wall.now_ms());
             let next = began + self.pace.interval;
             tokio::time::sleep_until(next.max(Instant::now() + PASSES_APART_MIN)).await;
         }
     }
 
-    /// Reads the sealed segments of one partition, until it ends.
-    async fn scrub(&self, partition: &PartitionHandle) {
+    /// Reads all that is open, and once more what was closed while it was read: a replica is opened
+    /// anew for the first damage that is found, and there may be more behind it.
+    async fn pass(&self) {
+        let mut due = self.table.open();
+        while !due.is_empty() {
+            let mut cut = BTreeSet::new();
+            for partition in due {
+                let Some(replica) = partition.replica().map(|replica| replica.id()) else {
+                    continue;
+                };
+                if !self.scrub(&partition).await {
+                    cut.insert(replica);
+                }
+            }
+            if cut.is_empty() {
+                return;
+            }
+            tokio::time::sleep(OPENED_ANEW_WITHIN).await;
+            due = self.table.open();
+            due.retain(|of| of.replica().is_some_and(|replica| cut.contains(&replica.id())));
+        }
+    }
+
+    /// Reads the sealed segments of one partition. Returns whether it was open all the time.
+    async fn scrub(&self, partition: &PartitionHandle) -> bool {
         let mut place = ScrubPlace::default();
-        while let Some(piece) = partition.log().and_then(|log| log.scrub_from(place)) {
+        loop {
+            let Some(log) = partition.log() else { return false };
+            let Some(piece) = log.scrub_from(place) else { return true };
+            // Between two pieces nothing is held of a log that may be closed.
+            drop(log);
             let behind = piece.behind_segment();
             let done = match self.read(piece).await {
                 Ok(done) => done,
