@@ -203,6 +203,8 @@ impl Crowd {
                     self.note(What::Publish { message, bytes });
                     self.note(What::Stored { message, offset: Some(*offset) });
                 }
+                // What was trimmed is in no drain.
+                None if self.load.keeps_bytes.is_some() => {}
                 None => self.note(What::Void { message }),
             }
         }

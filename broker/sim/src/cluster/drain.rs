@@ -9,7 +9,7 @@ use crate::history::{Message, Mode, What, identify};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tokio::time::{Duration, sleep, timeout};
-use weir_client::{Client, Start};
+use weir_client::{Client, ErrorCode, Start};
 use weir_storage::inspect::{self, Dumped};
 
 /// The subscription of the drains in the history, which no other has.
@@ -47,7 +47,15 @@ pub(super) async fn drain(
         let mut found = Found::new();
         for (partition, end) in ends {
             let place = (*partition, *end);
-            drain_partition(client, (topic, replica), place, recorder, &mut found).await?;
+            // What has rotted there is mended once it is found, when this replica's turn comes.
+            while let Err(error) =
+                drain_partition(client, (topic, replica), place, recorder, &mut found).await
+            {
+                if error.error_code() != Some(ErrorCode::DamagedRange) {
+                    return Err(error);
+                }
+                sleep(ASK_AGAIN).await;
+            }
         }
         Ok(found)
     };

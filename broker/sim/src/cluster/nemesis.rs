@@ -32,6 +32,9 @@ const START_AGAIN: Duration = Duration::from_millis(500);
 /// Once nothing is broken any more, every broker starts within this time.
 const START_WITHIN: Duration = Duration::from_secs(60);
 
+/// Up to six brokers have so many voters of the metadata: a minority of them may be spoilt as well.
+const METADATA_VOTERS: u8 = 3;
+
 /// Who makes things go wrong. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Nemesis {
@@ -50,6 +53,8 @@ struct State {
     /// Machines whose disk did not keep what it was given: in a whole run the same minority, so that
     /// a majority has all that was acknowledged.
     damaged: BTreeSet<u8>,
+    /// Machines whose disk was emptied: what it held is in the others' care.
+    wiped: BTreeSet<u8>,
     /// A broker is being taken out of the cluster: a second order of the same name could hit the one
     /// that comes in its place.
     is_leaving: bool,
@@ -57,7 +62,7 @@ struct State {
 
 impl Nemesis {
     pub(super) fn of(cluster: Arc<Cluster>, topic: &'static str, shape: &Shape) -> Self {
-        let spoilt_max = usize::from(shape.replicas - 1) / 2;
+        let spoilt_max = usize::from(shape.replicas.min(METADATA_VOTERS) - 1) / 2;
         let (partitions, state) = (shape.partitions, Arc::default());
         Self { cluster, topic, partitions, spoilt_max, state }
     }

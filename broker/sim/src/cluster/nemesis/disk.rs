@@ -23,6 +23,10 @@ const ENDS_WITHIN_MS: u64 = 900;
 
 impl Nemesis {
     pub(super) async fn fill_disk(&self, one: u8, lasts: Duration, random: &mut fastrand::Rng) {
+        // What begins on a full disk is not opened again by itself when there is room.
+        if self.state().down.contains(&one) {
+            return;
+        }
         let disk = self.cluster.machine(one).disk();
         disk.leave_room(random.u64(..FULL_LEAVES_BYTES));
         sleep(lasts).await;
@@ -62,8 +66,12 @@ impl Nemesis {
         random: &mut fastrand::Rng,
     ) {
         let one = self.one_to_spoil(one, random);
-        if !self.take(one) {
+        // Once: until what a wiped disk held is replaced, half a minute later, it is missing.
+        if self.state().wiped.contains(&one) || !self.take(one) {
             return;
+        }
+        if fault == Fault::Wipe {
+            self.state().wiped.insert(one);
         }
         let machine = self.cluster.machine(one);
         machine.kill().await;
