@@ -37,6 +37,8 @@ const OPENING_MAX: usize = 8;
 /// An opening that takes longer waits for a broker that has what damage took here, and keeps nobody
 /// from being opened.
 const OPENING_SLOW_AFTER: Duration = Duration::from_secs(10);
+/// What found no room on the disk is opened again after this.
+const ROOM_AGAIN: Duration = Duration::from_secs(5);
 
 pub(super) struct Follower {
     rooms: Arc<Rooms>,
@@ -56,6 +58,8 @@ pub(super) struct Follower {
     keepers: Keepers,
     losses: Losses,
     mender: Mender,
+    /// Replicas that found no room on the disk, and when they are opened again.
+    crowded: BTreeMap<ReplicaId, Instant>,
     /// Replicas that lost what they held in memory, and the recovery epoch at which that was found.
     unclean: BTreeMap<ReplicaId, u32>,
 }
@@ -88,6 +92,7 @@ impl Follower {
             keepers,
             losses,
             mender,
+            crowded: BTreeMap::new(),
             unclean: BTreeMap::new(),
         }
     }
@@ -123,6 +128,7 @@ impl Follower {
                     self.reopen(replica).await;
                 }
                 () = sleep_until(slow_at) => {}
+                () = sleep_until(self.crowded.values().min().copied()) => self.open_crowded(),
             }
         }
     }
@@ -209,6 +215,9 @@ impl Follower {
                         self.unclean.insert(replica, of.partition.recovery.epoch);
                     }
                     self.losses.note(replica, Command::LoseReplica { replica, reason });
+                }
+                if code == ErrorCode::StorageLow {
+                    self.crowded.insert(of.placed.replica, Instant::now() + ROOM_AGAIN);
                 }
                 PartitionState::Failed { code, reason }
             }
@@ -302,14 +311,7 @@ impl Follower {
     /// missing.
     async fn reopen(&mut self, replica: ReplicaId) {
         let topics = self.topics.clone();
-        let mut all = topics.partitions();
-        let Some((topic, partition)) = all.find(|(_, of)| of.replica(replica).is_some()) else {
-            return;
-        };
-        let same = |here: &PartitionHere| here.placed.is_some_and(|it| it.replica == replica);
-        let here = self.table.partition(&topic.name, partition.id).filter(same);
-        let known = self.manners.get(&replica).copied();
-        let (Some(here), Some(manner)) = (here, known) else { return };
+        let Some((topic, partition, here, manner)) = self.known(&topics, replica) else { return };
         let (Some(placed), Some(handle)) = (here.placed, here.handle()) else { return };
         self.mender.closed(replica, handle.damaged_ranges());
         tracing::warn!(
@@ -318,6 +320,35 @@ impl Follower {
         );
         self.close(topic, partition, &here, true).await;
         self.begin(topic, partition, placed, manner);
+    }
+
+    /// Opens again what found no room on the disk; there may be some now.
+    fn open_crowded(&mut self) {
+        let (topics, now) = (self.topics.clone(), Instant::now());
+        let due = self.crowded.extract_if(.., |_, at| *at <= now);
+        for replica in due.map(|(replica, _)| replica).collect::<Vec<_>>() {
+            let known = self.known(&topics, replica);
+            let Some((topic, partition, here, manner)) = known else { continue };
+            let waits = matches!(&here.state, PartitionState::Failed { code, .. }
+                if *code == ErrorCode::StorageLow);
+            if let Some(placed) = here.placed.filter(|_| waits) {
+                self.begin(topic, partition, placed, manner);
+            }
+        }
+    }
+
+    /// A replica that is placed here: of what, how it is here, and in which manner it is opened.
+    fn known<'a>(
+        &self,
+        topics: &'a Topics,
+        replica: ReplicaId,
+    ) -> Option<(&'a Arc<Topic>, &'a Partition, PartitionHere, Manner)> {
+        let mut all = topics.partitions();
+        let (topic, partition) = all.find(|(_, of)| of.replica(replica).is_some())?;
+        let here = self.table.partition(&topic.name, partition.id)?;
+        let same = here.placed.is_some_and(|placed| placed.replica == replica);
+        let manner = self.manners.get(&replica).copied().filter(|_| same)?;
+        Some((topic, partition, here, manner))
     }
 
     fn give_up(&mut self, topic: &Topic, partition: &Partition, placed: Placement) {
