@@ -469,6 +469,24 @@ async fn a_reader_moves_and_is_given_each_message_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reader_that_a_replica_sends_away_comes_back_when_the_leader_cannot_be_reached() {
+    let (cluster, [_first, second, _third], client, mut peer) = three().await;
+    drop(second);
+    cluster.stop(2);
+    cluster.tell(|told| told.leads(0, 2, 6));
+    let reader = client.reader("orders").partition(0).any_replica();
+    let (reader, ()) = tokio::join!(reader.subscribe(), async {
+        let frame = peer.next().await;
+        let Frame::Subscribe(asked) = frame else { panic!("SUBSCRIBE, not {frame:?}") };
+        let (request, refusal) = (asked.request, not_leader(Some((2, 6))));
+        peer.send(Frame::Error(ErrorFrame { request, refusal })).await;
+        // The leader is on a broker that is gone.
+        assert!(peer.open_consumer(0, 2).await.needs.any_replica);
+    });
+    reader.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_durable_consumer_moves_and_settles_what_it_has_settled() {
     let (_cluster, [_one, mut two, _three], client, mut old) = three().await;
     let building = client.consumer("orders", "billing").subscribe();

@@ -195,6 +195,11 @@ impl ReadLane {
         self.reading.any_replica && !self.sent_away
     }
 
+    /// Where it was sent is nobody who can be reached: any replica will do again.
+    pub(crate) fn turn_back(&mut self) {
+        self.sent_away = false;
+    }
+
     pub(crate) fn position(&self) -> u64 {
         self.position
     }

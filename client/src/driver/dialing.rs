@@ -175,6 +175,7 @@ impl Driver {
             Some(broker) => {
                 let pace = self.dialing.brokers.entry(broker).or_insert_with(|| Pace::new(now));
                 pace.pause(Duration::ZERO, now, chance);
+                self.turn_back_from(broker);
             }
             None => self.dialing.any.pause(Duration::ZERO, now, chance),
         }

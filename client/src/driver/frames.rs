@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::publisher::answers::Retries;
 use crate::publisher::lane::LaneCore;
 use crate::publisher::shared::PublishLane;
-use crate::shared::{Answer, LaneRef, ReplyTo, RequestBody};
+use crate::shared::{Answer, LaneId, LaneRef, ReplyTo, RequestBody};
 use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 use weir_protocol::error_code::{Action, ErrorCode, Outcome};
@@ -98,8 +98,8 @@ impl Driver {
     }
 
     fn refused_batch(&mut self, session: &Session, refused: &Refused, now: Instant) {
-        let Some((_, lane)) = session.streams.get(&refused.stream) else { return };
-        let moved = self.note_refusal(session.broker, lane, &refused.refusal);
+        let Some((id, lane)) = session.streams.get(&refused.stream) else { return };
+        let moved = self.note_refusal(session.broker, (*id, lane), &refused.refusal);
         self.with_publisher(session, refused.stream, now, |core, retries| {
             retries.moved = moved;
             core.refused(refused, retries);
@@ -248,17 +248,17 @@ impl Driver {
         let refusal = closed.refusal.clone().unwrap_or_else(|| {
             Refusal::new(ErrorCode::LeaderLost, "the broker closed the stream without a reason")
         });
-        self.refused_stream(session.broker, &lane, &refusal, now);
+        self.refused_stream(session.broker, (id, &lane), &refusal, now);
     }
 
     fn refused_stream(
         &mut self,
         broker: BrokerId,
-        lane: &LaneRef,
+        (id, lane): (LaneId, &LaneRef),
         refusal: &Refusal,
         now: Instant,
     ) {
-        let moved = self.note_refusal(broker, lane, refusal);
+        let moved = self.note_refusal(broker, (id, lane), refusal);
         match lane {
             LaneRef::Publish(lane) => {
                 self.with_lane(lane, now, |core, retries| {
@@ -291,7 +291,12 @@ impl Driver {
 
     /// Learns what a refusal tells of the leader of a lane's partition. True: the lane may go to
     /// another broker at once.
-    fn note_refusal(&mut self, broker: BrokerId, lane: &LaneRef, refusal: &Refusal) -> bool {
+    fn note_refusal(
+        &mut self,
+        broker: BrokerId,
+        (id, lane): (LaneId, &LaneRef),
+        refusal: &Refusal,
+    ) -> bool {
         let recovers = refusal.code == ErrorCode::Recovering.number();
         if Action::of(refusal.code) != Action::Reconnect && !recovers {
             return false;
@@ -305,7 +310,8 @@ impl Driver {
             return false;
         }
         self.lanes.news |= leader.is_some();
-        self.router.note_denial((&topic, partition), broker, leader)
+        let term = self.router.note_denial((&topic, partition), broker, leader);
+        term.is_some_and(|term| self.lanes.follows(id, broker, term))
     }
 
     /// The broker leads the partition of a lane in this term, unless it does not tell.
@@ -325,7 +331,7 @@ impl Driver {
         if let Some(Opening { owner, .. }) = session.openings.remove(&error.request) {
             if let Some((id, lane)) = owner {
                 self.lanes.unseat(id);
-                self.refused_stream(session.broker, &lane, &error.refusal, now);
+                self.refused_stream(session.broker, (id, &lane), &error.refusal, now);
             }
             return Ok(());
         }

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::time::Instant;
 use weir_protocol::frame::Frame;
-use weir_protocol::types::{Name, StreamId};
+use weir_protocol::types::{BrokerId, Name, StreamId, Term};
 
 /// What the driver knows of its lanes.
 #[derive(Default)]
@@ -35,6 +35,8 @@ pub(super) struct Lanes {
     pub(super) seats: BTreeMap<LaneId, LinkId>,
     /// Lanes that want a stream while there is nobody to ask for one, with what they are for.
     pub(super) homeless: BTreeMap<LaneId, Place>,
+    /// The newest term for whose leader a lane has left a broker without a pause, and that broker.
+    followed: BTreeMap<LaneId, (Term, BrokerId)>,
     /// Leaders have become known that were not.
     pub(super) news: bool,
     frames: Vec<Frame>,
@@ -53,7 +55,20 @@ impl Lanes {
         self.seats.remove(&id)
     }
 
+    /// Whether a lane that was sent away by a broker goes to the leader of this term at once. All that
+    /// this broker says of it counts as one; who is sent on from there waits, or the two could send
+    /// the lane to one another for ever.
+    pub(super) fn follows(&mut self, id: LaneId, from: BrokerId, term: Term) -> bool {
+        let followed = self.followed.entry(id).or_insert((term, from));
+        let goes = term > followed.0 || (term, from) == *followed;
+        if goes {
+            *followed = (term, from);
+        }
+        goes
+    }
+
     fn forget(&mut self, id: LaneId) {
+        self.followed.remove(&id);
         self.timers.set(id, None);
         self.blocked.remove(&id);
         self.stalled.remove(&id);
@@ -258,6 +273,25 @@ impl Driver {
         self.router.home(topic, *partition)
     }
 
+    /// Lanes that wait for a broker that cannot be reached, or for whoever leads instead of it, look
+    /// elsewhere, where others will do.
+    pub(super) fn turn_back_from(&mut self, broker: BrokerId) {
+        let waits = |place: &Place| {
+            let home = self.home_of(place);
+            home == Home::Broker(broker) || home == Home::Unknown
+        };
+        let homeless = self.lanes.homeless.iter().filter(|(_, place)| waits(place));
+        let waiting: Vec<LaneId> = homeless.map(|(id, _)| *id).collect();
+        let registry = self.shared.lock();
+        for id in waiting {
+            let Some(LaneRef::Read(consumer, number)) = registry.lanes.get(&id) else { continue };
+            if let Some(lane) = consumer.lock().lanes.get_mut(*number) {
+                lane.turn_back();
+                self.lanes.touched.insert(id);
+            }
+        }
+    }
+
     /// Brings what a visit led to onto its connection.
     fn carry(
         &mut self,
@@ -370,5 +404,26 @@ fn tell_closing(lane: &LaneRef) {
             consumer.lock().gone = true;
             consumer.end(End::Stop);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_lane_follows_a_leader_at_once_and_none_goes_round_in_circles() {
+        let mut lanes = Lanes::default();
+        let (old, new) = (BrokerId(1), BrokerId(2));
+        let mut follows = |lane, from, term| lanes.follows(lane, from, Term(term));
+        assert!(follows(1, old, 6));
+        assert!(follows(2, old, 6), "another lane learns of it later");
+        assert!(follows(1, old, 6), "its stream is closed behind what was refused on it");
+        assert!(!follows(1, new, 6), "the leader of this term sends it back");
+        assert!(!follows(1, new, 5));
+        assert!(follows(1, new, 7));
+        assert!(!follows(1, old, 6));
+        lanes.forget(1);
+        assert!(lanes.followed.keys().eq([&2]));
     }
 }

@@ -162,24 +162,22 @@ impl Router {
         leader.is_some_and(|leader| leader.note(Leader { broker: Some(broker), term }))
     }
 
-    /// This broker says that it does not lead, and perhaps who does. True: it names a leader of a
-    /// newer term than any that was known, so that going there at once cannot go round in circles.
+    /// This broker says that it does not lead, and perhaps who does. Returns the term of another that
+    /// is known to lead, whoever told of it.
     pub(crate) fn note_denial(
         &mut self,
         (topic, partition): (&Name, u32),
         denies: BrokerId,
         hint: Option<(BrokerId, Term)>,
-    ) -> bool {
-        let Some(known) = self.topics.get_mut(topic) else { return false };
-        let Some(leader) = known.leaders.get_mut(partition as usize) else { return false };
+    ) -> Option<Term> {
+        let leader = self.topics.get_mut(topic)?.leaders.get_mut(partition as usize)?;
         if leader.broker == Some(denies) {
             leader.broker = None;
         }
-        let Some((broker, term)) = hint.filter(|(broker, _)| *broker != denies) else {
-            return false;
-        };
-        let newer = term > leader.term;
-        leader.note(Leader { broker: Some(broker), term }) && newer
+        if let Some((broker, term)) = hint.filter(|(broker, _)| *broker != denies) {
+            leader.note(Leader { broker: Some(broker), term });
+        }
+        leader.broker.map(|_| leader.term)
     }
 }
 
@@ -256,7 +254,8 @@ mod tests {
         assert!(router.note_page(&page(3, 1, &[(3, 6)]), |_| true));
         assert_eq!(router.home(&name(), 0), Home::Broker(BrokerId(3)));
         let hint = Some((BrokerId(2), Term(5)));
-        assert!(!router.note_denial((&name(), 0), BrokerId(1), hint), "an old hint");
+        let known = router.note_denial((&name(), 0), BrokerId(1), hint);
+        assert_eq!(known, Some(Term(6)), "an old hint");
         assert_eq!(router.home(&name(), 0), Home::Broker(BrokerId(3)));
         router.note_page(&page(3, 2, &[(1, 1)]), |_| true);
         assert_eq!(router.home(&name(), 0), Home::Broker(BrokerId(1)), "a topic made anew");
@@ -282,16 +281,16 @@ mod tests {
     }
 
     #[test]
-    fn brokers_that_name_each_other_are_news_once() {
+    fn a_denial_tells_of_whoever_else_is_known_to_lead() {
         let mut router = told(&page(3, 1, &[(1, 5)]));
         let hint = |broker| Some((BrokerId(broker), Term(6)));
-        assert!(router.note_denial((&name(), 0), BrokerId(1), hint(2)));
-        assert!(!router.note_denial((&name(), 0), BrokerId(2), hint(1)));
-        assert_eq!(router.home(&name(), 0), Home::Broker(BrokerId(1)));
-        assert!(!router.note_denial((&name(), 0), BrokerId(1), hint(2)));
-        assert!(!router.note_denial((&name(), 0), BrokerId(2), None));
-        assert_eq!(router.home(&name(), 0), Home::Unknown);
-        assert!(!router.note_denial((&name(), 0), BrokerId(2), hint(2)), "it denies itself");
+        let mut deny = |denies, hint| router.note_denial((&name(), 0), BrokerId(denies), hint);
+        assert_eq!(deny(1, hint(2)), Some(Term(6)));
+        assert_eq!(deny(1, hint(2)), Some(Term(6)), "for whoever else was there");
+        assert_eq!(deny(2, hint(1)), Some(Term(6)), "of no newer term");
+        assert_eq!(deny(2, None), Some(Term(6)));
+        assert_eq!(deny(1, None), None, "each has denied it");
+        assert_eq!(deny(2, hint(2)), None, "it denies itself");
         assert_eq!(router.home(&name(), 0), Home::Unknown);
     }
 }
