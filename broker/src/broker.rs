@@ -313,16 +313,13 @@ fn rooms(
             bytes_per_second: config.scrub_bytes_per_second,
             interval: config.scrub_interval,
         },
-        peers: standing.peers.clone(),
-        switchboard: standing.switchboard.clone(),
-        asks: standing.asks.clone(),
-        gate: standing.gate.clone(),
+        wiring: standing.wiring.clone(),
         reads: config.cluster().map_or(GATE_HERE, |settings| settings.gate),
         leaders: standing.leaders.clone(),
         announce: standing.announce(),
         draining,
         lead_changed: Arc::default(),
-        belonged: standing.identity.is_opened,
+        belonged: standing.belonged,
         metadata_voters: standing.among.as_ref().map(|among| among.metadata_voters),
     }
 }

@@ -4,7 +4,8 @@
 //! follow the metadata, and the one that scrubs what is open.
 //! Never: holds a lock over an await; stops the broker because one partition cannot be opened.
 //! Invariants: only the follower task opens or stops a partition; a partition that failed is
-//! refused with its reason until the broker is restarted or another replica takes its place.
+//! refused with its reason until the broker is restarted or another replica takes its place, or,
+//! where the disk was full, there is room.
 
 mod backend;
 mod changes;
@@ -13,10 +14,13 @@ mod forming;
 mod handover;
 mod keepers;
 mod losses;
+mod made;
 mod mending;
 mod news;
 mod opening;
+mod openings;
 mod pages;
+mod refused;
 mod scrub;
 mod sweep;
 mod table;
@@ -32,11 +36,11 @@ use crate::cluster::leaders::LeaderBoard;
 use crate::flow::Flow;
 use crate::metrics::Metrics;
 use crate::partition::PartitionHandle;
-use crate::peer::ask::Asks;
+use crate::replication::Wiring;
 use crate::replication::metadata::Catalog as Topics;
-use crate::replication::{Gate, Peers, Switchboard};
 use crate::seams::WallClock;
 use crate::task::{self, TaskKind};
+use made::Made;
 use news::Newsroom;
 use scrub::Scrubber;
 use std::future::Future;
@@ -68,10 +72,7 @@ pub(crate) struct Rooms {
     /// The run of the operating system.
     pub(crate) boot_id: u128,
     pub(crate) scrub: ScrubPace,
-    pub(crate) peers: Arc<dyn Peers>,
-    pub(crate) switchboard: Switchboard,
-    pub(crate) asks: Arc<dyn Asks>,
-    pub(crate) gate: Gate,
+    pub(crate) wiring: Wiring,
     /// The gate that this broker tells others it reads.
     pub(crate) reads: u32,
     pub(crate) leaders: Arc<LeaderBoard>,
@@ -81,7 +82,7 @@ pub(crate) struct Rooms {
     pub(crate) draining: watch::Receiver<bool>,
     /// Told when a partition here begins to lead, or ceases to.
     pub(crate) lead_changed: Arc<Notify>,
-    /// Whether this broker belonged to its cluster before this start.
+    /// Whether this broker had a place in its cluster before this start.
     pub(crate) belonged: bool,
     /// How many voters the metadata shall have (0 = as many as fit the brokers); none where this
     /// broker is alone.
@@ -108,7 +109,8 @@ impl Catalog {
         let rooms = Arc::new(rooms);
         let table = Arc::new(Table::default());
         let (shown_sender, shown) = watch::channel(0);
-        let here = (rooms.clone(), table.clone());
+        let made = Arc::new(Made::open(&rooms, &metadata.catalog()).await);
+        let here = (rooms.clone(), table.clone(), made);
         let follower = follower::Follower::new(here, metadata.clone(), shown_sender);
         task::spawn("catalog", TaskKind::Core, follower.follow());
         let mut caught_up = shown.clone();

@@ -113,6 +113,18 @@ pub enum IdentityError {
          move the data directory away to start alone", .0.display()
     )]
     NoSeeds(PathBuf),
+    /// The cluster removed this broker, and gives nobody its id again.
+    #[error(
+        "broker {broker} was removed from its cluster, as {told_by} says, and no removed broker comes \
+         back; start it with an empty data directory and the same cluster.seeds, and it joins as a \
+         new one: ops/runbook/removed-broker.md"
+    )]
+    Removed {
+        /// As which it was known.
+        broker: BrokerId,
+        /// The address of the broker that passed the cluster's answer on.
+        told_by: String,
+    },
     /// The device failed.
     #[error("{}: {source}", path.display())]
     Device {
@@ -205,14 +217,9 @@ impl Identity {
     /// What `root` says; none if it says nothing. Writes nothing.
     pub fn read(disk: &dyn Disk, root: &Path) -> Result<Option<Self>, IdentityError> {
         let path = root.join(NAME);
-        let failed = |source| IdentityError::Device { path: path.clone(), source };
-        if !disk.list(root).map_err(failed)?.iter().any(|name| name == NAME) {
-            return Ok(None);
-        }
-        let file = disk.open(&path).map_err(failed)?;
-        let mut bytes = vec![0; (file.len() as usize).min(FILE_BYTES_MAX)];
-        file.read_at(0, &mut bytes).map_err(failed)?;
-        Self::decode(&bytes, &path).map(Some)
+        let read = read_file(disk, root, NAME, FILE_BYTES_MAX);
+        let bytes = read.map_err(|source| IdentityError::Device { path: path.clone(), source })?;
+        bytes.map(|bytes| Self::decode(&bytes, &path)).transpose()
     }
 
     /// Writes it down, durably, in place of what was known before.
@@ -279,6 +286,22 @@ impl Identity {
             found => Err(IdentityError::Newer { file: path.to_owned(), found }),
         }
     }
+}
+
+/// The small file `name` of `root`, or its first `bytes_max`; none if it is not there.
+pub(crate) fn read_file(
+    disk: &dyn Disk,
+    root: &Path,
+    name: &str,
+    bytes_max: usize,
+) -> std::io::Result<Option<Vec<u8>>> {
+    if !disk.list(root)?.iter().any(|there| there == name) {
+        return Ok(None);
+    }
+    let file = disk.open(&root.join(name))?;
+    let mut bytes = vec![0; (file.len() as usize).min(bytes_max)];
+    file.read_at(0, &mut bytes)?;
+    Ok(Some(bytes))
 }
 
 /// Replaces the small file `name` of `root` as a whole, durably, by way of `fresh`.

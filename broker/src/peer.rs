@@ -38,6 +38,7 @@ mod ways;
 
 pub use card::{LinkState, LinkView};
 pub use dial::Directory;
+pub use throttle::CatchUpBytes;
 
 use crate::budget::Account;
 use crate::log_limit::LogLimit;
@@ -56,7 +57,7 @@ use shake::Shaker;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use throttle::Tally;
+use throttle::CatchUp;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -112,8 +113,7 @@ struct Shared {
     peers: Mutex<BTreeMap<BrokerId, Peer>>,
     cards: Cards,
     permits: Permits,
-    /// Bytes a second for each broker that is behind, and what all of them were sent so.
-    catch_up: (u64, Arc<Tally>),
+    catch_up: CatchUp,
     failures: LogLimit,
     /// Cancelled when links shall end, in order.
     leaving: CancellationToken,
@@ -135,7 +135,8 @@ impl PeerRoom {
         options: PeerOptions,
         replicas: Arc<dyn Replicas>,
     ) -> Result<Arc<Self>, ListenError> {
-        let catch_up = (options.catch_up_bytes_per_s, Arc::default());
+        let bytes_per_s = options.catch_up_bytes_per_s;
+        let catch_up = CatchUp { bytes_per_s, tally: Arc::default() };
         let PeerOptions { listen, secret, me, directory, memory, answers, seed, .. } = options;
         if secret.is_none() && !listen.ip().to_canonical().is_loopback() {
             return Err(ListenError::NoSecret(listen));
@@ -204,10 +205,9 @@ impl PeerRoom {
         self.shared.cards.traffic(lane)
     }
 
-    /// What others were sent since the start to catch up, in bytes, and what of it had to wait for
-    /// its turn.
-    pub fn catch_up_bytes(&self) -> (u64, u64) {
-        self.shared.catch_up.1.read()
+    /// What others were sent to catch up.
+    pub fn catch_up_bytes(&self) -> CatchUpBytes {
+        self.shared.catch_up.tally.read()
     }
 
     /// Leaves: no new question, what was asked is answered, links are closed. Whatever is not over

@@ -39,6 +39,8 @@ pub(crate) enum Bug {
     MembershipUnfenced,
     /// A leader answers for itself without asking anybody.
     LeaseRead,
+    /// Who gave its vote is taken to have all that its leader has.
+    VoterTakenForWhole,
     /// Everybody who asks whether an election would succeed is told that it would.
     TrialAlwaysGranted,
     /// A beat of a leader of an older term is answered as that of the newest.

@@ -46,6 +46,7 @@ mod tail;
 #[cfg(test)]
 pub(crate) mod tests;
 mod window;
+mod wiring;
 
 pub use boot::MemoryLoss;
 pub use codec::CodecError;
@@ -58,6 +59,7 @@ pub use pace::Pace;
 pub use peers::{AppendStream, NoPeers, PeerLost, Peers};
 pub use switchboard::Switchboard;
 pub use weir_protocol::frame::Durability;
+pub use wiring::Wiring;
 
 use crate::planted::{Bug, is_planted};
 use engine::Types;
@@ -195,15 +197,19 @@ pub struct ReplicaState {
     /// It gave up its lead because no majority answered: until a leader is heard of again, whoever
     /// wants one finds it sooner elsewhere.
     pub severed: bool,
+    /// It hands its lead over: it takes no proposals any more, and another leads soon.
+    pub hands_over: bool,
 }
 
 impl ReplicaState {
     /// The term in which proposals are in order: the replica leads it and has seen a batch of
     /// that term committed, so every earlier record is before the partition's duplicate check
-    /// as soon as the partition has read up to `committed`.
+    /// as soon as the partition has read up to `committed`. None while it hands over: whoever waits
+    /// a moment learns who leads instead.
     pub fn leading(&self) -> Option<Term> {
         match self.role {
             Role::Leader(term) if is_planted(Bug::OwnTermNotAwaited) => Some(term),
+            Role::Leader(_) if self.hands_over => None,
             Role::Leader(term) if term == self.committed_term => Some(term),
             _ => None,
         }

@@ -6,7 +6,7 @@ mod common;
 
 use common::Node;
 use common::peer::{Peer, name};
-use weir_client::TopicConfig;
+use weir_client::{ErrorCode, TopicChange, TopicConfig};
 use weir_protocol::frame::{Frame, Metadata, MetadataPage};
 use weir_protocol::types::BrokerId;
 
@@ -50,4 +50,24 @@ async fn a_page_tells_who_leads_where_it_is_and_in_which_term() {
     for (before, after) in partitions.iter().zip(&again.topics[0].partitions) {
         assert!(after.term > before.term, "{before:?} {after:?}");
     }
+}
+
+#[tokio::test]
+async fn a_change_that_is_refused_changed_nothing() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    client.create_topic("orders", TopicConfig::default()).await.unwrap();
+    let before = client.topic("orders").await.unwrap().config;
+    let replicas = TopicChange { replicas: Some(3), ..TopicChange::default() };
+    let more = TopicChange { max_bytes: Some(2 * before.max_bytes), ..replicas };
+    for (change, said) in [(replicas, "broker"), (more, "request of their own")] {
+        let error = client.alter_topic("orders", change).await.unwrap_err();
+        assert_eq!(error.error_code(), Some(ErrorCode::BadRequest), "{error}");
+        assert!(error.to_string().contains(said), "{error}");
+        assert_eq!(client.topic("orders").await.unwrap().config, before, "{change:?}");
+    }
+    // What stays as it is may be named.
+    let more = TopicChange { replicas: Some(before.replicas), ..more };
+    client.alter_topic("orders", more).await.unwrap();
+    assert_eq!(client.topic("orders").await.unwrap().config.max_bytes, 2 * before.max_bytes);
 }

@@ -22,6 +22,8 @@ const SEEDS: u64 = 2;
 /// How long an undisturbed broker may take between two acknowledgements: its slowest flushes.
 const PAUSE_MAX: Duration = Duration::from_millis(400);
 const WHILE: Duration = Duration::from_secs(1);
+/// What a broker said before it died is there by then.
+const ON_THE_WAY: Duration = Duration::from_millis(10);
 
 fn seeds() -> std::ops::Range<u64> {
     let asked = std::env::var("WEIR_SIM_SEEDS").ok();
@@ -72,6 +74,7 @@ fn one_dies(seed: u64, cut: Option<Cut>) -> u64 {
             None => victim.kill().await,
             Some(cut) => victim.cut_power(cut).await,
         }
+        sleep(ON_THE_WAY).await;
         let before: Vec<u64> = loads.iter().map(Load::acknowledged).collect();
         assert!(before.iter().all(|count| *count > 100), "seed {seed}: {before:?}");
         loads.iter().for_each(Load::forget_pauses);

@@ -23,6 +23,8 @@ const PUBLISH_EVERY: Duration = Duration::from_millis(20);
 const ENOUGH: u64 = 150;
 /// Bytes that rot: in the first segment, and more than a message on every replica.
 const ROTTEN: std::ops::Range<u64> = 300_000..400_000;
+/// More than mending takes.
+const ROOM_BYTES: u64 = 1 << 30;
 /// The search, and a turn of each voter.
 const MENDED_WITHIN: Duration = Duration::from_secs(30);
 /// An election that nobody prepared takes longer.
@@ -261,6 +263,38 @@ fn a_damaged_replica_stays_while_another_voter_is_silent() {
         .await;
         let (count, longest) = life.stop().await;
         assert!(longest < PAUSE_MAX, "one message took {longest:?}");
+        check(&cluster, victim, count).await;
+    });
+}
+
+/// What mending needs is not there when the broker starts, and is later.
+#[test]
+fn what_found_no_room_at_its_start_opens_by_itself_when_there_is_some() {
+    paused(36).block_on(async {
+        let cluster = Cluster::joined(36, BROKERS);
+        start_together(&cluster).await;
+        let life = Life::start(&cluster).await;
+        sleep(PUBLISH_EVERY * 4 * ENOUGH as u32).await;
+        let (count, _) = life.stop().await;
+        let victim = leader(&cluster).await % BROKERS + 1;
+        let machine = cluster.machine(victim);
+        machine.kill().await;
+        let open = segments(machine).pop().expect("there is one");
+        machine.disk().damage(&open, &Damage::Noise(ROTTEN, 36));
+        assert!(!is_whole(machine));
+        machine.disk().leave_room(0);
+        machine.start().await.expect("one partition that cannot be opened stops no broker");
+        let has_no_room = async || shown(&cluster, victim).await.contains("STORAGE_LOW");
+        wait_until("it has no room", has_no_room).await;
+        // However often it is tried.
+        sleep(MENDED_WITHIN).await;
+        wait_until("it has no room", has_no_room).await;
+        assert!(!is_whole(machine));
+        machine.disk().leave_room(ROOM_BYTES);
+        wait_until("the replica is open and whole", async || {
+            is_whole(machine) && shown(&cluster, victim).await.contains("high_watermark")
+        })
+        .await;
         check(&cluster, victim, count).await;
     });
 }

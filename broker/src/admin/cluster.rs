@@ -25,7 +25,7 @@ use super::{Answer, Shown};
 use crate::cluster::controller::{Reach, Watch};
 use crate::cluster::forward::MetadataClient;
 use crate::cluster::leaders::LeaderBoard;
-use crate::peer::{LinkView, PeerRoom};
+use crate::peer::{CatchUpBytes, LinkView, PeerRoom};
 use crate::replication::metadata::{Catalog as Topics, Partition, Placement, Stage};
 use axum::Json;
 use axum::extract::State;
@@ -59,11 +59,7 @@ impl ClusterAccess {
             metadata_leader: self.metadata.leader(),
             links: self.room.as_ref().map(|room| room.links()).unwrap_or_default(),
             traffic: self.room.as_deref().map(traffic_of).unwrap_or_default(),
-            catch_up_bytes: self
-                .room
-                .as_ref()
-                .map(|room| room.catch_up_bytes())
-                .unwrap_or_default(),
+            catch_up: self.room.as_ref().map(|room| room.catch_up_bytes()).unwrap_or_default(),
             now: Instant::now(),
         }
     }
@@ -80,8 +76,7 @@ pub(super) struct Look {
     links: Vec<LinkView>,
     /// Bytes read and written by lane, since the start.
     traffic: Vec<(Lane, [u64; 2])>,
-    /// Bytes that others were sent to catch up, and what of them had to wait.
-    catch_up_bytes: (u64, u64),
+    catch_up: CatchUpBytes,
     now: Instant,
 }
 

@@ -9,14 +9,12 @@ use crate::cluster::leaders::LeaderBoard;
 use crate::cluster::{Cluster, METADATA_FOLDER, MetadataClient};
 use crate::config::{ClusterSettings, Config};
 use crate::identity::Identity;
-use crate::peer::ask::{Answers, Asks, NoAsks};
+use crate::peer::ask::Answers;
 use crate::peer::{PeerOptions, PeerRoom};
 use crate::replication::metadata::{
     Catalog, GATE_CLUSTER, Metadata, MetadataOptions, OpenMetadataError,
 };
-use crate::replication::{
-    Durability, Gate, NoPeers, Pace, Peers, ReplicaOptions, Switchboard, repair,
-};
+use crate::replication::{Durability, Gate, Pace, ReplicaOptions, Switchboard, Wiring, repair};
 use crate::seams::{BoxFuture, Seams, on_lane};
 use std::sync::Arc;
 use tokio::time::{Duration, Instant};
@@ -33,27 +31,12 @@ const CATCH_UP_WITHIN: Duration = Duration::from_secs(30);
 /// This broker, alone or among others.
 pub(super) struct Standing {
     pub(super) identity: Identity,
+    /// Whether it had a place in its cluster before this start.
+    pub(super) belonged: bool,
     pub(super) metadata: MetadataClient,
-    pub(super) switchboard: Switchboard,
-    pub(super) peers: Arc<dyn Peers>,
-    pub(super) asks: Arc<dyn Asks>,
-    pub(super) gate: Gate,
+    pub(super) wiring: Wiring,
     pub(super) leaders: Arc<LeaderBoard>,
     pub(super) among: Option<Among>,
-}
-
-/// How replicas of this broker reach others, and what they may write for them.
-struct Ways {
-    peers: Arc<dyn Peers>,
-    switchboard: Switchboard,
-    asks: Arc<dyn Asks>,
-    gate: Gate,
-}
-
-impl Ways {
-    fn to(peers: Arc<dyn Peers>, asks: Arc<dyn Asks>, switchboard: Switchboard) -> Self {
-        Self { peers, switchboard, asks, gate: Gate::default() }
-    }
 }
 
 /// What a broker has that is one of several.
@@ -86,14 +69,17 @@ impl Standing {
         accounts: &Accounts,
         device: &Arc<Device>,
     ) -> Result<Self, StartError> {
-        match config.cluster() {
+        let before = Identity::read(&*seams.disk, config.data_dir())?;
+        let found = match config.cluster() {
             None => Self::alone(config, seams, device).await,
             Some(settings) => {
                 let cluster = Cluster::open(settings.clone(), seams, config.data_dir())?;
                 front.forms(&cluster);
                 Self::among((config, settings), cluster, (seams, accounts), device).await
             }
-        }
+        };
+        let belonged = before.is_some_and(|before| before.cluster != 0);
+        Ok(Self { belonged, ..found? })
     }
 
     async fn alone(
@@ -103,11 +89,12 @@ impl Standing {
     ) -> Result<Self, StartError> {
         let random = fastrand::Rng::with_seed(seams.seed).u128(..);
         let identity = Identity::open(&*seams.disk, config.data_dir(), random)?;
-        let ways = Ways::to(Arc::new(NoPeers), Arc::new(NoAsks), Switchboard::default());
+        let wiring = Wiring::alone();
         let voters = identity.metadata_voters();
-        let metadata = open_metadata(config, seams, device, (identity, voters, &ways)).await?;
+        let metadata = open_metadata(config, seams, device, (identity, voters, &wiring)).await?;
         let metadata = MetadataClient::alone(metadata, identity.broker);
-        Ok(Self::new((identity, metadata), ways, Arc::default(), None))
+        let leaders = Arc::default();
+        Ok(Self { identity, belonged: false, metadata, wiring, leaders, among: None })
     }
 
     async fn among(
@@ -142,12 +129,13 @@ impl Standing {
         };
         let room = PeerRoom::start(seams, options).await?;
         let identity = cluster.belong(room.asks()).await?;
-        let ways = Ways::to(room.peers(), room.asks(), switchboard);
+        let (peers, asks) = (room.peers(), room.asks());
+        let wiring = Wiring { peers, switchboard, asks, gate: Gate::default() };
         // An open log knows its voters; what was known of others tells whom to ask for what it lacks.
         let known = cluster.known_metadata();
+        let has_others = !known.is_empty();
         let voters = if identity.is_opened { known } else { identity.metadata_voters() };
-        let has_others = !cluster.known_metadata().is_empty();
-        let opened = open_metadata(config, seams, device, (identity, voters, &ways)).await;
+        let opened = open_metadata(config, seams, device, (identity, voters, &wiring)).await;
         let lost = opened.as_ref().err().and_then(OpenMetadataError::loss);
         let (identity, metadata) = match (opened, lost) {
             (Err(error), Some(reason)) if has_others => {
@@ -156,7 +144,7 @@ impl Standing {
                     place for another one, which is made of what the others have"
                 );
                 let identity = cluster.replace_metadata(reason, room.asks()).await?;
-                let anew = (identity, identity.metadata_voters(), &ways);
+                let anew = (identity, identity.metadata_voters(), &wiring);
                 (identity, open_metadata(config, seams, device, anew).await?)
             }
             (opened, _) => (identity, opened?),
@@ -168,21 +156,13 @@ impl Standing {
         // What is placed here may have changed while this broker was away.
         if let Err(error) = metadata.catch_up(CATCH_UP_WITHIN).await {
             tracing::warn!(%error, "the metadata may be old: nobody who leads it was found");
+            // Who was removed finds nobody, for none of the others is in a group with it any more.
+            cluster.check_place(wiring.asks.clone()).await?;
         }
         may_read(&metadata.catalog(), settings.gate)?;
         let metadata_voters = settings.metadata_voters;
-        let among = Among { room, metadata_voters, _ties: ties };
-        Ok(Self::new((identity, metadata), ways, leaders, Some(among)))
-    }
-
-    fn new(
-        (identity, metadata): (Identity, MetadataClient),
-        ways: Ways,
-        leaders: Arc<LeaderBoard>,
-        among: Option<Among>,
-    ) -> Self {
-        let Ways { peers, switchboard, asks, gate } = ways;
-        Self { identity, metadata, switchboard, peers, asks, gate, leaders, among }
+        let among = Some(Among { room, metadata_voters, _ties: ties });
+        Ok(Self { identity, belonged: false, metadata, wiring, leaders, among })
     }
 
     /// Where news of this broker go.
@@ -207,7 +187,7 @@ async fn open_metadata(
     config: &Config,
     seams: &Seams,
     device: &Arc<Device>,
-    (identity, voters, ways): (Identity, Vec<(ReplicaId, BrokerId)>, &Ways),
+    (identity, voters, wiring): (Identity, Vec<(ReplicaId, BrokerId)>, &Wiring),
 ) -> Result<Metadata, OpenMetadataError> {
     Metadata::open(MetadataOptions {
         replica: ReplicaOptions {
@@ -222,10 +202,7 @@ async fn open_metadata(
             boot_id: seams.boot_id,
             seed: seams.seed,
             pace: Pace::METADATA,
-            peers: ways.peers.clone(),
-            switchboard: ways.switchboard.clone(),
-            gate: ways.gate.clone(),
-            asks: ways.asks.clone(),
+            wiring: wiring.clone(),
         },
         founding: identity.founding(),
         wall: seams.wall.clone(),

@@ -84,21 +84,26 @@ impl Catalog {
             );
             return Err(topic_refusal(ErrorCode::BadRequest, text));
         };
-        let command = Command::AlterTopic {
-            topic: topic.id,
-            revision: topic.revision,
-            settings: settings_of(&config),
-            added: self.new_partitions(added, topic.replicas)?,
+        let (id, revision, settings) = (topic.id, topic.revision, settings_of(&config));
+        let command = match config.replicas {
+            replicas if replicas == 0 || replicas == topic.replicas => Command::AlterTopic {
+                topic: id,
+                revision,
+                settings,
+                added: self.new_partitions(added, topic.replicas)?,
+            },
+            // In two commands the first would stand where the second is refused.
+            _ if added > 0 || settings != topic.settings => {
+                let text = format!(
+                    "the replicas of topic {} change in a request of their own; nothing was \
+                     changed, ask for the rest in another one",
+                    request.topic
+                );
+                return Err(topic_refusal(ErrorCode::BadRequest, text));
+            }
+            replicas => Command::SetReplicas { topic: id, revision, replicas },
         };
-        let altered = match self.change(&request.topic, command).await? {
-            Change::Altered(altered) => altered,
-            other => unreachable!("altering a topic answered {other:?}"),
-        };
-        if config.replicas != 0 && config.replicas != altered.replicas {
-            let (topic, revision) = (altered.id, altered.revision);
-            let command = Command::SetReplicas { topic, revision, replicas: config.replicas };
-            self.change(&request.topic, command).await?;
-        }
+        self.change(&request.topic, command).await?;
         self.show(&request.topic).await;
         Ok(())
     }

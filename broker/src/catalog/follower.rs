@@ -1,98 +1,75 @@
 //! The task that makes the table follow the metadata.
 //!
-//! Owns: opening, stopping and removing the replicas that are placed here, in that order of care;
-//! what is to be told of those that are lost; opening anew those that are damaged.
+//! Owns: which replicas are opened, stopped and removed, in that order of care; what is to be told of
+//! those that are lost; opening anew those that are damaged.
 //! Never: removes the files of a replica that still runs, or of one that the metadata still places
 //! here; waits for one replica to open while another one could.
-//! Invariants: at most [`OPENING_MAX`] are being opened, those aside that take longer than
-//! [`OPENING_SLOW_AFTER`]: they wait for others. What was opened for a metadata that is no more is
-//! stopped at once.
+//! Invariant: what was opened for a metadata that is no more is stopped at once.
 
 use super::keepers::Keepers;
 use super::losses::Losses;
+use super::made::Made;
 use super::mending::Mender;
 use super::opening::{Manner, Opening, folders_of, placed_on};
+use super::openings::{Opened, Openings, Turn};
+use super::refused::{code_of, loss_of};
 use super::table::{PartitionHere, PartitionState, Table, TopicPartitions};
 use super::{Rooms, config_of};
 use crate::cluster::MetadataClient;
 use crate::flow::PartitionKey;
-use crate::partition::{OpenPartitionError, PartitionHandle, Request, WireError};
+use crate::partition::Request;
+use crate::replication::MemoryLoss;
 use crate::replication::metadata::{
     Catalog as Topics, Command, LossReason, Partition, Placement, Recovery, Stage, Topic,
 };
-use crate::replication::{CodecError, MemoryLoss, OpenReplicaError};
-use crate::seams::BoxFuture;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::watch;
-use tokio::time::{Duration, Instant};
 use weir_protocol::error_code::ErrorCode;
 use weir_protocol::types::{Name, ReplicaId};
-use weir_storage::{Lane, MendError, OpenError};
-
-/// Replicas that are opened at a time: recovery is bound by the device.
-const OPENING_MAX: usize = 8;
-/// An opening that takes longer waits for a broker that has what damage took here, and keeps nobody
-/// from being opened.
-const OPENING_SLOW_AFTER: Duration = Duration::from_secs(10);
-/// What found no room on the disk is opened again after this.
-const ROOM_AGAIN: Duration = Duration::from_secs(5);
+use weir_storage::Lane;
 
 pub(super) struct Follower {
     rooms: Arc<Rooms>,
     metadata: MetadataClient,
     table: Arc<Table>,
+    made: Arc<Made>,
     shown: watch::Sender<u64>,
     /// The metadata that the table follows.
     topics: Arc<Topics>,
-    /// What is to be opened; at most the replicas that are placed here.
-    queue: VecDeque<Opening>,
-    opening: FuturesUnordered<BoxFuture<'static, Opened>>,
-    /// Replicas that are just being opened, and since when: one at a time has a folder.
-    at_work: BTreeMap<ReplicaId, Instant>,
+    openings: Openings,
     /// How each replica that is open, or is being opened, was.
     manners: BTreeMap<ReplicaId, Manner>,
     /// What keeps the groups of those that are open.
     keepers: Keepers,
     losses: Losses,
     mender: Mender,
-    /// Replicas that found no room on the disk, and when they are opened again.
-    crowded: BTreeMap<ReplicaId, Instant>,
     /// Replicas that lost what they held in memory, and the recovery epoch at which that was found.
     unclean: BTreeMap<ReplicaId, u32>,
 }
 
-/// What came of an opening.
-struct Opened {
-    of: Opening,
-    outcome: Result<PartitionHandle, OpenPartitionError>,
-}
-
 impl Follower {
     pub(super) fn new(
-        (rooms, table): (Arc<Rooms>, Arc<Table>),
+        (rooms, table, made): (Arc<Rooms>, Arc<Table>, Arc<Made>),
         metadata: MetadataClient,
         shown: watch::Sender<u64>,
     ) -> Self {
         let keepers = Keepers::new(&rooms, &metadata);
         let losses = Losses::new(metadata.clone());
         let mender = Mender::new(&rooms, &table);
+        let openings = Openings::new(&rooms, &made);
         Self {
             rooms,
             metadata,
             table,
+            made,
             shown,
             topics: Arc::default(),
-            queue: VecDeque::new(),
-            opening: FuturesUnordered::new(),
-            at_work: BTreeMap::new(),
+            openings,
             manners: BTreeMap::new(),
             keepers,
             losses,
             mender,
-            crowded: BTreeMap::new(),
             unclean: BTreeMap::new(),
         }
     }
@@ -103,11 +80,12 @@ impl Follower {
         let now = seen.borrow_and_update().clone();
         self.catch_up(now).await;
         loop {
-            self.open_queued();
-            let slow_at = self.slow_at().filter(|_| !self.queue.is_empty());
-            if self.opening.is_empty() {
+            let is_wanted = |of: &Opening| is_wanted((&self.table, &self.manners), of);
+            self.openings.start(is_wanted);
+            if !self.openings.are_under_way() {
                 self.shown.send_modify(|times| *times += 1);
             }
+            let is_settled = self.openings.is_empty();
             tokio::select! {
                 biased;
                 changed = seen.changed() => {
@@ -117,76 +95,36 @@ impl Follower {
                     let now = seen.borrow_and_update().clone();
                     self.catch_up(now).await;
                 }
-                Some(opened) = self.opening.next(), if !self.opening.is_empty() => {
-                    self.take(opened).await;
-                    // Who waits for one topic does not wait for all.
-                    self.shown.send_modify(|times| *times += 1);
-                }
+                turn = self.openings.next() => match turn {
+                    Turn::Opened(opened) => {
+                        self.take(*opened).await;
+                        // Who waits for one topic does not wait for all.
+                        self.shown.send_modify(|times| *times += 1);
+                    }
+                    Turn::Slow => {}
+                    Turn::Room => self.open_crowded(),
+                },
                 () = self.losses.tell() => {}
                 // One at a time, and not while anything else is away.
-                replica = self.mender.next(), if self.at_work.is_empty() && self.queue.is_empty() => {
+                replica = self.mender.next(), if is_settled => {
                     self.reopen(replica).await;
                 }
-                () = sleep_until(slow_at) => {}
-                () = sleep_until(self.crowded.values().min().copied()) => self.open_crowded(),
             }
         }
     }
 
     async fn catch_up(&mut self, topics: Arc<Topics>) {
         self.topics = topics.clone();
-        self.rooms.gate.raise(topics.gate);
+        self.rooms.wiring.gate.raise(topics.gate);
         self.remove_deleted().await;
         for topic in topics.topics.values() {
             self.follow_topic(topic).await;
         }
     }
 
-    /// How many are being opened that are not known to wait for others.
-    fn swift(&self) -> impl Iterator<Item = Instant> {
-        let now = Instant::now();
-        let slow_at = self.at_work.values().map(|since| *since + OPENING_SLOW_AFTER);
-        slow_at.filter(move |slow_at| *slow_at > now)
-    }
-
-    /// When the next of them is taken to wait for others; none where there is room without that.
-    fn slow_at(&self) -> Option<Instant> {
-        self.swift().min().filter(|_| self.swift().count() >= OPENING_MAX)
-    }
-
-    fn open_queued(&mut self) {
-        while self.swift().count() < OPENING_MAX {
-            let free = |of: &Opening| !self.at_work.contains_key(&of.placed.replica);
-            let next = self.queue.iter().position(free);
-            let Some(of) = next.and_then(|at| self.queue.remove(at)) else { return };
-            if !self.is_wanted(&of) {
-                continue;
-            }
-            self.at_work.insert(of.placed.replica, Instant::now());
-            let rooms = self.rooms.clone();
-            self.opening.push(Box::pin(async move {
-                let outcome = open(&rooms, &of).await;
-                Opened { of, outcome }
-            }));
-        }
-    }
-
-    /// Whether the table still waits for this very opening.
-    fn is_wanted(&self, of: &Opening) -> bool {
-        let table = self.table.read();
-        let here = table.get(&of.topic.name).filter(|here| here.topic.id == of.topic.id);
-        let slot = here.and_then(|here| here.partitions.get(of.partition.id.0 as usize));
-        let same = |slot: &&PartitionHere| {
-            slot.placed.is_some_and(|placed| placed.replica == of.placed.replica)
-        };
-        slot.filter(same).is_some_and(PartitionHere::is_opening)
-            && self.manners.get(&of.placed.replica) == Some(&of.manner)
-    }
-
     async fn take(&mut self, opened: Opened) {
         let Opened { of, outcome } = opened;
-        self.at_work.remove(&of.placed.replica);
-        if !self.is_wanted(&of) {
+        if !is_wanted((&self.table, &self.manners), &of) {
             if let Ok(handle) = outcome {
                 handle.stop().await;
             }
@@ -217,7 +155,7 @@ impl Follower {
                     self.losses.note(replica, Command::LoseReplica { replica, reason });
                 }
                 if code == ErrorCode::StorageLow {
-                    self.crowded.insert(of.placed.replica, Instant::now() + ROOM_AGAIN);
+                    self.openings.found_no_room(of.placed.replica);
                 }
                 PartitionState::Failed { code, reason }
             }
@@ -297,7 +235,7 @@ impl Follower {
         }
         self.manners.insert(placed.replica, as_);
         self.set(&topic.name, partition, placed, PartitionState::Opening);
-        self.queue.push_back(Opening {
+        self.openings.add(Opening {
             topic: topic.clone(),
             partition: partition.clone(),
             placed,
@@ -324,9 +262,8 @@ impl Follower {
 
     /// Opens again what found no room on the disk; there may be some now.
     fn open_crowded(&mut self) {
-        let (topics, now) = (self.topics.clone(), Instant::now());
-        let due = self.crowded.extract_if(.., |_, at| *at <= now);
-        for replica in due.map(|(replica, _)| replica).collect::<Vec<_>>() {
+        let topics = self.topics.clone();
+        for replica in self.openings.due_again() {
             let known = self.known(&topics, replica);
             let Some((topic, partition, here, manner)) = known else { continue };
             let waits = matches!(&here.state, PartitionState::Failed { code, .. }
@@ -444,6 +381,7 @@ impl Follower {
         if now.is_some_and(|now| now.replica(placed.replica).is_some()) {
             return;
         }
+        self.made.forget(placed.replica);
         let folders = folders_of(partition, &placed).map(|name| self.rooms.data_dir.join(name));
         let device = self.rooms.device.clone();
         let remove = move || {
@@ -460,90 +398,14 @@ impl Follower {
     }
 }
 
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn open(rooms: &Rooms, of: &Opening) -> Result<PartitionHandle, OpenPartitionError> {
-    PartitionHandle::open(of.options(rooms)?).await
-}
-
-/// Why a replica will never serve again, if that is what the error says.
-fn loss_of(error: &OpenPartitionError) -> Option<LossReason> {
-    match error {
-        OpenPartitionError::Replica(replica) => replica.loss(),
-        OpenPartitionError::Checkpoint(WireError::Version { .. }) => None,
-        OpenPartitionError::Checkpoint(_) => Some(LossReason::Damaged),
-    }
-}
-
-/// What clients are told of a partition that could not be opened. What a newer version wrote is whole:
-/// it is not damaged, and another broker may serve it, which is what STORAGE_FENCED sends clients to.
-fn code_of(error: &OpenPartitionError) -> ErrorCode {
-    let replica = match error {
-        OpenPartitionError::Replica(replica) => replica,
-        OpenPartitionError::Checkpoint(WireError::Version { .. }) => {
-            return ErrorCode::StorageFenced;
-        }
-        OpenPartitionError::Checkpoint(
-            WireError::Short(_) | WireError::Content(_) | WireError::Trailing(_),
-        ) => return ErrorCode::DamagedRange,
+/// Whether the table still waits for this very opening.
+fn is_wanted((table, manners): (&Table, &BTreeMap<ReplicaId, Manner>), of: &Opening) -> bool {
+    let table = table.read();
+    let here = table.get(&of.topic.name).filter(|here| here.topic.id == of.topic.id);
+    let slot = here.and_then(|here| here.partitions.get(of.partition.id.0 as usize));
+    let same = |slot: &&PartitionHere| {
+        slot.placed.is_some_and(|placed| placed.replica == of.placed.replica)
     };
-    match replica {
-        OpenReplicaError::Log(open) => match open {
-            OpenError::Damaged(_) => ErrorCode::DamagedRange,
-            OpenError::NoSpace(_) => ErrorCode::StorageLow,
-            OpenError::Newer { .. } | OpenError::Device { .. } => ErrorCode::StorageFenced,
-        },
-        OpenReplicaError::Codec { reason: CodecError::Version(_), .. } => ErrorCode::StorageFenced,
-        OpenReplicaError::Codec { reason: CodecError::Malformed, .. }
-        | OpenReplicaError::Read { .. } => ErrorCode::DamagedRange,
-        OpenReplicaError::Unmendable(_) => ErrorCode::DamagedRange,
-        OpenReplicaError::Mend(MendError::NoSpace(_)) => ErrorCode::StorageLow,
-        OpenReplicaError::NotAVoter(_)
-        | OpenReplicaError::Mend(_)
-        | OpenReplicaError::Lost(_)
-        | OpenReplicaError::Unclean(_)
-        | OpenReplicaError::Engine(_) => ErrorCode::StorageFenced,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What the metadata is told decides what becomes of the replica.
-    #[test]
-    fn each_loss_has_its_reason() {
-        let replica = ReplicaId(7);
-        let reason = |error: OpenReplicaError| loss_of(&error.into());
-        assert_eq!(reason(OpenReplicaError::Unclean(replica)), Some(LossReason::Unclean));
-        assert_eq!(reason(OpenReplicaError::Lost(replica)), Some(LossReason::Empty));
-        assert_eq!(reason(OpenReplicaError::Unmendable(replica)), Some(LossReason::Damaged));
-        assert_eq!(reason(OpenReplicaError::NotAVoter(replica)), None);
-    }
-
-    /// A client that is told of damage never comes back; what is only too new for this broker it
-    /// finds elsewhere.
-    #[test]
-    fn what_a_newer_version_wrote_is_not_called_damaged() {
-        let newer = OpenError::Newer { file: "000.seg".into(), found: 2, known: 1 };
-        let version = CodecError::Version(2);
-        let checkpoint = WireError::Version { what: "a checkpoint", version: 2, known: 1 };
-        let newer = [
-            OpenPartitionError::Replica(newer.into()),
-            OpenReplicaError::Codec { what: "hard state", reason: version }.into(),
-            OpenPartitionError::Checkpoint(checkpoint),
-        ];
-        assert!(newer.iter().all(|error| code_of(error) == ErrorCode::StorageFenced));
-        let reason = CodecError::Malformed;
-        let damaged = [
-            OpenReplicaError::Codec { what: "hard state", reason }.into(),
-            OpenPartitionError::Checkpoint(WireError::Trailing(1)),
-        ];
-        assert!(damaged.iter().all(|error| code_of(error) == ErrorCode::DamagedRange));
-    }
+    slot.filter(same).is_some_and(PartitionHere::is_opening)
+        && manners.get(&of.placed.replica) == Some(&of.manner)
 }

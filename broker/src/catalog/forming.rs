@@ -1,7 +1,8 @@
 //! Telling the metadata which groups have had a leader.
 //!
 //! Owns: that it is told as soon as a leader is known: before that nobody publishes, because an
-//! empty replica of a group that never had a leader is taken for a new one.
+//! empty replica of a group that never had a leader is taken for a new one, also where it was made
+//! before.
 //! Never: insists: what was not taken is told again while it is true.
 
 use super::Rooms;

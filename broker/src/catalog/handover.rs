@@ -7,7 +7,7 @@
 use super::Catalog;
 use crate::cluster::members::ANSWERS_WITHIN;
 use crate::partition::PartitionHandle;
-use crate::replication::Replica;
+use crate::replication::{Replica, Role};
 use tokio::time::{Duration, Instant};
 use weir_protocol::types::ReplicaId;
 
@@ -22,7 +22,7 @@ impl Catalog {
         }
         loop {
             let led = self.table.open().iter().filter(|handle| is_to_be_given(handle)).count();
-            let led = led + usize::from(leads_others(self.metadata.metadata().replica()));
+            let led = led + usize::from(leads_others(&self.metadata.metadata().replica()));
             if led == 0 {
                 return;
             }
@@ -37,12 +37,12 @@ impl Catalog {
 
 /// Whether the partition is led here and has somebody else who could.
 fn is_to_be_given(handle: &PartitionHandle) -> bool {
-    handle.view().leading && handle.replica().is_some_and(|replica| leads_others(&replica))
+    handle.replica().is_some_and(|replica| leads_others(&replica))
 }
 
 /// Whether the replica leads a group in which somebody else lives who may lead it.
 fn leads_others(replica: &Replica) -> bool {
-    if replica.state().borrow().leading().is_none() {
+    if !matches!(replica.state().borrow().role, Role::Leader(_)) {
         return false;
     }
     let (silence, members) = (replica.silence(), replica.members());

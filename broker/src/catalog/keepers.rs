@@ -19,7 +19,7 @@ use tokio::time::Duration;
 use tokio_util::sync::CancellationToken;
 use weir_protocol::types::{ReplicaId, TopicId};
 
-/// A partition whose replica has ended is looked at again after this: it may be opened anew.
+/// A log whose replica has ended is looked at again after this: it may be opened anew.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What keepers of partitions are made of.
@@ -70,14 +70,20 @@ fn keeper(
 }
 
 /// Starts what works on the metadata's own group and on the cluster as a whole.
-pub(super) fn start(rooms: &Rooms, metadata: &MetadataClient, stopped: &CancellationToken) {
+pub(super) fn start(rooms: &Arc<Rooms>, metadata: &MetadataClient, stopped: &CancellationToken) {
     let Some(voters) = rooms.metadata_voters else { return };
-    let replica = metadata.metadata().replica().clone();
-    let me = replica.id();
-    let own = (KeptLog::Metadata(voters), Arc::default());
-    let keeper = keeper(rooms, metadata, (replica, me), own);
+    let (here, own) = (metadata.clone(), (KeptLog::Metadata(voters), Arc::default()));
+    let of_metadata = rooms.clone();
+    let keep = async move {
+        loop {
+            let replica = here.metadata().replica();
+            let me = replica.id();
+            keeper(&of_metadata, &here, (replica, me), own.clone()).run().await;
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
     let (board, wall) = (rooms.leaders.clone(), rooms.wall.clone());
     let controller = Controller::new(metadata.clone(), board, rooms.broker, wall);
-    start_until(stopped, "metadata keeper", keeper.run());
+    start_until(stopped, "metadata keeper", keep);
     start_until(stopped, "controller", controller.run());
 }

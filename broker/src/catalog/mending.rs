@@ -4,8 +4,9 @@
 //! Owns: when that is, who leads meanwhile, and what of each replica's damage was tried.
 //! Never: closes or opens anything, which is the follower's; takes a replica away while another
 //! voter of its group is silent, or is the only one.
-//! Invariants: damage that was tried is not tried again for [`AGAIN_AFTER`], unless more is found; who leads has handed over before it is named; the voters of a group are never named at
-//! the same time, as far as the clocks of their brokers agree.
+//! Invariants: damage that was tried is not tried again for [`AGAIN_AFTER`], unless more is found;
+//! who leads has handed over before it is named; the voters of a group are never named at the same
+//! time, as far as the clocks of their brokers agree.
 
 use super::Rooms;
 use super::table::Table;

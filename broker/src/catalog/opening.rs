@@ -58,26 +58,33 @@ impl Opening {
         voters
     }
 
-    /// An empty log is the beginning of a voter whose group never had a leader, and of one that
-    /// joins. Of any other it is the loss of what was promised.
-    fn birth(&self) -> Birth {
+    /// An empty log is the beginning of a voter whose group never had a leader, of one that joins,
+    /// and of one that was never made: its group was formed while this broker was away or busy. Of
+    /// any other it is the loss of what was promised.
+    fn birth(&self, was_made: bool) -> Birth {
         match self.placed.stage {
             Stage::Joining | Stage::Ready => Birth::Joins,
             Stage::Voter | Stage::Leaving | Stage::Lost(_) if self.partition.formed => {
-                Birth::Continues
+                let may_be_late = !was_made && self.has_others();
+                if may_be_late { Birth::Joins } else { Birth::Continues }
             }
             Stage::Voter | Stage::Leaving | Stage::Lost(_) => Birth::Forms,
         }
     }
 
-    pub(super) fn options(&self, rooms: &Rooms) -> Result<PartitionOptions, OpenReplicaError> {
+    /// `was_made`: whether the replica may have been made before.
+    pub(super) fn options(
+        &self,
+        rooms: &Rooms,
+        was_made: bool,
+    ) -> Result<PartitionOptions, OpenReplicaError> {
         let (topic, partition) = (&self.topic, &self.partition);
         Ok(PartitionOptions {
             key: self.key(),
             config: config_of(topic),
             replica: ReplicaOptions {
                 replica: self.placed.replica,
-                birth: self.birth(),
+                birth: self.birth(was_made),
                 voters: self.voters(),
                 dir: self.folder(rooms)?,
                 device: rooms.device.clone(),
@@ -91,10 +98,7 @@ impl Opening {
                 boot_id: rooms.boot_id,
                 seed: rooms.seed ^ partition.uuid as u64,
                 pace: self.manner.pace,
-                peers: rooms.peers.clone(),
-                switchboard: rooms.switchboard.clone(),
-                gate: rooms.gate.clone(),
-                asks: rooms.asks.clone(),
+                wiring: rooms.wiring.clone(),
             },
             flow: rooms.flow.clone(),
             lead_changed: rooms.lead_changed.clone(),
@@ -107,8 +111,8 @@ impl Opening {
     /// A broker that is alone keeps the plain name that it always used, also when others join.
     fn folder(&self, rooms: &Rooms) -> Result<PathBuf, OpenReplicaError> {
         let [plain, own] = folders_of(&self.partition, &self.placed);
-        let device = |source| OpenError::Device { path: rooms.data_dir.clone(), source };
-        let names = rooms.device.disk().list(&rooms.data_dir).map_err(device)?;
+        let names = rooms.device.disk().list(&rooms.data_dir);
+        let names = names.map_err(OpenError::device(&rooms.data_dir))?;
         let has = |name: &String| names.iter().any(|known| known == name);
         let is_plain = !has(&own) && (has(&plain) || !self.clustered);
         Ok(rooms.data_dir.join(if is_plain { plain } else { own }))

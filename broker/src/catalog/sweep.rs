@@ -95,14 +95,14 @@ fn parse(name: &str) -> Option<(u128, Option<ReplicaId>)> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::replication::metadata::{Command, NewPartition, Placement, Settings, Stage, State};
     use weir_protocol::frame::{Durability, Overflow};
     use weir_protocol::types::Name;
 
     /// Three brokers; one partition with the identity 0xAB, on all of them.
-    fn topics() -> Topics {
+    pub(in crate::catalog) fn topics() -> Topics {
         let mut state = State::default();
         state.apply(&Command::Found { cluster: 1, brokers: 3, voters: 3 }).unwrap();
         let settings = Settings {

@@ -11,7 +11,7 @@
 //! 32 count times: broker8 metadata_replica8 (0 = none) len1 address
 //! ```
 
-use crate::identity::replace_file;
+use crate::identity::{read_file, replace_file};
 use crate::replication::metadata::{Address, Catalog, Stage};
 use std::collections::BTreeMap;
 use std::io;
@@ -69,7 +69,7 @@ impl Known {
     /// What `root` says of this cluster; nothing where it says nothing that is whole.
     pub(super) fn read(disk: &dyn Disk, root: &Path, cluster: u128) -> Self {
         let none = Self { cluster, ..Self::default() };
-        let bytes = match Self::bytes(disk, root) {
+        let bytes = match read_file(disk, root, NAME, FILE_BYTES_MAX + 1) {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return none,
             Err(error) => {
@@ -85,16 +85,6 @@ impl Known {
                 none
             }
         }
-    }
-
-    fn bytes(disk: &dyn Disk, root: &Path) -> io::Result<Option<Vec<u8>>> {
-        if !disk.list(root)?.iter().any(|name| name == NAME) {
-            return Ok(None);
-        }
-        let file = disk.open(&root.join(NAME))?;
-        let mut bytes = vec![0; (file.len() as usize).min(FILE_BYTES_MAX + 1)];
-        file.read_at(0, &mut bytes)?;
-        Ok(Some(bytes))
     }
 
     /// Writes it down, durably, in place of what was known before.

@@ -16,8 +16,8 @@ pub use keeper::{KeptLog, MemberKeeper};
 pub use wanted::{Log, Seat, Wanted, Wish};
 
 use crate::planted::{Bug, is_planted};
-use crate::replication::Members;
 use crate::replication::metadata::{Command, MetadataStep, Stage, Step};
+use crate::replication::{Members, Replica};
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Duration;
 use weir_protocol::types::{BrokerId, Index, ReplicaId};
@@ -32,14 +32,32 @@ pub const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 /// How a member does, as its leader sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes of the leader's log that it does not have, or [`CLOSE_BYTES`] where they are more.
+    /// About how many bytes of the leader's log it does not have; no less than [`CLOSE_BYTES`] where
+    /// the log begins behind what it has.
     pub lag_bytes: u64,
     /// It answered within [`ANSWERS_WITHIN`].
     pub answers: bool,
 }
 
 impl Progress {
-    fn is_close(self) -> bool {
+    /// How the other members of a group do, as this replica sees them while it leads.
+    pub fn of_others(replica: &Replica, members: &Members) -> BTreeMap<ReplicaId, Self> {
+        let (reached, silence, log) = (replica.progress(), replica.silence(), replica.log());
+        let others = members.brokers.keys().filter(|id| **id != replica.id());
+        let progress = others.map(|id| {
+            let at = reached.get(id).copied().unwrap_or_default();
+            // Until a snapshot brings it there, the log's bytes say nothing of what it lacks.
+            let is_held = at.0 + 1 >= log.bounds().first_index.0;
+            let least = if is_held { 0 } else { CLOSE_BYTES };
+            let lag_bytes = log.bytes_behind(at).max(least);
+            let answers = silence.get(id).is_some_and(|silent| *silent < ANSWERS_WITHIN);
+            (*id, Self { lag_bytes, answers })
+        });
+        progress.collect()
+    }
+
+    /// Whether it answers and has nearly all that its leader has.
+    pub fn is_close(self) -> bool {
         self.answers && self.lag_bytes < CLOSE_BYTES
     }
 }

@@ -72,6 +72,8 @@ pub(super) struct Seen {
     pub(super) sole_voter: bool,
     /// Whether it gave up its lead because it is cut off from the others.
     pub(super) severed: bool,
+    /// Whether it gives its lead to another.
+    pub(super) hands_over: bool,
     pub(super) refused: Option<Refused>,
     /// Proposals whose fate is open.
     pub(super) in_flight: usize,

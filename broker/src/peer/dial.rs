@@ -13,7 +13,7 @@ use super::reader::READER_BYTES_MAX;
 use super::receiver::{FETCHES_MAX, SNAPSHOTS_MAX};
 use super::sender::Sender;
 use super::shake::{ShakeError, Shaken};
-use super::throttle::Throttle;
+use super::throttle::{CatchUp, Throttle};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
@@ -43,8 +43,8 @@ pub(super) struct Peer {
 
 impl Peer {
     fn start(shared: &Arc<Shared>, broker: BrokerId, address: &str) -> Self {
-        let (rate, tally) = &shared.catch_up;
-        let bulk = Bulk::new(Throttle::new(*rate, tally.clone()));
+        let CatchUp { bytes_per_s, tally } = &shared.catch_up;
+        let bulk = Bulk::new(Throttle::new(*bytes_per_s, tally.clone()));
         let (control, bulk) = (Arc::<Control>::default(), Arc::new(bulk));
         let stop = CancellationToken::new();
         for lane in [Lane::Control, Lane::Bulk] {

@@ -16,6 +16,24 @@ use tokio::time::{Duration, Instant};
 /// Whoever asked for nothing for so long is given that much at once.
 const BURST: Duration = Duration::from_millis(250);
 
+/// What others were sent since the start to catch up, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CatchUpBytes {
+    /// All of it.
+    pub sent: u64,
+    /// What of it had to wait for its turn.
+    pub delayed: u64,
+}
+
+/// How those are helped who are behind.
+#[derive(Debug, Default)]
+pub(super) struct CatchUp {
+    /// For each broker; 0 = as fast as it goes.
+    pub(super) bytes_per_s: u64,
+    /// What all of them were sent.
+    pub(super) tally: Arc<Tally>,
+}
+
 /// What went to all brokers as catch-up since the start, in cost.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
@@ -45,9 +63,10 @@ pub(super) struct Turn {
 }
 
 impl Tally {
-    /// All, and what of it had to wait.
-    pub(super) fn read(&self) -> (u64, u64) {
-        (self.sent.load(Ordering::Relaxed), self.delayed.load(Ordering::Relaxed))
+    pub(super) fn read(&self) -> CatchUpBytes {
+        let (sent, delayed) = (&self.sent, &self.delayed);
+        let read = |of: &AtomicU64| of.load(Ordering::Relaxed);
+        CatchUpBytes { sent: read(sent), delayed: read(delayed) }
     }
 }
 
@@ -139,7 +158,8 @@ mod tests {
             [0.0, 0.0, 0.25],
             "idle time is not saved up"
         );
-        assert_eq!(throttle.tally.read(), (9 * MIB, 5 * MIB));
+        let expected = CatchUpBytes { sent: 9 * MIB, delayed: 5 * MIB };
+        assert_eq!(throttle.tally.read(), expected);
     }
 
     #[test]
@@ -162,7 +182,8 @@ mod tests {
         turns(&throttle, start, &[MIB]);
         drop(throttle.turn(400 * MIB, false, start));
         assert_eq!(turns(&throttle, start, &[MIB, MIB]), [0.0, 0.25]);
-        assert_eq!(throttle.tally.read(), (3 * MIB, MIB), "what did not go is not counted");
+        let expected = CatchUpBytes { sent: 3 * MIB, delayed: MIB };
+        assert_eq!(throttle.tally.read(), expected, "what did not go is not counted");
     }
 
     #[test]

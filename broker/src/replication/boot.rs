@@ -74,7 +74,7 @@ impl Found {
         }
         if self.before != Some(mark) {
             mark.store(&**options.device.disk(), &options.dir)
-                .map_err(|source| OpenError::Device { path: options.dir.clone(), source })?;
+                .map_err(OpenError::device(&options.dir))?;
         }
         Ok(Some(OpenMark { device: options.device.clone(), dir: options.dir.clone(), mark }))
     }

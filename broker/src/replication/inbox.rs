@@ -57,11 +57,15 @@ impl Inbox {
             Ok(result) => answered(result),
             Err(_) => AppendResult::Refused(PeerRefusal::Fenced),
         });
-        (AppendInput { requests, window: self.window.clone() }, AppendAnswers(answers.boxed()))
+        let (shared, window) = (self.shared.clone(), self.window.clone());
+        (AppendInput { requests, shared, window }, AppendAnswers(answers.boxed()))
     }
 
     /// A leader says that it leads.
     pub async fn beat(&self, beat: Beat) -> AppendResult {
+        if let Err(refusal) = self.check() {
+            return AppendResult::Refused(refusal);
+        }
         let vote = Vote { term: beat.term, replica: beat.address.from, committed: true };
         let request = AppendEntriesRequest {
             vote: engine::vote_of(vote),
@@ -173,6 +177,7 @@ fn answered(result: StreamAppendResult<Types>) -> AppendResult {
 /// Takes the appends of one stream in. Dropping it ends the stream once all of it is answered.
 pub struct AppendInput {
     requests: mpsc::Sender<AppendEntriesRequest<Types>>,
+    shared: Arc<Shared>,
     window: Window,
 }
 
@@ -184,6 +189,8 @@ impl AppendInput {
         append: &Append,
         paid_with: impl Send + Sync + 'static,
     ) -> Result<(), PeerRefusal> {
+        // The engine calls what comes behind its end an error of the log, each time.
+        self.shared.check().map_err(|_| PeerRefusal::Fenced)?;
         let mut records = receive::records_of(append).map_err(|error| {
             tracing::warn!(%error, "a leader's append cannot be read");
             PeerRefusal::Malformed

@@ -126,8 +126,11 @@ impl RaftLogStorage<Types> for LogStore {
         if !is_planted(Bug::VoteOvertakesAppends) {
             self.shared.flushed().await?;
         }
-        self.shared.hard().vote = Some(*vote);
-        if is_planted(Bug::VoteNotFlushed) { Ok(()) } else { self.shared.store_hard_state().await }
+        let before = self.shared.hard().vote.replace(*vote);
+        if is_confirmed(before, vote) || is_planted(Bug::VoteNotFlushed) {
+            return Ok(());
+        }
+        self.shared.store_hard_state().await
     }
 
     /// Kept in memory, written along with the next vote or trim: an older value only costs replay.
@@ -199,6 +202,13 @@ impl RaftLogStorage<Types> for LogStore {
         self.shared.map().trim(index, term);
         Ok(())
     }
+}
+
+/// Whether a vote is the one before, which a majority has given by now. Who was voted for in the term
+/// is durable already, and that is all that a vote must keep: whoever starts anew with what is on the
+/// disk votes for nobody else in the term, and resumes no lead.
+fn is_confirmed(before: Option<Vote>, vote: &Vote) -> bool {
+    before.is_some_and(|before| before.leader_id == vote.leader_id)
 }
 
 impl StoreReader {

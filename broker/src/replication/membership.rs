@@ -134,7 +134,9 @@ impl Replica {
         change: ChangeMembers<ReplicaId, BrokerId>,
         expected: Index,
     ) -> Result<Index, MembershipError> {
-        let last_membership_log_id = self.shared.map().log_id(expected);
+        // Its own word: what it was written in may be trimmed long since.
+        let stored = self.shared.map().membership_at(expected).cloned();
+        let last_membership_log_id = stored.and_then(|stored| *stored.log_id());
         let precondition = Precondition::LastMembershipLogId { last_membership_log_id };
         let fenced = !is_planted(Bug::MembershipUnfenced);
         let preconditions = Some(precondition).filter(|_| fenced);
@@ -188,6 +190,9 @@ impl Replica {
         if !self.members().voters.iter().all(|voters| voters.contains(&to)) {
             return Err(MembershipError::Impossible(format!("replica {to} does not vote")));
         }
+        // Shown before the engine refuses the first proposal: what arrives from now on waits for the
+        // next leader here, and is sent there as soon as it is known.
+        self.shared.hands_over(term);
         let given = self.raft.trigger().transfer_leader(to).await;
         given.map_err(|_| self.shared.fence_or(Fence::Shutdown))?;
         let config = self.raft.config();

@@ -12,6 +12,7 @@ mod keeper;
 mod lost_majority;
 mod offline;
 mod refusal;
+mod renewal;
 mod snapshot;
 mod state;
 #[cfg(test)]
@@ -34,6 +35,7 @@ use super::{Fence, MembershipError, OpenReplicaError, Replica, ReplicaOptions, R
 use crate::seams::WallClock;
 use crate::task::{self, TaskKind};
 use keeper::{Keeper, Request};
+use renewal::Renewal;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 use weir_protocol::types::Index;
@@ -114,21 +116,22 @@ pub struct Metadata {
     stops: mpsc::Sender<oneshot::Sender<()>>,
     catalog: watch::Receiver<Arc<Catalog>>,
     applied: watch::Receiver<Index>,
-    replica: Replica,
+    replica: watch::Receiver<Replica>,
 }
 
 impl Metadata {
     /// Opens the metadata log. Where this broker is its only voter, reads it to its end and names
     /// the cluster if it has no name yet; where others vote, that follows once one of them leads.
     pub async fn open(options: MetadataOptions) -> Result<Self, OpenMetadataError> {
-        let (replica, report) = Replica::open(options.replica).await?;
+        let (replica, report) = Replica::open(options.replica.clone()).await?;
+        let renewal = Renewal::new(options.replica, replica.clone());
         let alone = replica.shared.is_only_voter();
         let (applied, state) = match report.checkpoint {
             Some((at, bytes)) => (at, State::decode(&bytes)?),
             None => (Index(0), State::default()),
         };
         let (requests, mailbox) = mpsc::channel(MAILBOX_COMMANDS);
-        let mut keeper = Keeper::new(replica.clone(), (applied, state), options.wall);
+        let mut keeper = Keeper::new(replica, (applied, state), options.wall);
         if alone {
             keeper.lead().await.map_err(OpenMetadataError::Read)?;
         }
@@ -136,7 +139,8 @@ impl Metadata {
         keeper.founding = options.founding;
         let (catalog, applied) = keeper.shown();
         let (stops, stopping) = mpsc::channel(1);
-        task::spawn("metadata", TaskKind::Core, keeper.keep(mailbox, stopping));
+        let replica = renewal.shown();
+        task::spawn("metadata", TaskKind::Core, keeper.keep(mailbox, stopping, renewal));
         let metadata = Self { requests, stops, catalog, applied, replica };
         if names && metadata.watch().wait_for(|catalog| catalog.cluster != 0).await.is_err() {
             return Err(metadata.ended().into());
@@ -158,7 +162,7 @@ impl Metadata {
     /// Proves that this broker leads, and returns an index: whatever was answered before this call is
     /// in the state of who has applied up to there.
     pub async fn read_index(&self) -> Result<Index, ChangeError> {
-        self.replica.read_index().await.map_err(|error| match error {
+        self.replica().read_index().await.map_err(|error| match error {
             MembershipError::Fenced(fence) => fence.into(),
             _ => ChangeError::NotLeader,
         })
@@ -184,7 +188,7 @@ impl Metadata {
         if self.stops.send(done).await.is_ok() {
             let _ = stopped.await;
         }
-        self.replica.clone().shutdown().await;
+        self.replica().shutdown().await;
     }
 
     /// The catalog as of the last command that was applied here.
@@ -197,13 +201,13 @@ impl Metadata {
         self.catalog.clone()
     }
 
-    /// The replica, to watch its state.
-    pub fn replica(&self) -> &Replica {
-        &self.replica
+    /// The replica, to watch its state. One that ran out of space is followed by another.
+    pub fn replica(&self) -> Replica {
+        self.replica.borrow().clone()
     }
 
     fn ended(&self) -> ChangeError {
-        match &self.replica.state().borrow().role {
+        match &self.replica().state().borrow().role {
             Role::Fenced(fence) => fence.clone().into(),
             _ => Fence::Shutdown.into(),
         }

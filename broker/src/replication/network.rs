@@ -132,6 +132,10 @@ impl Way {
             last: engine::place_from(request.last_log_id.as_ref()),
         };
         let answer = self.peers.vote(self.broker, ask).await.map_err(lost)?;
+        if answer.granted && kind != VoteKind::Trial {
+            let term = engine::vote_from(&request.vote).term;
+            self.followers.granted(self.address.to, term, answer.last);
+        }
         let last = engine::log_id_at(answer.last);
         Ok(VoteResponse::new(engine::vote_of(answer.vote), last, answer.granted))
     }
@@ -196,7 +200,11 @@ impl NetSnapshot<Types> for Way {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
         let Some(head) = snapshot::head_of(self.address, &vote, &snapshot) else {
-            // What the log continues behind it is damaged here.
+            tracing::warn!(
+                replica = %self.address.to, index = ?snapshot.meta.last_log_id,
+                "a replica needs a snapshot and none can be sent: a log that began behind the newest \
+                 checkpoint would lack records, or what it continues is damaged here"
+            );
             return Err(lost(PeerLost::Refused(PeerRefusal::Damaged)).into());
         };
         let sent = self.peers.snapshot(self.broker, head, snapshot.snapshot.state);

@@ -8,24 +8,21 @@
 use super::boot::{self, MemoryLoss, OpenMark};
 use super::codec::{self, Checkpoint, CodecError, HardState};
 use super::engine::{self, Membership, Runtime, StoredMembership, Types};
-use super::gate::Gate;
 use super::inbox::Inbox;
 use super::log_map::LogMap;
 use super::log_store::LogStore;
 use super::metadata::LossReason;
 use super::network::Ways;
 use super::pace::Pace;
-use super::peers::Peers;
 use super::refusal::Flight;
 use super::repair::{self, Left, Patient, RepairError, Repaired};
 use super::shared::{Parts, Shared};
 use super::silence::Silence;
 use super::state_machine::Shell;
-use super::switchboard::Switchboard;
+use super::wiring::Wiring;
 use super::{
     Durability, ENGINE_CHANNEL_MESSAGES, Fence, Replica, ReplicaState, Role, control_section,
 };
-use crate::peer::ask::Asks;
 use crate::planted::{Bug, is_planted};
 use crate::task::{self, TaskKind};
 use bytes::Bytes;
@@ -33,7 +30,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, Raft, ServerState, SnapshotPolicy};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::time::Duration;
@@ -70,14 +67,8 @@ pub struct ReplicaOptions {
     pub seed: u64,
     /// How often its group beats; the same for every replica of it.
     pub pace: Pace,
-    /// The way to the others of the group.
-    pub peers: Arc<dyn Peers>,
-    /// Where the others find it.
-    pub switchboard: Switchboard,
-    /// How the others are asked for what damage took of its log.
-    pub asks: Arc<dyn Asks>,
-    /// Which formats may be written.
-    pub gate: Gate,
+    /// The others, and what it may write for them.
+    pub wiring: Wiring,
 }
 
 impl ReplicaOptions {
@@ -158,7 +149,7 @@ pub enum OpenReplicaError {
     /// What was brought to repair the log could not be stored.
     #[error("the log could not be repaired: {0}")]
     Mend(MendError),
-    /// The engine did not start.
+    /// The engine did not start, for another reason than a full disk.
     #[error("replication did not start: {0}")]
     Engine(String),
 }
@@ -206,17 +197,31 @@ pub(super) async fn open(
     check_birth(&options, empty && shared.hard().vote.is_none())?;
     let forms = empty && options.birth == Birth::Forms;
     let alone = if forms { options.voters.len() == 1 } else { shared.is_only_member() };
-    let ways = Ways::new(options.peers.clone(), shared.clone());
-    let raft = Runtime::scope(options.seed, start(&options, (store, shell, ways), alone)).await?;
+    let ways = Ways::new(options.wiring.peers.clone(), shared.clone());
+    let raft = Runtime::scope(options.seed, start(&options, (store, shell, ways), alone)).await;
+    let raft = raft.map_err(|error| shared.caused(error, &options.dir))?;
     let flight = Flight::new(shared.state.clone());
     watch_role(&raft, &options, shared.clone());
     let inbox = Inbox::new(raft.clone(), shared.clone());
-    let place = Arc::new(options.switchboard.add(options.replica, inbox));
+    let place = Arc::new(options.wiring.switchboard.add(options.replica, inbox));
     let memory_loss = mark.as_ref().and_then(OpenMark::loss);
     let replica = Replica { raft, shared, flight, place, mark: mark.map(Arc::new) };
-    let formed = replica.take_part(&options, forms).await?;
+    let formed = replica.take_part(&options, forms).await;
+    let formed = formed.map_err(|error| replica.shared.caused(error, &options.dir))?;
     let checkpoint = checkpoint.map(|(at, taken)| (at, taken.state));
     Ok((replica, OpenReport { recovered, checkpoint, formed, memory_loss }))
+}
+
+impl Shared {
+    /// What the engine stopped for: of a full disk it knows no more than a text.
+    fn caused(&self, error: OpenReplicaError, dir: &Path) -> OpenReplicaError {
+        match (error, self.check()) {
+            (OpenReplicaError::Engine(_), Err(Fence::NoSpace)) => {
+                OpenError::NoSpace(dir.to_owned()).into()
+            }
+            (error, _) => error,
+        }
+    }
 }
 
 /// Whether the replica may take part with the log that it has; `fresh` if it has neither log nor
@@ -246,7 +251,7 @@ async fn recover(options: &ReplicaOptions) -> Result<Found, OpenReplicaError> {
     let found = repair::on_executor(&options.device, move || boot::look(&here)).await?;
     let opened = open_log(options).await;
     if opened.is_err() {
-        options.switchboard.take_back(options.replica);
+        options.wiring.switchboard.take_back(options.replica);
     }
     let (log, recovered) = opened?;
     let here = options.clone();
@@ -263,9 +268,9 @@ async fn open_log(options: &ReplicaOptions) -> Result<(Log, Recovered), OpenRepl
             replica: options.replica,
             others: options.others(),
         };
-        let lend = |log| options.switchboard.lend(options.replica, log);
+        let lend = |log| options.wiring.switchboard.lend(options.replica, log);
         let Repaired { log, recovered, mended, left } =
-            repair::open_whole(patient, &*options.asks, lend).await?;
+            repair::open_whole(patient, &*options.wiring.asks, lend).await?;
         if mended > 0 {
             tracing::warn!(
                 replica = %options.replica, mended, "damage was repaired from other replicas"
@@ -338,11 +343,12 @@ fn recover_here(
         unreadable: None,
         installed: None,
         severed: false,
+        hands_over: false,
     };
     let shared = Shared::new(Parts {
         replica: options.replica,
         durability: options.durability,
-        gate: options.gate.clone(),
+        gate: options.wiring.gate.clone(),
         device: options.device.clone(),
         log,
         map,
@@ -533,7 +539,7 @@ fn watch_role(raft: &Raft<Types, Shell>, options: &ReplicaOptions, shared: Arc<S
     let silence = Silence {
         shared: shared.clone(),
         pace: options.pace,
-        switchboard: options.switchboard.clone(),
+        switchboard: options.wiring.switchboard.clone(),
         data: raft.data_metrics(),
         server: raft.server_metrics(),
     };

@@ -3,7 +3,7 @@
 //! engine: it ends the process. Starts a task but through [`task::start`].
 //! Why: after each flush the engine pauses for one microsecond to gather completions. Tokio's
 //! timer counts whole milliseconds, so two completions close together would hold every answer
-//! back for one to two milliseconds. Such a wait becomes a yield.
+//! back for one to two milliseconds. Such a wait becomes a yield, or some.
 
 use crate::task;
 use futures_util::FutureExt;
@@ -21,11 +21,15 @@ const YIELD_BELOW: Duration = Duration::from_micros(50);
 #[derive(Debug)]
 pub(super) struct PromptRuntime(TokioRuntime);
 
-/// A wait that is either a yield or a sleep.
+/// A wait that yields, or sleeps.
 #[derive(Debug)]
 pub(super) enum Nap {
     /// Lets the others run, once or (`false`) no more.
     Yield(bool),
+    /// Lets the others run until this time, while the clock moves from one look at it (`seen`) to
+    /// the next. It never ends early: the engine's loop of ticks would tick again, and under a
+    /// paused clock without end.
+    Until { deadline: TokioInstant, seen: Option<TokioInstant> },
     /// Waits for the timer.
     Sleep(Pin<Box<tokio::time::Sleep>>),
 }
@@ -34,10 +38,24 @@ impl Future for Nap {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        match self.get_mut() {
+        let nap = self.get_mut();
+        match nap {
             Self::Yield(pending) => {
                 if !std::mem::take(pending) {
                     return Poll::Ready(());
+                }
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Self::Until { deadline, seen } => {
+                let now = TokioInstant::now();
+                if now >= *deadline {
+                    return Poll::Ready(());
+                }
+                if seen.replace(now) == Some(now) {
+                    // A paused clock: only its timer moves it.
+                    *nap = Self::Sleep(Box::pin(TokioRuntime::sleep_until(*deadline)));
+                    return Pin::new(nap).poll(context);
                 }
                 context.waker().wake_by_ref();
                 Poll::Pending
@@ -87,7 +105,7 @@ impl AsyncRuntime for PromptRuntime {
 
     fn sleep_until(deadline: TokioInstant) -> Nap {
         if deadline < TokioInstant::now() + YIELD_BELOW {
-            return Nap::Yield(true);
+            return Nap::Until { deadline, seen: None };
         }
         Nap::Sleep(Box::pin(TokioRuntime::sleep_until(deadline)))
     }
@@ -140,10 +158,27 @@ mod tests {
         runtime.block_on(async {
             let start = TokioInstant::now();
             PromptRuntime::sleep(Duration::from_micros(1)).await;
-            PromptRuntime::sleep_until(start + Duration::from_micros(1)).await;
             assert_eq!(TokioInstant::now(), start);
             PromptRuntime::sleep(Duration::from_millis(5)).await;
             assert!(TokioInstant::now() - start >= Duration::from_millis(5));
         });
+    }
+
+    #[test]
+    fn a_deadline_is_never_met_early_under_a_clock_that_moves_or_one_that_is_paused() {
+        for paused in [false, true] {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .start_paused(paused)
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                for wait in [0, 1, 20, 49, 51].map(Duration::from_micros) {
+                    let deadline = TokioInstant::now() + wait;
+                    PromptRuntime::sleep_until(deadline).await;
+                    assert!(TokioInstant::now() >= deadline, "{wait:?} after, paused: {paused}");
+                }
+            });
+        }
     }
 }

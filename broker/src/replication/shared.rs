@@ -22,7 +22,7 @@ use weir_protocol::types::{Index, Offset, ReplicaId, Term};
 use weir_storage::limits::UNFLUSHED_BYTES_MAX;
 use weir_storage::{
     AppendError, BatchSlice, Checkpoints, Device, Executor, FlushError, Flusher, Lane, Log,
-    LogReader, NewBatch, Read, ReadError, Trimmed, is_out_of_space,
+    LogReader, MetaDone, MetaStore, NewBatch, Read, ReadError, Trimmed, is_out_of_space,
 };
 
 /// Bytes that are read for one index at first: what stands behind it is read for nothing.
@@ -36,6 +36,7 @@ pub(super) struct Shared {
     pub reader: LogReader,
     pub state: watch::Sender<ReplicaState>,
     log: Mutex<Log>,
+    meta: MetaStore,
     flusher: Flusher,
     /// One call at a time.
     checkpoints: Mutex<Checkpoints>,
@@ -75,6 +76,7 @@ impl Shared {
             state: parts.state,
             flusher: parts.log.flusher(),
             checkpoints: Mutex::new(parts.log.checkpoints()),
+            meta: parts.log.meta_store(),
             log: Mutex::new(parts.log),
             map: Mutex::new(parts.map),
             hard: Mutex::new(parts.hard),
@@ -147,6 +149,7 @@ impl Shared {
             if changed {
                 let leads = matches!(role, Role::Leader(_) | Role::Follower { leader: Some(_) });
                 state.severed &= !leads;
+                state.hands_over = false;
                 state.role = role;
             }
             changed
@@ -158,6 +161,14 @@ impl Shared {
         self.state.send_if_modified(|state| {
             let before = std::mem::replace(&mut state.severed, severed);
             before != severed
+        });
+    }
+
+    /// Shows that the replica hands over its lead of this term.
+    pub(super) fn hands_over(&self, term: Term) {
+        self.state.send_if_modified(|state| {
+            let leads = state.role == Role::Leader(term);
+            leads && !std::mem::replace(&mut state.hands_over, true)
         });
     }
 
@@ -233,8 +244,12 @@ impl Shared {
         }
     }
 
-    /// Waits until everything appended so far is durable.
+    /// Waits until everything appended so far is durable. Where that is so already, it does not wait
+    /// for what other logs of the device flush.
     pub(super) async fn flushed(self: &Arc<Self>) -> io::Result<()> {
+        if self.log().is_flushed() {
+            return Ok(());
+        }
         let (done, wait) = oneshot::channel();
         self.flusher.flush(Box::new(move |outcome| drop(done.send(outcome))));
         match wait.await {
@@ -247,10 +262,17 @@ impl Shared {
     /// Leaves a watermark and waits until it is durable; the log goes on meanwhile.
     pub(super) async fn leave_watermark(self: &Arc<Self>) -> io::Result<()> {
         let Some(watermark) = self.log().watermark() else { return Ok(()) };
-        let shared = self.clone();
-        let store =
-            move || watermark.store().map_err(|error| shared.fenced_by(fence_of_io(&error)));
-        self.on_executor(store).await
+        let (done, stored) = meta_done();
+        watermark.store_together(done);
+        self.meta_stored(stored).await
+    }
+
+    /// Waits until a change of the hard state is durable.
+    async fn meta_stored(&self, stored: oneshot::Receiver<io::Result<()>>) -> io::Result<()> {
+        match stored.await {
+            Ok(stored) => stored.map_err(|error| self.fenced_by(fence_of_io(&error))),
+            Err(_) => Err(self.fenced_by(Fence::Shutdown)),
+        }
     }
 
     /// Runs `job` where it may wait for the device.
@@ -271,15 +293,14 @@ impl Shared {
     }
 
     /// Makes the hard state durable as it is now.
-    pub(super) async fn store_hard_state(self: &Arc<Self>) -> io::Result<()> {
-        let shared = self.clone();
-        self.on_executor(move || {
-            // Held over the store: who encodes later also stores later.
-            let hard = shared.hard();
-            let stored = shared.log().store_meta(&hard.encode());
-            stored.map_err(|error| shared.fenced_by(fence_of_io(&error)))
-        })
-        .await
+    pub(super) async fn store_hard_state(&self) -> io::Result<()> {
+        let (done, stored) = meta_done();
+        {
+            // Held over the request: who encodes later is also stored later.
+            let hard = self.hard();
+            self.meta.store(hard.encode().to_vec(), done);
+        }
+        self.meta_stored(stored).await
     }
 
     /// Cuts the log behind `last`.
@@ -382,6 +403,13 @@ impl Shared {
         self.fence(fence);
         error
     }
+}
+
+/// What tells of a change of the hard state, and where it is told. It holds nothing of the replica:
+/// an executor that ends may keep it.
+fn meta_done() -> (MetaDone, oneshot::Receiver<io::Result<()>>) {
+    let (done, stored) = oneshot::channel();
+    (Box::new(move |outcome| drop(done.send(outcome))), stored)
 }
 
 fn fence_of_append(error: &AppendError) -> Fence {

@@ -103,7 +103,8 @@ pub(super) fn start_of(head: &SnapshotHead) -> LogStart {
 impl Shared {
     /// The engine's snapshot: the checkpoint at the log start, or where that cannot be sent a newer
     /// one that can. Where none can, what is there stands for it, and nobody is sent it: a follower
-    /// that needs it waits until the log start has moved past a checkpoint.
+    /// that needs it waits until the log start has moved past a checkpoint. The engine asks at every
+    /// start, when nobody needs one: that none can be sent is told where it is to be sent.
     pub(super) async fn snapshot(self: &Arc<Self>) -> io::Result<Option<Snapshot>> {
         let shared = self.clone();
         self.on_executor(move || shared.snapshot_here()).await
@@ -125,10 +126,7 @@ impl Shared {
             Some(kept) => Some(kept),
             None => self.checkpoint_at(last)?.filter(wanted),
         };
-        Ok(kept.map(|(index, taken)| {
-            tracing::warn!(%index, log_start = %self.log_start(), "no snapshot can be sent: a log that began behind it would lack records");
-            snapshot_of(index, Checkpoint { behind: None, ..taken })
-        }))
+        Ok(kept.map(|(index, taken)| snapshot_of(index, Checkpoint { behind: None, ..taken })))
     }
 
     /// The newest checkpoint at or below `upto` behind which a log holds all that readers may ask for.

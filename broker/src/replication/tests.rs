@@ -325,6 +325,24 @@ fn a_vote_is_saved_only_after_every_earlier_append_is_durable() {
     });
 }
 
+/// Who was voted for is durable by then, and nothing else of a vote has to be.
+#[test]
+fn a_vote_that_a_majority_confirms_is_not_flushed_again() {
+    run(async {
+        let rig = Rig::new();
+        let (replica, _) = rig.leader().await;
+        let mut store = LogStore::new(replica.shared.clone());
+        let mut reader = store.get_log_reader().await;
+        store.save_vote(&Vote::new(10, ReplicaId(2))).await.unwrap();
+        rig.faults.fail_meta(std::io::ErrorKind::Other);
+        let confirmed = Vote::new_committed(10, ReplicaId(2));
+        store.save_vote(&confirmed).await.unwrap();
+        assert_eq!(reader.read_vote().await.unwrap(), Some(confirmed));
+        let of_another_term = Vote::new_committed(11, ReplicaId(2));
+        assert!(store.save_vote(&of_another_term).await.is_err(), "it was not voted for before");
+    });
+}
+
 #[test]
 fn appends_complete_in_their_order() {
     run(async {

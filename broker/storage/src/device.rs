@@ -1,12 +1,14 @@
 //! One data directory on one device: what all its logs share.
 //!
-//! Owns: the disk, the executor, the flush coordinator, the pool of spare segments, the lock.
+//! Owns: the disk, the executor, the flush coordinator, the rounds of
+//! hard states, the pool of spare segments, the lock.
 //! Never: knows a log.
 
 use crate::disk::{Disk, DiskLock};
 use crate::error::DeviceError;
 use crate::executor::Executor;
 use crate::flush::{FlushCoordinator, FlushObserver};
+use crate::meta::MetaRounds;
 use crate::planted::{Bug, is_planted};
 use crate::pool::Pool;
 use std::io;
@@ -19,6 +21,7 @@ pub struct Device {
     disk: Arc<dyn Disk>,
     executor: Arc<dyn Executor>,
     pub(crate) flushes: Arc<FlushCoordinator>,
+    pub(crate) metas: Arc<MetaRounds>,
     pub(crate) pool: Pool,
     root: PathBuf,
     salt_state: AtomicU64,
@@ -43,6 +46,7 @@ impl Device {
         disk.sync_dir(root).map_err(unusable)?;
         Ok(Arc::new(Self {
             flushes: FlushCoordinator::new(executor.clone()),
+            metas: MetaRounds::new(executor.clone()),
             disk,
             executor,
             pool,

@@ -152,7 +152,8 @@ pub enum ReadError {
 }
 
 impl OpenError {
-    pub(crate) fn device(path: &Path) -> impl FnOnce(io::Error) -> Self {
+    /// What the operating system said of `path`.
+    pub fn device(path: &Path) -> impl FnOnce(io::Error) -> Self {
         |source| {
             if is_no_space(&source) {
                 Self::NoSpace(path.to_owned())

@@ -7,7 +7,7 @@
 //! a round ran is the next round; one flush of a log at a time, because the operating system tells
 //! of a failure once.
 
-mod together;
+pub(crate) mod together;
 
 use crate::disk::DiskFile;
 use crate::error::FlushError;

@@ -43,6 +43,7 @@ pub use log::{
     Appended, Log, LogOptions, LogStart, NewBatch, Recovered, Trimmed, Watermark, is_out_of_space,
 };
 pub use mend::{Hole, MendError, Mending, Unmendable, holes};
+pub use meta::{MetaDone, MetaStore};
 pub use os_disk::{Backend, OsDisk};
 #[cfg(feature = "planted")]
 pub use planted::is_planted_as;

@@ -20,7 +20,7 @@ use crate::device::Device;
 use crate::error::{AppendError, FlushError, OpenError, is_no_space};
 use crate::flush::{FlushDone, Flusher, LogFlush};
 use crate::limits::{CONTROL_RESERVE_BYTES, SEGMENT_HEADER_BYTES, UNFLUSHED_BYTES_MAX};
-use crate::meta::{Mark, Meta};
+use crate::meta::{Mark, Meta, MetaDone, MetaStore};
 use crate::planted::{Bug, is_planted, unless};
 use crate::reader::{LogReader, Shared};
 use crate::recovery;
@@ -30,7 +30,7 @@ use bytes::Bytes;
 use next::NextSegment;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use weir_protocol::batch::{ATTR_FIRST_OF_INDEX, BatchHeader, BatchType};
 use weir_protocol::limits::{BATCH_ALIGN_BYTES, BATCH_HEADER_BYTES};
 use weir_protocol::types::{Index, Offset};
@@ -90,7 +90,7 @@ pub struct Log {
     dir: PathBuf,
     options: LogOptions,
     shared: Arc<Shared>,
-    meta: Arc<Mutex<Meta>>,
+    meta: MetaStore,
     /// What holds behind the last batch.
     cursor: Cursor,
     /// Where the next batch goes in the active segment.
@@ -115,6 +115,8 @@ impl Log {
     ) -> Result<(Self, Recovered), OpenError> {
         let found = recovery::recover(&device, dir, &options)?;
         let flush = LogFlush::behind(found.ends.last_index, device.flushes.unflushed());
+        let meta = Arc::new(Mutex::new(found.meta));
+        let meta = MetaStore::new(meta, flush.clone(), device.metas.clone());
         let shared = Shared::new(device.disk().clone(), found.ends, flush, found.damage);
         let mut log = Self {
             next: NextSegment::new(device.clone()),
@@ -122,7 +124,7 @@ impl Log {
             dir: dir.to_owned(),
             options,
             shared,
-            meta: Arc::new(Mutex::new(found.meta)),
+            meta,
             cursor: found.cursor,
             position: found.position,
             sequence: found.sequence,
@@ -277,8 +279,20 @@ impl Log {
         self.shared.flush.unflushed_bytes()
     }
 
+    /// Whether everything that was appended is durable.
+    pub fn is_flushed(&self) -> bool {
+        self.check_fence().is_ok()
+            && self.shared.flush.unflushed_bytes() == 0
+            && self.shared.flush.flushed_index() == self.cursor.last_index
+    }
+
     fn lock_meta(&self) -> MutexGuard<'_, Meta> {
-        self.meta.lock().unwrap_or_else(PoisonError::into_inner)
+        self.meta.lock()
+    }
+
+    /// Stores the owner's hard state while somebody else holds the log.
+    pub fn meta_store(&self) -> MetaStore {
+        self.meta.clone()
     }
 
     /// The owner's hard state, as it was stored last.
@@ -307,7 +321,7 @@ impl Log {
         self.marked_to = self.position;
         let sequence = active.header.sequence;
         let mark = Mark { sequence, position: self.position, cursor: self.cursor };
-        Some(Watermark { meta: self.meta.clone(), flush: self.shared.flush.clone(), mark })
+        Some(Watermark { meta: self.meta.clone(), mark })
     }
 
     /// Makes the watermark durable, if there is one to leave.
@@ -335,18 +349,26 @@ impl Log {
 /// A watermark on its way to the disk: [`Log::watermark`].
 #[must_use = "only a stored watermark is evidence"]
 pub struct Watermark {
-    meta: Arc<Mutex<Meta>>,
-    flush: Arc<LogFlush>,
+    meta: MetaStore,
     mark: Mark,
 }
 
 impl Watermark {
     /// Makes it durable; waits for the device, while the log goes on. A failure fences the log.
     pub fn store(self) -> io::Result<()> {
-        let mut meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
-        let store = || meta.store(|state| state.note(self.mark));
+        let store = || self.meta.lock().store(|state| state.note(self.mark));
         let stored = unless(Bug::WatermarkNotFlushed, store);
-        stored.inspect_err(|error| self.flush.fail(FlushError::new(&meta.path, error)))
+        stored.inspect_err(|error| self.meta.fail(error))
+    }
+
+    /// Makes it durable along with the hard states of other logs; `done` is told. A failure fences
+    /// the log.
+    pub fn store_together(self, done: MetaDone) {
+        let Self { meta, mark } = self;
+        if is_planted(Bug::WatermarkNotFlushed) {
+            return done(Ok(()));
+        }
+        meta.change(move |state| state.note(mark), done);
     }
 }
 

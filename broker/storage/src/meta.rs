@@ -19,10 +19,16 @@
 //! stands the log time there
 //! ```
 
+mod rounds;
+mod together;
+
+pub(crate) use rounds::MetaRounds;
+pub use rounds::{MetaDone, MetaStore};
+
 use crate::disk::{Disk, DiskFile, is_unreadable, remove_if_there};
 use crate::error::{Corruption, CorruptionKind, OpenError};
 use crate::limits::{META_BLOB_BYTES_MAX, META_COPY_BYTES, NUMBERS_END};
-use crate::planted::{Bug, is_planted, unless};
+use crate::planted::{Bug, is_planted};
 use crate::scan::Cursor;
 use std::io;
 use std::ops::Range;
@@ -178,13 +184,19 @@ impl Meta {
 
     /// Makes a new state durable, in place of the older generation.
     pub(crate) fn store(&mut self, change: impl FnOnce(&mut State)) -> io::Result<()> {
+        let state = self.changed(change);
+        self.write(&state)?;
+        self.state = state;
+        Ok(())
+    }
+
+    /// What a change makes of the state, under the next sequence.
+    fn changed(&self, change: impl FnOnce(&mut State)) -> State {
         let mut state = self.state.clone();
         change(&mut state);
         assert!(state.blob.len() <= META_BLOB_BYTES_MAX, "the owner keeps its hard state short");
         state.sequence += 1;
-        self.write(&state)?;
-        self.state = state;
-        Ok(())
+        state
     }
 
     /// Makes durable what was found. After a failed flush the page cache may show what the disk
@@ -201,18 +213,30 @@ impl Meta {
     }
 
     fn write(&self, state: &State) -> io::Result<()> {
-        let bytes = encode(state);
-        let slot = if is_planted(Bug::NewestMetaOverwritten) { 0 } else { state.sequence % 2 };
-        let first = slot * 2 * META_COPY_BYTES as u64;
-        let second = first + META_COPY_BYTES as u64;
-        self.file.write_at(first, &bytes)?;
-        unless(Bug::MetaCopiesTogether, || self.flush(first..second))?;
-        self.file.write_at(second, &bytes)?;
-        self.flush(first..second + META_COPY_BYTES as u64)
+        let mut written = together::write(&[self.generation(state)]);
+        written.pop().expect("each generation has an outcome")
     }
 
-    fn flush(&self, range: Range<u64>) -> io::Result<()> {
-        unless(Bug::MetaNotFlushed, || self.file.flush(range))
+    /// The copies that a state is written to: those of the older generation.
+    fn generation(&self, state: &State) -> Generation {
+        let slot = if is_planted(Bug::NewestMetaOverwritten) { 0 } else { state.sequence % 2 };
+        let first = slot * 2 * META_COPY_BYTES as u64;
+        Generation { file: self.file.clone(), first, bytes: encode(state) }
+    }
+}
+
+/// A state on its way to its two copies.
+struct Generation {
+    file: Arc<dyn DiskFile>,
+    /// Where the first copy begins.
+    first: u64,
+    bytes: Vec<u8>,
+}
+
+impl Generation {
+    fn copy(&self, number: u64) -> Range<u64> {
+        let start = self.first + number * META_COPY_BYTES as u64;
+        start..start + META_COPY_BYTES as u64
     }
 }
 

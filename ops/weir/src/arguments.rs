@@ -197,7 +197,7 @@ pub(crate) enum TopicCommand {
         #[command(flatten)]
         output: OutputArguments,
     },
-    /// Change a topic
+    /// Change a topic: its replicas alone, or the rest
     Set {
         #[arg(value_parser = parse_name)]
         topic: Name,

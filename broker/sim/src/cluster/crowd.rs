@@ -179,7 +179,7 @@ impl Crowd {
 
     /// Where the partitions end, as their leaders say.
     pub async fn ends(&self, client: &Client) -> Result<BTreeMap<u32, u64>, String> {
-        drain::ends(client, self.load.topic).await
+        drain::ends(client, (self.load.topic, self.load.partitions)).await
     }
 
     /// Reads all that one replica holds, up to these ends, by a client that reaches no other.
@@ -204,7 +204,7 @@ impl Crowd {
                     self.note(What::Stored { message, offset: Some(*offset) });
                 }
                 // What was trimmed is in no drain.
-                None if self.load.keeps_bytes.is_some() => {}
+                None if self.recorder.is_trimmed(partition) => {}
                 None => self.note(What::Void { message }),
             }
         }

@@ -21,12 +21,19 @@ const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// What the drains have seen, with the offset.
 pub(super) type Found = BTreeMap<(u16, u16, u32), u32>;
 
-/// Where the partitions end, as their leaders say.
-pub(super) async fn ends(client: &Client, topic: &str) -> Result<BTreeMap<u32, u64>, String> {
+/// Where all `partitions` end, as their leaders say.
+pub(super) async fn ends(
+    client: &Client,
+    (topic, partitions): (&str, u16),
+) -> Result<BTreeMap<u32, u64>, String> {
     let opened = async {
         loop {
             match client.reader(topic).from(Start::Earliest).subscribe().await {
-                Ok(reader) => return reader.end_offsets(),
+                // One that fails behind its opening may know some of them only.
+                Ok(reader) => match reader.end_offsets() {
+                    ends if ends.len() == usize::from(partitions) => return ends,
+                    ends => tracing::debug!(?ends, "not all ends are known yet"),
+                },
                 Err(error) => tracing::debug!(%error, "the ends are not known yet"),
             }
             sleep(ASK_AGAIN).await;

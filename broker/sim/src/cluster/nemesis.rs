@@ -8,13 +8,14 @@ mod disk;
 mod members;
 
 use super::plan::{Fault, Shape};
-use super::{Cluster, NotStarted};
+use super::{Cluster, NotStarted, rot};
 use crate::disk::Cut;
 use crate::network::Conditions;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
+use weir_broker::{IdentityError, StartError};
 use weir_storage::Lane;
 
 /// Faults that last at a time.
@@ -58,6 +59,8 @@ struct State {
     /// A broker is being taken out of the cluster: a second order of the same name could hit the one
     /// that comes in its place.
     is_leaving: bool,
+    /// Machines whose broker found itself taken out, and that were given another.
+    renewed: BTreeSet<u8>,
 }
 
 impl Nemesis {
@@ -202,6 +205,11 @@ impl Nemesis {
                 Err(NotStarted::Killed) => {}
                 Err(NotStarted::Failed(error)) => {
                     tracing::warn!(number, %error, "a broker did not start");
+                    if matches!(error, StartError::Identity(IdentityError::Removed { .. })) {
+                        // As the error says: it comes back as another, with an empty disk.
+                        rot::wipe(self.cluster.machine(number).disk());
+                        self.state().renewed.insert(number);
+                    }
                 }
             }
             sleep(START_AGAIN).await;

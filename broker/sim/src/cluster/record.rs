@@ -72,6 +72,11 @@ impl Recorder {
         start > std::mem::replace(known, start.max(*known))
     }
 
+    /// Whether some replica lacked the beginning of a partition.
+    pub(super) fn is_trimmed(&self, partition: u16) -> bool {
+        self.state().starts.get(&partition).is_some_and(|start| *start > 0)
+    }
+
     /// Behind what a subscription was given of a partition.
     pub(super) fn seen(&self, subscription: u16, partition: u16) -> u32 {
         self.state().seen.get(&(subscription, partition)).copied().unwrap_or(0)

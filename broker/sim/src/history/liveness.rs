@@ -73,7 +73,8 @@ impl Faults {
         }
     }
 
-    /// At the end: outcomes that a publisher never learnt.
+    /// At the end: outcomes that a publisher never learnt. Whether a message that was given up is
+    /// stored cannot be known any more where something was trimmed.
     pub(super) fn judge_outcomes(
         &self,
         end_ns: u64,
@@ -86,7 +87,12 @@ impl Faults {
         for (producer, sequence, one) in log.messages() {
             let since = one.invoked_ns.max(calm_ns);
             let is_due = end_ns > since.saturating_add(limits.drain_ns);
-            if is_due && matches!(one.stage, Stage::Open | Stage::Unknown) {
+            let is_open = match one.stage {
+                Stage::Open => true,
+                Stage::Unknown => log.log_start() == 0,
+                _ => false,
+            };
+            if is_due && is_open {
                 let text = format_args!(
                     "producer {producer} never learnt what became of sequence {sequence} \
                      (partition {partition}), published at {}",

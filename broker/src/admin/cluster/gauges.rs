@@ -11,6 +11,7 @@ use super::page::{lane_word, link_word};
 use crate::catalog::TopicPartitions;
 use crate::cluster::controller::Reach;
 use crate::metrics::Exposition;
+use crate::peer::CatchUpBytes;
 use std::collections::BTreeMap;
 
 /// How links may stand.
@@ -45,7 +46,7 @@ fn render_traffic(page: &mut Exposition, look: &Look) {
             page.sample("weir_peer_bytes_total", &labels, *bytes as f64);
         }
     }
-    let (sent, delayed) = look.catch_up_bytes;
+    let CatchUpBytes { sent, delayed } = look.catch_up;
     page.sample("weir_peer_catchup_bytes_total", &[], sent as f64);
     page.sample("weir_peer_catchup_delayed_bytes_total", &[], delayed as f64);
 }

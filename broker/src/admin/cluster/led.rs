@@ -3,10 +3,10 @@
 //! Owns: when a replica counts as whole in the eyes of its leader.
 //! Never: waits for a partition or for the disk.
 
-use crate::cluster::members::{ANSWERS_WITHIN, CLOSE_BYTES, Progress};
+use crate::cluster::members::Progress;
 use crate::partition::PartitionHandle;
+use crate::replication::CATCH_UP_BYTES;
 use crate::replication::metadata::Partition;
-use crate::replication::{CATCH_UP_BYTES, Replica};
 use std::collections::BTreeMap;
 use weir_protocol::types::ReplicaId;
 
@@ -22,12 +22,12 @@ impl Led {
     pub(super) fn of(handle: &PartitionHandle) -> Option<Self> {
         let leads = handle.view().leading;
         let replica = handle.replica().filter(|_| leads)?;
-        Some(Self { others: progress_of(&replica) })
+        Some(Self { others: Progress::of_others(&replica, &replica.members()) })
     }
 
     /// How many voters have what the leader has, nearly all of it, and answer.
     pub(super) fn whole(&self, partition: &Partition) -> usize {
-        let is_whole = |progress: &Progress| progress.answers && progress.lag_bytes < CLOSE_BYTES;
+        let is_whole = |progress: &Progress| progress.is_close();
         let voters = partition.voters();
         voters.filter(|voter| self.others.get(&voter.replica).is_none_or(is_whole)).count()
     }
@@ -42,16 +42,4 @@ impl Led {
     pub(super) fn lag_bytes(&self) -> Option<u64> {
         self.others.values().map(|progress| progress.lag_bytes).max()
     }
-}
-
-fn progress_of(replica: &Replica) -> BTreeMap<ReplicaId, Progress> {
-    let (reached, silence, log) = (replica.progress(), replica.silence(), replica.log());
-    let members = replica.members();
-    let others = members.brokers.into_keys().filter(|id| *id != replica.id());
-    let progress = others.map(|id| {
-        let lag_bytes = log.bytes_behind(reached.get(&id).copied().unwrap_or_default());
-        let answers = silence.get(&id).is_some_and(|silent| *silent < ANSWERS_WITHIN);
-        (id, Progress { lag_bytes, answers })
-    });
-    progress.collect()
 }

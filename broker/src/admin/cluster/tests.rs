@@ -164,7 +164,7 @@ fn look(state: &MetadataState) -> Look {
             link(4, "n4", LinkState::Refused(PeerRefusal::Unauthenticated), now),
         ],
         traffic: vec![(Lane::Control, [30, 40]), (Lane::Bulk, [50, 60])],
-        catch_up_bytes: (8, 7),
+        catch_up: CatchUpBytes { sent: 8, delayed: 7 },
         now,
     }
 }

@@ -11,7 +11,6 @@ use crate::cluster::MetadataClient;
 use crate::cluster::leaders::LeaderBoard;
 use crate::cluster::members::Wanted;
 use crate::cluster::pace::TransferPace;
-use crate::replication::Role;
 use crate::replication::metadata::{ChangeError, Command};
 use crate::seams::WallClock;
 use std::collections::BTreeSet;
@@ -44,21 +43,13 @@ impl Controller {
         Self { metadata, board, me, wall, pace: TransferPace::default(), leads: None }
     }
 
-    /// Decides once a second, while this broker leads the metadata. Returns when the metadata's
-    /// replica has ended.
+    /// Decides once a second, while this broker leads the metadata. Never returns.
     pub async fn run(mut self) {
         let mut ticks = tokio::time::interval(ROUND);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let state = self.metadata.metadata().replica().state();
-            let (role, leading) = {
-                let state = state.borrow();
-                (state.role.clone(), state.leading())
-            };
-            if matches!(role, Role::Fenced(_)) {
-                return;
-            }
+            let leading = self.metadata.metadata().replica().state().borrow().leading();
             if let Some(term) = leading {
                 self.round(term, Instant::now()).await;
             }

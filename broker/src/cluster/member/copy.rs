@@ -3,7 +3,8 @@
 //! Owns: asking the cluster for a place, and that a copy that was given up is gone before.
 //! Never: gives anything up before the cluster has taken note: without a majority of the others the
 //! lost copy may be the last.
-//! Invariant: a copy begins empty, so nothing of an older one is ever taken for its own.
+//! Invariants: a copy begins empty, so nothing of an older one is ever taken for its own; who was
+//! removed asks for nothing more.
 
 use super::{ANSWER_WITHIN, ASK_EVERY, Cluster, METADATA_FOLDER};
 use crate::identity::{Founders, Identity, IdentityError};
@@ -48,8 +49,7 @@ impl Cluster {
     ) -> Result<Identity, IdentityError> {
         let lost = self.identity();
         let command = Command::LoseReplica { replica: lost.metadata_replica, reason };
-        for turn in 0.. {
-            let address = self.other(turn);
+        for address in self.others() {
             // Refused it is gone already.
             if self.propose_at(&address, command.clone(), &asks).await.is_some() {
                 break;
@@ -62,14 +62,41 @@ impl Cluster {
         Ok(self.identity())
     }
 
-    /// Where another broker is or was, each in its turn: seeds, and who was known.
-    fn other(&self, turn: usize) -> String {
+    /// Finds out, where nobody who leads was found, whether the cluster removed this broker: each of
+    /// the others is asked once. Nobody there to say so is no removal.
+    pub async fn check_place(&self, asks: Arc<dyn Asks>) -> Result<(), IdentityError> {
+        for address in self.known_others() {
+            // What it asks for it would ask for at every start.
+            let broker = Some(self.identity().broker);
+            let command = Command::BrokerUp { broker, facts: self.facts() };
+            match self.propose_at(&address, command, &asks).await {
+                None => {}
+                Some(Err(Refusal::BrokerRemoved)) => return Err(self.removed(address)),
+                Some(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn removed(&self, told_by: String) -> IdentityError {
+        IdentityError::Removed { broker: self.identity().broker, told_by }
+    }
+
+    /// Where the others are or were, each in its turn, for ever; what becomes known counts.
+    fn others(&self) -> impl Iterator<Item = String> {
+        (0..).map(|turn| {
+            let others = self.known_others();
+            others.get(turn % others.len().max(1)).cloned().unwrap_or_default()
+        })
+    }
+
+    /// Where the others are or were: seeds, and who was known.
+    fn known_others(&self) -> Vec<String> {
         let seeds = self.terms.seeds.iter().map(|seed| seed.as_str().to_owned());
         let known: BTreeSet<String> =
             seeds.chain(self.directory.borrow().values().cloned()).collect();
         let here = self.settings.peer.as_str();
-        let others: Vec<_> = known.into_iter().filter(|address| address != here).collect();
-        others.get(turn % others.len().max(1)).cloned().unwrap_or_default()
+        known.into_iter().filter(|address| address != here).collect()
     }
 
     /// What is left of a copy of the metadata that was given up.
@@ -94,7 +121,7 @@ impl Cluster {
         if self.identity().metadata_replica.0 == 0 {
             self.clear_metadata().await;
         }
-        for turn in 0.. {
+        for (turn, address) in self.others().enumerate() {
             let identity = self.identity();
             if identity.metadata_replica.0 != 0 {
                 break;
@@ -104,11 +131,12 @@ impl Cluster {
                 self.probe(seed, asks).await;
             }
             let command = Command::JoinMetadata { broker: identity.broker };
-            let placed = self.propose_at(&self.other(turn), command, asks).await;
-            if let Some(Ok(Change::Placed(here))) = placed {
-                self.store(Identity { metadata_replica: here.replica, ..identity }).await?;
-            } else {
-                tokio::time::sleep(ASK_EVERY).await;
+            match self.propose_at(&address, command, asks).await {
+                Some(Ok(Change::Placed(here))) => {
+                    self.store(Identity { metadata_replica: here.replica, ..identity }).await?;
+                }
+                Some(Err(Refusal::BrokerRemoved)) => return Err(self.removed(address)),
+                _ => tokio::time::sleep(ASK_EVERY).await,
             }
         }
         Ok(())

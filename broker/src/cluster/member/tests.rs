@@ -1,10 +1,9 @@
 use super::*;
 use crate::config::{Config, Overrides};
-use crate::peer::ask::NoAsks;
-use crate::replication::metadata::{FOUNDER, Metadata, MetadataOptions, State, Verdict};
-use crate::replication::{
-    Birth, Durability, Gate, NoPeers, Pace, PeerLost, ReplicaOptions, Switchboard,
+use crate::replication::metadata::{
+    FOUNDER, LossReason, Metadata, MetadataOptions, MetadataStep, State, Verdict,
 };
+use crate::replication::{Birth, Durability, Pace, PeerLost, ReplicaOptions, Wiring};
 use crate::seams::OsWallClock;
 use weir_protocol::types::{Index, ReplicaId};
 use weir_storage::{Device, LogOptions};
@@ -189,6 +188,42 @@ async fn a_broker_joins_a_cluster_that_is_there_and_keeps_its_id_when_answers_ar
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_broker_that_was_removed_learns_it_and_asks_for_no_place() {
+    let net = Arc::new(Net::default());
+    let mut state = State::default();
+    let lonely = Home::new(1, "127.0.0.1:1");
+    let (founder, belongs) = lonely.start(&net);
+    done(belongs).await;
+    state.apply(&founder.identity().founding().unwrap()).unwrap();
+    state.apply(&Command::BrokerUp { broker: Some(FOUNDER), facts: founder.facts() }).unwrap();
+    *net.state.lock().unwrap() = Some(state);
+    let home = Home::new(9, "127.0.0.1:1");
+    let (cluster, belongs) = home.start(&net);
+    done(belongs).await;
+    let way: Arc<dyn Asks> = Arc::new(Way(net.clone()));
+    cluster.check_place(way.clone()).await.unwrap();
+
+    let Identity { broker, metadata_replica: replica, .. } = cluster.identity();
+    let gone = Command::StepMetadata { replica, step: MetadataStep::Gone };
+    for command in [gone, Command::RemoveBroker { broker }] {
+        net.state.lock().unwrap().as_mut().unwrap().apply(&command).unwrap();
+    }
+    let told = |error: IdentityError| match error {
+        IdentityError::Removed { broker: removed, told_by } => {
+            assert_eq!((removed, told_by.as_str()), (broker, "127.0.0.1:1"));
+        }
+        other => panic!("{other}"),
+    };
+    told(cluster.check_place(way.clone()).await.unwrap_err());
+    let place = cluster.replace_metadata(LossReason::Empty, way.clone());
+    let place = tokio::time::timeout(LONG, place).await.expect("it asks for ever");
+    told(place.unwrap_err());
+    // Nobody there to say so is no removal.
+    lonely.stop(&net);
+    cluster.check_place(way).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_member_takes_no_place_elsewhere_and_answers_no_question_before_its_metadata() {
     let net = Arc::new(Net::default());
     let home = Home::new(1, "127.0.0.1:1");
@@ -218,10 +253,7 @@ async fn open_metadata(cluster: &Cluster) -> Metadata {
         boot_id: 1,
         seed: 1,
         pace: Pace::METADATA,
-        peers: Arc::new(NoPeers),
-        switchboard: Switchboard::default(),
-        asks: Arc::new(NoAsks),
-        gate: Gate::default(),
+        wiring: Wiring::alone(),
     };
     let (founding, wall) = (identity.founding(), Arc::new(OsWallClock));
     Metadata::open(MetadataOptions { replica, founding, wall }).await.unwrap()

@@ -3,17 +3,16 @@
 //! Owns: taking one step after another, and when to look again.
 //! Never: acts where its replica does not lead; insists: what failed is looked at anew.
 
-use super::{ANSWERS_WITHIN, CLOSE_BYTES, Group, MemberStep, Progress, Wanted, next_step};
+use super::{Group, MemberStep, Progress, Wanted, next_step};
 use crate::cluster::MetadataClient;
 use crate::cluster::controller::{self, Watch};
 use crate::cluster::leaders::LeaderBoard;
 use crate::cluster::pace::TransferPace;
 use crate::replication::metadata::ChangeError;
-use crate::replication::{Members, MembershipError, Replica, Role};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::replication::{MembershipError, Replica, Role};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::{Duration, Instant};
-use weir_protocol::types::{BrokerId, Index, PartitionId, ReplicaId, Term, TopicId};
+use weir_protocol::types::{BrokerId, PartitionId, ReplicaId, Term, TopicId};
 
 /// After this it is looked again at what does not tell when it changes.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -107,7 +106,7 @@ impl MemberKeeper {
         if wanted.is_met(&members, self.me) && !going.contains(&self.broker) {
             return Looked::Rests;
         }
-        let progress = self.progress(&members);
+        let progress = Progress::of_others(&self.replica, &members);
         let group = Group { me: self.me, members: &members, progress: &progress, going: &going };
         let Some(step) = next_step(&wanted, group) else { return Looked::Rests };
         if matches!(step, MemberStep::Restore(_)) && !self.may_restore(now) {
@@ -160,27 +159,5 @@ impl MemberKeeper {
             MemberStep::Note(command) => drop(self.metadata.propose(command).await?),
         }
         Ok(())
-    }
-
-    fn progress(&self, members: &Members) -> BTreeMap<ReplicaId, Progress> {
-        let (reached, silence) = (self.replica.progress(), self.replica.silence());
-        let others: BTreeSet<_> =
-            members.brokers.keys().copied().filter(|id| *id != self.me).collect();
-        let mut progress = BTreeMap::new();
-        for id in others {
-            let answers = silence.get(&id).is_some_and(|silent| *silent < ANSWERS_WITHIN);
-            let reached = reached.get(&id).copied().unwrap_or_default();
-            let lag_bytes = if answers { self.lag(reached) } else { CLOSE_BYTES };
-            progress.insert(id, Progress { lag_bytes, answers });
-        }
-        progress
-    }
-
-    /// The bytes of the log behind an index, or [`CLOSE_BYTES`] where they are more, or begin before
-    /// the log does.
-    fn lag(&self, reached: Index) -> u64 {
-        let log = self.replica.log();
-        let held = reached.0 + 1 >= log.bounds().first_index.0;
-        if held { log.bytes_behind(reached).min(CLOSE_BYTES) } else { CLOSE_BYTES }
     }
 }

@@ -399,10 +399,7 @@ impl<R> Core<R> {
 
     /// A read is through.
     pub(super) fn read(&mut self, id: ConsumerId, slices: Vec<BatchSlice>, out: &mut Effects<R>) {
-        let mut high_watermark = self.state.high_watermark;
-        if is_planted(Bug::ServedBeyondCommitted) {
-            high_watermark = Offset(u64::MAX);
-        }
+        let high_watermark = self.readable_end();
         let Some(picked) = self.consuming.consumers.read(id, slices, high_watermark) else {
             return;
         };
@@ -416,11 +413,16 @@ impl<R> Core<R> {
         out.push(Effect::Deliver(id, deliver));
     }
 
-    fn feed(&mut self, id: ConsumerId, out: &mut Effects<R>) {
-        let (log_start, mut high_watermark) = (self.first_readable(), self.state.high_watermark);
+    /// What is at it or above is not committed: nobody is served that.
+    fn readable_end(&self) -> Offset {
         if is_planted(Bug::ServedBeyondCommitted) {
-            high_watermark = Offset(u64::MAX);
+            return Offset(u64::MAX);
         }
+        self.state.high_watermark
+    }
+
+    fn feed(&mut self, id: ConsumerId, out: &mut Effects<R>) {
+        let (log_start, high_watermark) = (self.first_readable(), self.readable_end());
         out.extend(self.consuming.consumers.want(id, log_start, high_watermark).map(Effect::Read));
     }
 

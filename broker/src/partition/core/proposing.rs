@@ -72,6 +72,9 @@ pub(super) struct Proposing<R> {
     number: u32,
     pub(super) clock: LogClock,
     waiting: VecDeque<Waiting<R>>,
+    /// Were refused by a replica that hands over: nothing of them is stored. They are answered when
+    /// it is known where they are to go.
+    sent_back: VecDeque<R>,
     pending: Pending<Owed<R>>,
     /// The last place of each proposal that is not committed.
     flight: VecDeque<Place>,
@@ -109,6 +112,7 @@ impl<R> Proposing<R> {
             number: 0,
             clock: LogClock::new(log_time_ms),
             waiting: VecDeque::new(),
+            sent_back: VecDeque::new(),
             pending: Pending::new(),
             flight: VecDeque::new(),
             followers: Vec::new(),
@@ -150,6 +154,7 @@ impl<R> Proposing<R> {
     /// Whether any publisher waits for an answer.
     pub(super) fn owes(&self) -> bool {
         !(self.waiting.is_empty()
+            && self.sent_back.is_empty()
             && self.pending.is_empty()
             && self.followers.is_empty()
             && self.opens.is_empty())
@@ -340,6 +345,12 @@ impl<R> Core<R> {
         }
     }
 
+    /// Answers those that were refused in a hand-over; they stand before all that waits.
+    pub(super) fn answer_sent_back(&mut self, refusal: &PublishRefusal, out: &mut Effects<R>) {
+        let sent_back = self.proposing.sent_back.drain(..);
+        out.extend(sent_back.map(|reply| Effect::Refused { reply, refusal: refusal.clone() }));
+    }
+
     /// A replica that has ended or follows another takes nothing, and says so at once.
     fn refuse_where_nothing_leads(&mut self, out: &mut Effects<R>) {
         let refusal = match (self.leader, &self.proposing.fence) {
@@ -347,6 +358,7 @@ impl<R> Core<R> {
             (_, Some(fence)) => PublishRefusal::of_fence(fence, StoredOutcome::NotStored),
             (Leader::Here | Leader::Awaited(_), None) => return,
         };
+        self.answer_sent_back(&refusal, out);
         for Waiting { publish, .. } in self.proposing.waiting.drain(..) {
             out.push(Effect::Refused { reply: publish.reply, refusal: refusal.clone() });
         }

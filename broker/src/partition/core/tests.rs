@@ -97,8 +97,9 @@ impl World {
 
     fn seen(&self, role: Role, leading: Option<Term>) -> Seen {
         let (refused, in_flight) = (self.refused, self.sent.len());
-        let (sole_voter, severed) = (self.sole_voter, false);
-        Seen { role, leading, leader: None, sole_voter, severed, refused, in_flight }
+        let sole_voter = self.sole_voter;
+        let (leader, severed, hands_over) = (None, false, false);
+        Seen { role, leading, leader, sole_voter, severed, hands_over, refused, in_flight }
     }
 
     fn tell(&mut self, event: Event<u64>) {

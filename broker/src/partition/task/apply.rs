@@ -61,6 +61,7 @@ impl Task {
             leader: leader.map(|(broker, term)| Some((broker?, term))),
             sole_voter: self.replica.is_only_voter(),
             severed: seen.severed,
+            hands_over: seen.hands_over,
             role: seen.role,
             refused: seen.refused,
             in_flight: self.replica.in_flight(),

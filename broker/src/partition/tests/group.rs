@@ -7,6 +7,7 @@ use crate::replication::tests::net::Net;
 use crate::replication::{Birth, Pace, Replica};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use tokio::time::{Duration, Instant};
 use weir_protocol::batch::BatchType;
@@ -50,9 +51,9 @@ impl Group {
         (replica.replica, replica.birth, replica.seed) = (ReplicaId(n), birth, n);
         replica.voters = (1..=3).map(|n| (ReplicaId(n), BrokerId(n))).collect();
         replica.pace = Pace { heartbeat_ms: 100, election_ms: 700 };
-        replica.gate.raise(GATE_CLUSTER);
-        replica.peers = self.net.peers_of(BrokerId(n));
-        replica.switchboard = self.net.board(BrokerId(n));
+        replica.wiring.gate.raise(GATE_CLUSTER);
+        replica.wiring.peers = self.net.peers_of(BrokerId(n));
+        replica.wiring.switchboard = self.net.board(BrokerId(n));
         self.running.insert(n, PartitionHandle::open(options).await.unwrap());
     }
 
@@ -178,6 +179,44 @@ async fn a_group_serves_its_readers_everywhere_and_moves_everybody_else_with_its
     assert_eq!(moved.answer().await.unwrap().base_offset, Offset(100));
     moved.delivered(5).await;
     reader.delivered(5).await;
+    group.stop().await;
+}
+
+/// Whoever publishes while the lead is handed over is told who leads next, and never to ask around.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_publisher_is_sent_on_by_a_leader_that_hands_over() {
+    let group = Group::formed(|_| {}).await;
+    let (first, term) = group.leader(Term(0)).await;
+    let [second, _] = group.others(first);
+    let mut publisher = group.peer(first);
+    publisher.publish(0, 1, 1_000).await;
+    publisher.answers(1).await;
+    let replica = group.running[&first].replica().unwrap();
+    let mut transfer = pin!(replica.transfer(ReplicaId(second)));
+    let mut next = 1;
+    loop {
+        tokio::select! {
+            biased;
+            given = &mut transfer => break given.unwrap(),
+            // Few enough to need no more credit.
+            () = publisher.publish(next, 1, 1_000), if next < 40 => next += 1,
+        }
+        tokio::task::yield_now().await;
+    }
+    let (leader, later) = group.leader(term).await;
+    assert_eq!(leader, second);
+    for sequence in 1..next {
+        match publisher.answer().await {
+            Ok(stored) => assert!(!stored.duplicate),
+            Err(refusal) if refusal.code == ErrorCode::NotLeader.number() => {
+                names(&refusal, second, later);
+            }
+            // It was in flight when the next leader was heard of, which can be asked.
+            Err(refusal) => {
+                assert_eq!(refusal.code, ErrorCode::LeaderLost.number(), "{sequence}: {refusal:?}");
+            }
+        }
+    }
     group.stop().await;
 }
 

@@ -7,8 +7,7 @@ use crate::partition::{
     PartitionHandle, PartitionOptions, PartitionView, PublishRequest, Request, SubscribeRequest,
     SubscribedState,
 };
-use crate::peer::ask::NoAsks;
-use crate::replication::{Birth, Durability, Gate, NoPeers, Pace, ReplicaOptions, Switchboard};
+use crate::replication::{Birth, Durability, Pace, ReplicaOptions, Wiring};
 use crate::seams::OsWallClock;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -158,10 +157,7 @@ impl Rig {
             boot_id: 1,
             seed: 1,
             pace: Pace::STEADY,
-            peers: Arc::new(NoPeers),
-            switchboard: Switchboard::default(),
-            asks: Arc::new(NoAsks),
-            gate: Gate::default(),
+            wiring: Wiring::alone(),
         };
         PartitionOptions {
             key: Self::key(),

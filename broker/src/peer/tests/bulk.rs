@@ -480,7 +480,8 @@ async fn what_helps_replicas_catch_up_goes_at_the_rate_and_holds_up_nobody_else(
         "what presses goes at once"
     );
     assert!(before.elapsed() < Duration::from_millis(50));
-    assert_eq!(a.room.catch_up_bytes(), (3 * MIB as u64, 2 * MIB as u64));
+    let expected = CatchUpBytes { sent: 3 * MIB as u64, delayed: 2 * MIB as u64 };
+    assert_eq!(a.room.catch_up_bytes(), expected);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@ use super::rig::{Rig, Spec, start};
 use super::*;
 use crate::replication::{
     Birth, Durability, Gate, Pace, Proposal, ProposeError, Replica, ReplicaOptions, ReplicaState,
+    Wiring,
 };
 use weir_protocol::batch::{BatchHeader, BatchType};
 use weir_protocol::types::{Index, ReplicaId, Term};
@@ -79,10 +80,12 @@ async fn broker(net: &Arc<Net>, n: u64) -> Broker {
         boot_id: 1,
         seed: n,
         pace: Pace::STEADY,
-        peers: rig.room.peers(),
-        switchboard,
-        asks: rig.room.asks(),
-        gate: Gate::default(),
+        wiring: Wiring {
+            peers: rig.room.peers(),
+            switchboard,
+            asks: rig.room.asks(),
+            gate: Gate::default(),
+        },
     };
     let (replica, _) = Replica::open(options).await.unwrap();
     Broker { rig, replica, executor, _dir: dir }

@@ -3,6 +3,7 @@
 //! Invariants: commands take effect in log order; a command that needs a gate is not proposed before
 //! that gate; who is told of a change finds it in the catalog.
 
+use super::renewal::Renewal;
 use super::{Catalog, Change, ChangeError, Command, Refusal, State};
 use crate::replication::codec::CodecError;
 use crate::replication::{
@@ -24,6 +25,9 @@ const CHECKPOINT_COMMANDS: u64 = 4_096;
 
 /// Where the answer to a change goes.
 type Reply = oneshot::Sender<Result<Change, ChangeError>>;
+
+/// Whoever wants the log to end in order; a place for each answer.
+type Stopping = mpsc::Receiver<oneshot::Sender<()>>;
 
 /// A command that is to be proposed.
 pub(super) struct Request {
@@ -124,7 +128,8 @@ impl Keeper {
     pub(super) async fn keep(
         mut self,
         mut mailbox: mpsc::Receiver<Request>,
-        mut stopping: mpsc::Receiver<oneshot::Sender<()>>,
+        mut stopping: Stopping,
+        renewal: Renewal,
     ) {
         let mut seen = self.replica.state();
         loop {
@@ -135,7 +140,11 @@ impl Keeper {
                     let fenced = matches!(seen.borrow_and_update().role, Role::Fenced(_));
                     let followed = self.follow().await;
                     if fenced || changed.is_err() || followed.is_err() {
-                        break;
+                        if !self.renew(&renewal, &mut stopping).await {
+                            break;
+                        }
+                        seen = self.replica.state();
+                        seen.mark_changed();
                     }
                 }
                 request = mailbox.recv(), if self.accepts() => {
@@ -147,8 +156,9 @@ impl Keeper {
                     }
                     // Whether a command may pass is known only behind all that is committed.
                     if self.follow().await.is_err() {
+                        // It is fenced, which is looked at next.
                         refuse(requests, &self.replica.shared.fence_or(Fence::Shutdown).into());
-                        break;
+                        continue;
                     }
                     self.propose(requests);
                 }
@@ -163,14 +173,38 @@ impl Keeper {
                 }
             }
         }
-        for waiting in self.run.waiting.drain(..) {
-            let _ = waiting.reply.send(Err(ChangeError::Unknown));
-        }
+        self.leave_open();
         mailbox.close();
         let fence = self.replica.shared.fence_or(Fence::Shutdown);
         while let Ok(request) = mailbox.try_recv() {
             let _ = request.reply.send(Err(fence.clone().into()));
         }
+    }
+
+    /// Nobody here learns what becomes of what was proposed.
+    fn leave_open(&mut self) {
+        for waiting in self.run.waiting.drain(..) {
+            let _ = waiting.reply.send(Err(ChangeError::Unknown));
+        }
+    }
+
+    /// Opens the replica anew if it ended for want of space. False: it ended for good.
+    async fn renew(&mut self, renewal: &Renewal, stopping: &mut Stopping) -> bool {
+        if self.replica.shared.check() != Err(Fence::NoSpace) {
+            return false;
+        }
+        self.leave_open();
+        let renewed = tokio::select! {
+            biased;
+            stopped = stopping.recv() => {
+                // None: nobody is left to ask for anything.
+                let _ = stopped.map(|stopped| stopped.send(()));
+                return false;
+            }
+            renewed = renewal.renew(self.replica.clone()) => renewed,
+        };
+        self.replica = renewed;
+        true
     }
 
     /// Whether the log, if it stays idle, lacks evidence of its last flush.

@@ -1,6 +1,8 @@
 //! Owns: the order of pulling, sending and answering in one stream of appends.
 //! Invariants: what is pulled is sent before the next is pulled, so that the engine never reads
-//! ahead of what the follower has room for; answers go first, and the stream ends behind the first
+//! ahead of what the follower has room for, but for what it is known to have: that is answered here,
+//! while nothing else is owed (a new leader searches its whole log for where that of a follower ends,
+//! half of it at a time); answers go first, and the stream ends behind the first
 //! that is none; who owes an answer and is silent is given up, because a trim waits for it.
 
 use super::{Answer, Follower, answer_of, lost};
@@ -12,7 +14,7 @@ use openraft::raft::AppendEntriesRequest;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::time::{Duration, Instant, Sleep};
-use weir_protocol::peer::{Append, AppendResult};
+use weir_protocol::peer::{Append, AppendResult, LogPlace};
 use weir_protocol::types::{Index, StreamId};
 
 /// A stream that the carrier has not numbered yet.
@@ -28,6 +30,10 @@ pub(super) struct Appends<S> {
     stream: Box<dyn AppendStream>,
     follower: Follower,
     pulled: Option<Pulled>,
+    /// The end of what was pulled and is there already.
+    known: Option<LogPlace>,
+    /// Everything so far was answered here: the carrier has begun nothing that it could end.
+    unsent: bool,
     /// Where the log ends that is sent; an answer for it stands for everything.
     sent_to: Index,
     /// Counts while an answer is owed.
@@ -58,12 +64,18 @@ enum State {
 impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Appends<S> {
     pub(super) fn new(input: S, stream: Box<dyn AppendStream>, follower: Follower) -> Self {
         let patience = Box::pin(tokio::time::sleep(ANSWER_WITHIN));
-        let (pulled, sent_to, owed) = (None, Index(0), false);
-        Self { input, stream, follower, pulled, sent_to, patience, owed, state: State::Fresh }
+        let (pulled, known, unsent) = (None, None, false);
+        let (sent_to, owed, state) = (Index(0), false, State::Fresh);
+        Self { input, stream, follower, pulled, known, unsent, sent_to, patience, owed, state }
     }
 
     pub(super) fn poll_answer(&mut self, context: &mut Context<'_>) -> Poll<Option<Answer>> {
         loop {
+            if let Some(place) = self.known.take() {
+                let answer = Some(Ok(AppendResult::Flushed(place)));
+                self.note(answer.as_ref());
+                return Poll::Ready(answer.map(answer_of));
+            }
             if matches!(self.state, State::Open | State::Closed)
                 && let Poll::Ready(answer) = self.stream.poll_answer(context)
             {
@@ -119,11 +131,16 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Appends<S> {
         if self.pulled.is_none() {
             let Some(request) = ready!(self.input.poll_next_unpin(context)) else {
                 self.stream.close();
-                self.state = State::Closed;
+                self.state = if self.unsent { State::Ended } else { State::Closed };
                 return Poll::Ready(Ok(()));
             };
+            let is_first = self.state == State::Fresh;
             self.state = State::Open;
             self.pull(&request);
+            self.unsent = (is_first || self.unsent) && self.known.is_some();
+            if self.known.is_some() {
+                return Poll::Ready(Ok(()));
+            }
         }
         ready!(self.poll_turn(context));
         ready!(self.stream.poll_ready(context))?;
@@ -134,13 +151,19 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Appends<S> {
     }
 
     fn pull(&mut self, request: &AppendEntriesRequest<Types>) {
+        let (term, end) = (engine::vote_from(&request.vote).term, end_of(request));
+        // One without records says how much is committed.
+        if !self.owed && !request.entries.is_empty() && self.follower.has(term, end) {
+            self.known = Some(end);
+            return;
+        }
         let append = append_of(request);
         let catches_up = self.follower.catches_up(append.prev.index);
         let at = catches_up.map(|presses| self.stream.catch_up(append.cost(), presses));
         let later = at.filter(|at| *at > Instant::now());
         let turn = later.map(|at| Box::pin(tokio::time::sleep_until(at)));
         let is_held = turn.is_some();
-        self.pulled = Some(Pulled { append, end: end_of(request), turn });
+        self.pulled = Some(Pulled { append, end: end.index, turn });
         if !is_held {
             self.owe();
         }
@@ -167,9 +190,9 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Appends<S> {
 }
 
 /// Where the follower's log ends, or is known to, once it has this.
-fn end_of(request: &AppendEntriesRequest<Types>) -> Index {
+fn end_of(request: &AppendEntriesRequest<Types>) -> LogPlace {
     let last = request.entries.last().map(|record| record.log_id);
-    engine::place_from(last.or(request.prev_log_id).as_ref()).index
+    engine::place_from(last.or(request.prev_log_id).as_ref())
 }
 
 fn append_of(request: &AppendEntriesRequest<Types>) -> Append {
@@ -187,10 +210,12 @@ fn append_of(request: &AppendEntriesRequest<Types>) -> Append {
 mod tests {
     use super::super::catch_up::tests::followers;
     use super::*;
+    use crate::replication::engine::EngineEntry;
+    use crate::replication::payload::{Batches, Record};
     use crate::replication::peers::NoPeers;
     use futures_util::stream;
     use openraft::errors::RPCError;
-    use weir_protocol::peer::LogPlace;
+    use weir_protocol::peer::Vote;
     use weir_protocol::types::{ReplicaId, Term};
 
     /// Takes everything, and answers as far as it is told, every eight seconds.
@@ -283,6 +308,72 @@ mod tests {
             assert!(answers.is_empty(), "the stream still goes on after an hour");
             assert!(last.unwrap().as_secs() <= 24, "nothing came since the last answer");
         }
+    }
+
+    /// A carrier that waits for what it was never given.
+    struct Idle;
+
+    impl AppendStream for Idle {
+        fn catch_up(&mut self, _cost: u64, _presses: bool) -> Instant {
+            unreachable!("nothing is to be sent")
+        }
+
+        fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), PeerLost>> {
+            Poll::Pending
+        }
+
+        fn send(&mut self, _append: Append) {
+            unreachable!("nothing is to be sent")
+        }
+
+        fn close(&mut self) {}
+
+        fn poll_answer(
+            &mut self,
+            _context: &mut Context<'_>,
+        ) -> Poll<Option<Result<AppendResult, PeerLost>>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_search_for_the_end_of_a_voters_log_is_answered_without_it() {
+        let record = |index| EngineEntry {
+            log_id: engine::log_id(1, Index(index)).unwrap(),
+            payload: Record { batches: Batches::Stored(Vec::new()), membership: None, held: None },
+        };
+        let request = |last: u64, records: u64| AppendEntriesRequest {
+            vote: engine::vote_of(Vote { term: Term(2), replica: ReplicaId(1), committed: true }),
+            prev_log_id: engine::log_id(1, Index(last - records)),
+            entries: (last - records + 1..=last).map(record).collect(),
+            leader_commit: None,
+        };
+        let followers = followers(100, &[&[1, 2]]);
+        let follower = || Follower { all: followers.clone(), replica: ReplicaId(2) };
+        let place = |index| LogPlace { term: Term(1), index: Index(index) };
+        followers.granted(ReplicaId(2), Term(2), place(90));
+        // A search is one request; its carrier is never asked for a stream, and could not end one.
+        let mut search = Appends::new(stream::iter([request(60, 8)]), Box::new(Idle), follower());
+        let answers = stream::poll_fn(|context| search.poll_answer(context));
+        assert_eq!(answers.count().await, 1);
+
+        let input = stream::iter([request(60, 8), request(90, 8), request(98, 8), request(98, 0)]);
+        let slow = Slow {
+            answers: vec![1, 2],
+            next: Box::pin(tokio::time::sleep(PAUSE)),
+            turn: Duration::ZERO,
+            sent: 0,
+        };
+        let start = Instant::now();
+        let mut appends = Appends::new(input.chain(stream::pending()), Box::new(slow), follower());
+        let mut seen = Vec::new();
+        for _ in 0..4 {
+            let answer = stream::poll_fn(|context| appends.poll_answer(context)).next().await;
+            let place = engine::place_from(answer.unwrap().unwrap().unwrap().as_ref());
+            seen.push((place.index.0, start.elapsed().as_secs()));
+        }
+        // What it may lack is sent, and so is what has no records: it says how much is committed.
+        assert_eq!(seen, [(60, 0), (90, 0), (1, 8), (2, 16)]);
     }
 
     fn follower_of(last: u64) -> Follower {

@@ -1,13 +1,17 @@
-//! Owns: which follower is so far behind its leader that what it is sent counts as catch-up, and
-//! whether its group can do without it meanwhile.
+//! Owns: how far the followers of a leader are: which of them has what it is to be sent since it gave
+//! its vote, which is so far behind that what it is sent counts as catch-up, and whether its group can
+//! do without it meanwhile.
 //! Never: holds anything up: the carrier does, where it is told of catch-up.
-//! Invariant: how far a follower is, is known only while a stream to it stands: one that is silent is
-//! not counted on.
+//! Invariants: how far a follower is, is known only while a stream to it stands: one that is silent is
+//! not counted on. Who gave its vote in a term has flushed what it said it has, and only the leader of
+//! that term changes its log.
 
+use crate::planted::{Bug, is_planted};
 use crate::replication::shared::Shared;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use weir_protocol::types::{Index, ReplicaId};
+use weir_protocol::peer::LogPlace;
+use weir_protocol::types::{Index, ReplicaId, Term};
 
 /// A follower that lacks more than this catches up; one that lacks less is sent what it needs at
 /// once.
@@ -17,6 +21,8 @@ pub const CATCH_UP_BYTES: u64 = 64 << 20;
 pub(super) trait Group: Send + Sync {
     /// Bytes of the log behind an index.
     fn bytes_behind(&self, index: Index) -> u64;
+    /// The term of an index that the log holds.
+    fn term_at(&self, index: Index) -> Option<Term>;
     /// Who votes; of two sets both must agree.
     fn voters(&self) -> Vec<BTreeSet<ReplicaId>>;
 }
@@ -24,6 +30,10 @@ pub(super) trait Group: Send + Sync {
 impl Group for Shared {
     fn bytes_behind(&self, index: Index) -> u64 {
         self.reader.bytes_behind(index)
+    }
+
+    fn term_at(&self, index: Index) -> Option<Term> {
+        self.map().term_at(index)
     }
 
     fn voters(&self) -> Vec<BTreeSet<ReplicaId>> {
@@ -39,11 +49,19 @@ pub(super) struct Followers {
     group: Arc<dyn Group>,
     /// What those have flushed to which a stream stands; at most the members of the group.
     reached: Mutex<BTreeMap<ReplicaId, Index>>,
+    /// Where the logs of those end that gave this replica their vote, and in which term; at most the
+    /// members of the group.
+    granted: Mutex<BTreeMap<ReplicaId, (Term, LogPlace)>>,
 }
 
 impl Followers {
     pub(super) fn new(me: ReplicaId, group: Arc<dyn Group>) -> Arc<Self> {
-        Arc::new(Self { me, group, reached: Mutex::default() })
+        Arc::new(Self { me, group, reached: Mutex::default(), granted: Mutex::default() })
+    }
+
+    /// A replica gave its vote in this term; its log ended here.
+    pub(super) fn granted(&self, by: ReplicaId, term: Term, last: LogPlace) {
+        self.granted.lock().unwrap_or_else(PoisonError::into_inner).insert(by, (term, last));
     }
 
     /// Whether every majority that must agree has enough of those who are near the end.
@@ -77,6 +95,16 @@ impl Follower {
         self.all.reached().insert(self.replica, index);
     }
 
+    /// Whether it is known to have flushed the log of the leader of this term up to `end`: its log
+    /// ended there or later when it gave its vote, and at a place of the leader's own log. Two logs
+    /// that have one place in common are the same before it (Raft, Log Matching).
+    pub(super) fn has(&self, term: Term, end: LogPlace) -> bool {
+        let granted = self.all.granted.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((given_in, last)) = granted.get(&self.replica).copied() else { return false };
+        let reaches = end.index <= last.index || is_planted(Bug::VoterTakenForWhole);
+        given_in == term && reaches && self.all.group.term_at(last.index) == Some(last.term)
+    }
+
     /// Whether what it is sent behind `index` is catch-up, and then whether its group waits for it.
     pub(super) fn catches_up(&self, index: Index) -> Option<bool> {
         self.all.is_behind(index).then(|| !self.all.has_quorum())
@@ -102,6 +130,10 @@ pub(super) mod tests {
     impl Group for Played {
         fn bytes_behind(&self, index: Index) -> u64 {
             (self.last - index.0) << 20
+        }
+
+        fn term_at(&self, index: Index) -> Option<Term> {
+            (index.0 <= self.last).then_some(Term(1))
         }
 
         fn voters(&self) -> Vec<BTreeSet<ReplicaId>> {
@@ -151,5 +183,22 @@ pub(super) mod tests {
         let four = one(&all, 4);
         four.flushed(Index(100));
         assert_eq!(far.catches_up(Index(1)), Some(false));
+    }
+    #[test]
+    fn who_gave_its_vote_has_what_its_log_held_and_no_more() {
+        let all = followers(100, &[&[1, 2, 3]]);
+        let place = |term, index| LogPlace { term: Term(term), index: Index(index) };
+        let two = one(&all, 2);
+        assert!(!two.has(Term(5), place(1, 10)), "it was not asked");
+        all.granted(ReplicaId(2), Term(5), place(1, 90));
+        assert!(two.has(Term(5), place(1, 90)) && two.has(Term(5), place(1, 1)));
+        assert!(!two.has(Term(5), place(1, 91)));
+        assert!(!two.has(Term(6), place(1, 90)), "others may have led since");
+        assert!(!one(&all, 3).has(Term(5), place(1, 1)));
+        for elsewhere in [place(2, 90), place(1, 101), place(0, 0)] {
+            all.granted(ReplicaId(2), Term(5), elsewhere);
+            let known = two.has(Term(5), place(1, 1));
+            assert!(!known, "{elsewhere:?} is not in the leader's log, or says nothing");
+        }
     }
 }

@@ -82,9 +82,12 @@ impl Cluster {
             voters: self.founders.clone(),
             seed: self.seed * 10 + n,
             pace: self.pace,
-            peers: self.net.peers_of(BrokerId(n)),
-            switchboard: self.net.board(BrokerId(n)),
-            gate: self.gate.clone(),
+            wiring: Wiring {
+                peers: self.net.peers_of(BrokerId(n)),
+                switchboard: self.net.board(BrokerId(n)),
+                gate: self.gate.clone(),
+                ..Wiring::alone()
+            },
             ..rig.options(Durability::Fsync)
         }
     }
@@ -552,6 +555,12 @@ fn a_log_that_differs_from_its_leaders_fences_instead_of_answering() {
         let fenced = |state: &ReplicaState| matches!(state.role, Role::Fenced(Fence::Engine(_)));
         until(cluster.at(2), fenced).await;
         assert_eq!(cluster.at(2).log().bounds().last_index, Index(3));
+        // Nothing reaches the engine any more, which would complain of each.
+        let late = input.push(&append_of(&second, vote, 4..=4).await, ()).await;
+        assert_eq!(late, Err(PeerRefusal::Fenced));
+        let address = GroupAddress { to: ReplicaId(2), from: ReplicaId(1) };
+        let beat = Beat { address, term: Term(7), matching: flushed, commit: flushed };
+        assert_eq!(inbox.beat(beat).await, AppendResult::Refused(PeerRefusal::Fenced));
     });
 }
 

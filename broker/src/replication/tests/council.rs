@@ -243,7 +243,7 @@ fn brokers_that_take_each_other_for_the_leader_stop_asking() {
         let leader = council.leader().await;
         let follower = (1..=3).find(|n| *n != leader).unwrap();
         let client = council.at(follower);
-        until(client.metadata().replica(), |state| {
+        until(&client.metadata().replica(), |state| {
             matches!(state.role, crate::replication::Role::Follower { leader: Some(_) })
         })
         .await;

@@ -88,8 +88,11 @@ impl World {
             voters: voters.iter().map(|voter| (voter.replica, voter.broker)).collect(),
             seed: here.replica.0,
             pace: BUSY,
-            peers: self.net.peers_of(here.broker),
-            switchboard: self.net.board(here.broker),
+            wiring: Wiring {
+                peers: self.net.peers_of(here.broker),
+                switchboard: self.net.board(here.broker),
+                ..Wiring::alone()
+            },
             ..rig.options(Durability::Fsync)
         };
         let (replica, _) = Replica::open(options).await.unwrap();

@@ -168,9 +168,40 @@ fn nothing_is_answered_before_it_is_durable_and_a_fence_ends_every_wait() {
         rig.faults.fail(ErrorKind::Other);
         rig.faults.release();
         assert_eq!(waits.await, Err(ChangeError::Unknown));
-        until(metadata.replica(), |state| matches!(state.role, Role::Fenced(_))).await;
+        until(&metadata.replica(), |state| matches!(state.role, Role::Fenced(_))).await;
         let after = metadata.propose(producer("p")).await;
         assert!(matches!(after, Err(ChangeError::Fenced(Fence::Device(_)))), "{after:?}");
+    });
+}
+
+#[test]
+fn a_copy_that_ran_out_of_space_is_opened_again_when_there_is_room() {
+    run(async {
+        let rig = Rig::new();
+        let metadata = open(&rig).await;
+        metadata.propose(producer("p")).await.unwrap();
+        rig.faults.fail(ErrorKind::StorageFull);
+        assert_eq!(metadata.propose(producer("lost")).await, Err(ChangeError::Unknown));
+        let ended = metadata.replica();
+        until(&ended, |state| state.role == Role::Fenced(Fence::NoSpace)).await;
+        rig.faults.mend();
+        // Nobody has to ask for it.
+        let mut catalogs = metadata.watch();
+        let reopened = async {
+            while metadata.replica().state().borrow().leading().is_none() {
+                tokio::time::sleep(super::rig::A_WHILE).await;
+            }
+            metadata.propose(topic("orders")).await.unwrap();
+            catalogs.wait_for(|catalog| !catalog.topics.is_empty()).await.unwrap();
+        };
+        tokio::time::timeout(super::rig::NEVER, reopened).await.expect("it stays closed");
+        assert_eq!(metadata.catalog().cluster, 77);
+        metadata.stop().await;
+
+        let metadata = open(&rig).await;
+        assert_eq!(metadata.catalog().topics.len(), 1);
+        let again = Producer { id: ProducerId(1), epoch: 2 };
+        assert_eq!(metadata.propose(producer("p")).await, Ok(Change::Opened(again)));
     });
 }
 

@@ -2,7 +2,6 @@
 
 use super::super::*;
 use super::faults::{Faults, FaultyDisk};
-use crate::peer::ask::NoAsks;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use weir_protocol::batch::BatchType;
@@ -11,7 +10,7 @@ use weir_sim::disk::SimDisk;
 use weir_storage::{Backend, Device, Executor, Job, Lane, LogOptions, OsDisk, ThreadExecutor};
 
 /// Nothing a test waits for takes this long, unless it never comes.
-const NEVER: Duration = Duration::from_secs(20);
+pub(super) const NEVER: Duration = Duration::from_secs(20);
 /// Long enough for a thing that must not happen to happen.
 pub(super) const A_WHILE: Duration = Duration::from_millis(60);
 
@@ -61,10 +60,7 @@ impl Rig {
             boot_id: 1,
             seed: 1,
             pace: Pace::STEADY,
-            peers: Arc::new(NoPeers),
-            switchboard: Switchboard::default(),
-            asks: Arc::new(NoAsks),
-            gate: Gate::default(),
+            wiring: Wiring::alone(),
         }
     }
 

@@ -7,7 +7,7 @@ use super::*;
 use crate::replication::codec::Checkpoint;
 use crate::replication::metadata::GATE_CLUSTER;
 use crate::task::TaskKind;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use weir_protocol::peer::{
@@ -38,6 +38,27 @@ async fn assert_installed(replica: &Replica, at: Index, state: &'static str) {
 /// One that does not lead.
 fn follower(leader: u64) -> u64 {
     if leader == 1 { 2 } else { 1 }
+}
+
+/// The membership of a group that has stood for long is written in a part of the log that is gone.
+#[test]
+fn voters_change_also_where_what_made_them_so_is_trimmed() {
+    simulate(12, async {
+        let mut cluster = Cluster::simulated(12).await;
+        let (leader, term) = cluster.leader(&[]).await;
+        cluster.open(4, Birth::Joins).await;
+        let at = cluster.at(leader).add_learner(ReplicaId(4), BrokerId(4)).await.unwrap();
+        cluster.write(leader, term, 0, 20).await;
+        assert!(trim(&cluster, 0, "twenty").await > at);
+        let replica = cluster.at(leader);
+        assert_eq!(replica.members().index, at);
+        let gone = follower(leader);
+        let voters: BTreeSet<_> = (1..=4).filter(|n| *n != gone).map(ReplicaId).collect();
+        let stale = replica.change_voters(voters.clone(), Index(at.0 - 1)).await;
+        assert!(matches!(stale, Err(MembershipError::Changed(_))), "{stale:?}");
+        replica.change_voters(voters.clone(), at).await.unwrap();
+        assert_eq!(replica.members().voters, [voters]);
+    });
 }
 
 #[test]

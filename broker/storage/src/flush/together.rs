@@ -5,9 +5,11 @@
 //! take, or whose device was not flushed afterwards.
 
 use super::{FlushObserver, LogFlush, Turn, clock};
-use crate::disk::DeviceId;
+use crate::disk::{DeviceId, DiskFile};
 use crate::planted::{Bug, is_planted, unless};
+use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 use weir_protocol::types::Index;
@@ -41,7 +43,7 @@ pub(super) fn flush(
             break;
         }
     }
-    let flushed = flush_devices(&taken, started, observer);
+    let flushed = flush_logs(&taken, started, observer);
     for (turn, taken) in taken {
         let log = turn.log.clone();
         let outcome = turn.end(outcome_of(taken, &flushed), LogFlush::satisfied);
@@ -65,30 +67,43 @@ fn begin(log: &Arc<LogFlush>) -> Option<Begun> {
     }
 }
 
-/// Flushes each device that took bytes, once.
-fn flush_devices(
+/// Bytes of a file that a device took and has not made durable.
+pub(crate) struct Shared<'a> {
+    pub(crate) device: DeviceId,
+    pub(crate) file: &'a dyn DiskFile,
+    pub(crate) range: Range<u64>,
+}
+
+/// Flushes each device that took bytes, once: by `flush`, of one of the files on it.
+pub(crate) fn flush_devices<'a>(
+    taken: impl Iterator<Item = Shared<'a>>,
+    flush: impl Fn(&Shared<'a>) -> io::Result<()>,
+) -> Vec<(DeviceId, io::Result<()>)> {
+    let last: BTreeMap<_, _> = taken.map(|shared| (shared.device, shared)).collect();
+    last.into_iter().map(|(device, shared)| (device, flush(&shared))).collect()
+}
+
+/// Flushes the devices that took the bytes of logs.
+fn flush_logs(
     taken: &[Taken],
     started: Instant,
     observer: Option<&FlushObserver>,
 ) -> Vec<(DeviceId, io::Result<()>)> {
-    let device_of = |outcome: &io::Result<Option<DeviceId>>| outcome.as_ref().ok().copied()?;
-    let mut devices: Vec<DeviceId> =
-        taken.iter().filter_map(|(_, outcome)| device_of(outcome)).collect();
-    devices.sort_unstable();
-    devices.dedup();
-    let mut flushed = Vec::new();
-    for device in devices {
-        let members = taken.iter().filter(|(_, outcome)| device_of(outcome) == Some(device));
-        let ranges: Vec<_> = members.filter_map(|(turn, _)| turn.dirty.as_ref()).collect();
-        let Some((segment, range)) = ranges.last() else { continue };
-        let outcome = unless(Bug::SharedFlushSkipped, || segment.file.flush(range.clone()));
-        if let (Ok(()), Some(observer)) = (&outcome, observer) {
-            let bytes = ranges.iter().map(|(_, range)| range.end - range.start).sum();
-            observer(started.elapsed(), bytes);
+    let members = || {
+        taken.iter().filter_map(|(turn, outcome)| {
+            let device = outcome.as_ref().ok().copied().flatten()?;
+            let (segment, range) = turn.dirty.as_ref()?;
+            Some(Shared { device, file: &*segment.file, range: range.clone() })
+        })
+    };
+    flush_devices(members(), |shared| {
+        unless(Bug::SharedFlushSkipped, || shared.file.flush(shared.range.clone()))?;
+        if let Some(observer) = observer {
+            let here = members().filter(|member| member.device == shared.device);
+            observer(started.elapsed(), here.map(|it| it.range.end - it.range.start).sum());
         }
-        flushed.push((device, outcome));
-    }
-    flushed
+        Ok(())
+    })
 }
 
 fn hand_over(turn: &Turn) -> io::Result<()> {
@@ -108,8 +123,8 @@ fn take((turn, begun): Begun, observer: Option<&FlushObserver>) -> Taken {
     (turn, taken)
 }
 
-/// The log's own failure, or that of the flush that it shared.
-fn outcome_of(
+/// What became of bytes that a device took: their own failure, or that of the flush that they shared.
+pub(crate) fn outcome_of(
     taken: io::Result<Option<DeviceId>>,
     flushed: &[(DeviceId, io::Result<()>)],
 ) -> io::Result<()> {

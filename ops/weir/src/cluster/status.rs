@@ -147,6 +147,15 @@ fn parse<T: serde::de::DeserializeOwned>(admin: &str, body: Value) -> Result<T, 
     })
 }
 
+/// What is said of a broker that does not serve yet; none where it does.
+fn start_text(admin: &str, body: &Value) -> Result<Option<String>, Failure> {
+    if body.get("seeds").is_none() {
+        return Ok(None);
+    }
+    let start: Start = parse(admin, body.clone())?;
+    Ok(Some(start.text()))
+}
+
 pub(super) async fn run(arguments: StatusArguments) -> Result<(), Failure> {
     let admin = &arguments.admin.admin;
     let body = ask(admin, Ask::Get, CLUSTER_PATH).await?;
@@ -154,9 +163,8 @@ pub(super) async fn run(arguments: StatusArguments) -> Result<(), Failure> {
         print_json(&body)?;
         return Ok(());
     }
-    if body.get("seeds").is_some() {
-        let start: Start = parse(admin, body)?;
-        print!("{}", start.text());
+    if let Some(text) = start_text(admin, &body)? {
+        print!("{text}");
         return Ok(());
     }
     let status = read(admin, body)?;
@@ -320,6 +328,33 @@ mod tests {
         }
         let rows: Vec<_> = status.brokers.iter().map(|broker| broker.row().join(" ")).collect();
         assert_eq!(rows[2], "n3 3 silent rack-1 n3.example:7420 3 0 40s ago 64GiB");
+    }
+
+    /// The same, of a broker that waits for others.
+    const FORMING: &str = include_str!("../../../../broker/src/admin/cluster/tests/forming.json");
+
+    #[test]
+    fn a_broker_on_its_way_into_a_cluster_says_for_whom_it_waits() {
+        let page: Value = serde_json::from_str(FORMING).unwrap();
+        let expected = "\
+the broker does not belong to a cluster yet: waiting for c:1
+  a:1  this broker
+  b:1  empty
+  c:1  does not answer
+  d:1  the secrets differ, or only one side has one
+";
+        assert_eq!(start_text("n1:7421", &page).unwrap().unwrap(), expected);
+        let mut opens = page.clone();
+        opens["state"] = "opening".into();
+        opens["concern"] = Value::Null;
+        let text = start_text("n1:7421", &opens).unwrap().unwrap();
+        assert!(text.starts_with("the broker is opening what it holds\n"), "{text}");
+        // Whoever needs more than that is told why there is no more.
+        let error = read("n1:7421", page).unwrap_err().to_string();
+        assert!(error.contains("n1:7421: the broker is forming"), "{error}");
+        let serves = include_str!("../../../../broker/src/admin/cluster/tests/cluster.json");
+        let serves: Value = serde_json::from_str(serves).unwrap();
+        assert!(start_text("n1:7421", &serves).unwrap().is_none());
     }
 
     #[test]

@@ -23,10 +23,6 @@ const ENDS_WITHIN_MS: u64 = 900;
 
 impl Nemesis {
     pub(super) async fn fill_disk(&self, one: u8, lasts: Duration, random: &mut fastrand::Rng) {
-        // What begins on a full disk is not opened again by itself when there is room.
-        if self.state().down.contains(&one) {
-            return;
-        }
         let disk = self.cluster.machine(one).disk();
         disk.leave_room(random.u64(..FULL_LEAVES_BYTES));
         sleep(lasts).await;

@@ -47,6 +47,7 @@ impl Nemesis {
     }
 
     async fn retire_alone(&self, one: u8, random: &mut fastrand::Rng) {
+        self.state().renewed.remove(&one);
         let path = format!("/v1/cluster/brokers/broker-{one}");
         if !self.give("POST", &format!("{path}/drain"), "{}", random).await {
             return;
@@ -61,6 +62,11 @@ impl Nemesis {
         }
         while !self.take(one) {
             sleep(ASK_AGAIN).await;
+        }
+        if self.state().renewed.contains(&one) {
+            // It went down and up meanwhile, and is another by now.
+            self.state().down.remove(&one);
+            return;
         }
         let machine = self.cluster.machine(one);
         machine.kill().await;

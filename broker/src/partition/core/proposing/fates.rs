@@ -64,6 +64,9 @@ impl<R> Core<R> {
 
     fn lost(&mut self, owed: Owed<R>, outcome: StoredOutcome, out: &mut Effects<R>) {
         match owed {
+            Owed::Publish { reply, .. } if self.sends_back(outcome) => {
+                self.proposing.sent_back.push_back(reply);
+            }
             Owed::Publish { reply, .. } => {
                 out.push(Effect::Refused { reply, refusal: self.why_lost(outcome) });
             }
@@ -79,6 +82,13 @@ impl<R> Core<R> {
                 self.proposing.rest = Rest::Due;
             }
         }
+    }
+
+    /// Whether who was refused is told only when another leader is known: sooner it could not be told
+    /// where to go.
+    fn sends_back(&self, outcome: StoredOutcome) -> bool {
+        let knows = self.lost.is_some() || self.proposing.fence.is_some();
+        outcome == StoredOutcome::NotStored && self.leader.is_awaited() && !knows
     }
 
     fn why_lost(&self, outcome: StoredOutcome) -> PublishRefusal {
@@ -105,7 +115,7 @@ impl<R> Core<R> {
         };
         let (term, run) = (self.proposing.term, self.proposing.run);
         let broken = seen.refused.filter(|refused| (refused.term, refused.run) == (term, run));
-        let leads = matches!(seen.role, Role::Leader(led) if led == term);
+        let leads = matches!(seen.role, Role::Leader(led) if led == term) && !seen.hands_over;
         match self.proposing.phase {
             Phase::Leading if broken.is_some() || !leads => {
                 let outcome = broken.map_or(StoredOutcome::Unknown, |broken| broken.outcome);
@@ -127,6 +137,8 @@ impl<R> Core<R> {
         if self.proposing.phase == Phase::Silent
             && let Some(term) = seen.leading
         {
+            // It leads again: they are sent again, here, before anything is judged behind them.
+            self.answer_sent_back(&PublishRefusal::LeaderLost(StoredOutcome::NotStored), out);
             self.proposing.begin(term);
             self.sharing.look_again();
         }

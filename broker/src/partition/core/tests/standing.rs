@@ -245,6 +245,37 @@ fn a_leader_that_is_replaced_answers_everything_and_sends_everybody_on() {
 }
 
 #[test]
+fn a_leader_that_hands_over_says_where_to_go_as_soon_as_it_knows() {
+    let outcome = StoredOutcome::NotStored;
+    let waits: fn(&mut World) = |world| {
+        world.now += LEADER_PATIENCE;
+        world.tell(Event::Tick);
+    };
+    for (then, told) in [
+        (World::follow as fn(&mut World), PublishRefusal::NotLeader(OTHER)),
+        (World::lead_again, PublishRefusal::LeaderLost(outcome)),
+        (waits, PublishRefusal::NotLeader(None)),
+    ] {
+        let mut world = group();
+        world.lead();
+        let refused = world.publish(1, 0, 1);
+        let BatchHeader { run, run_number: number, .. } = world.sent.pop_front().unwrap()[0].header;
+        let term = world.term;
+        world.refused = Some(Refused { term, run, number, outcome });
+        let seen = world.seen(Role::Leader(term), None);
+        world.tell(Event::Replica(Seen { hands_over: true, ..seen }));
+        let behind = world.publish(1, 1, 1);
+        assert!(world.answers.is_empty() && world.sent.is_empty(), "nothing is proposed any more");
+        then(&mut world);
+        assert_eq!(world.refusal(refused), &told);
+        // Where this replica leads again, it is judged behind the one that was refused.
+        let is_judged = matches!(told, PublishRefusal::LeaderLost(_));
+        assert!(world.refusal(behind) == &told || is_judged);
+        assert!(!world.core.proposing.owes());
+    }
+}
+
+#[test]
 fn a_follower_never_decides_what_the_log_may_hold() {
     let mut world = group();
     world.lead();

@@ -190,7 +190,7 @@ impl State {
         Ok(Change::Gate(self.catalog.gate))
     }
 
-    fn card(&self, broker: BrokerId) -> Result<&Arc<BrokerCard>, Refusal> {
+    pub(super) fn card(&self, broker: BrokerId) -> Result<&Arc<BrokerCard>, Refusal> {
         let issued = (1..self.next_broker).contains(&broker.0);
         let absent = if issued { Refusal::BrokerRemoved } else { Refusal::UnknownBroker };
         self.catalog.brokers.get(&broker).ok_or(absent)

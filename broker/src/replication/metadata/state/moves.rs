@@ -10,7 +10,8 @@
 //! was; the last voter stays; a partition has one move at a time.
 
 use super::{
-    Catalog, Change, LossReason, Move, Partition, Placement, Recovery, Refusal, Stage, State,
+    Catalog, Change, LossReason, Move, Partition, Placement, Recovery, Refusal, Stage, Standing,
+    State,
 };
 use crate::replication::metadata::command::{MetadataStep, Step};
 use std::sync::Arc;
@@ -161,7 +162,8 @@ impl State {
                 _ => Ok(Change::Placed(*here)),
             };
         }
-        if !self.catalog.is_active(broker) {
+        // Who was removed learns that no place comes to it any more.
+        if self.card(broker)?.standing != Standing::Active {
             return Err(Refusal::BrokerNotActive);
         }
         let placement =
