@@ -5,15 +5,19 @@
 //! Never: touches the network of this machine: brokers and clients live in namespaces without a way
 //! out.
 //!
-//! The rooms: `network` is the namespaces and what is cut between them, `machine` one broker with
-//! a filesystem of its own, `hands` what goes wrong, `run` one whole run. Clients and the judge of
-//! their history are those of the simulation.
+//! The rooms: `network` is the namespaces and what is cut between them, `delay` holds packets back,
+//! `machine` is one broker with a filesystem of its own, `mending` waits for what rotted there,
+//! `hands` is what goes wrong, `run` one whole run. Clients and the judge of their history are those
+//! of the simulation.
 
+mod delay;
 mod hands;
 mod machine;
+mod mending;
 mod network;
 mod run;
 
+pub(crate) use delay::hold;
 pub(crate) use hands::Fault;
 
 use crate::process::weir_binary;
@@ -29,7 +33,7 @@ const SECONDS_MAX: u64 = 24 * 3_600;
 /// What is to be run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Wish {
-    /// How long things go wrong
+    /// How long things go wrong; they come to rest and are judged every ten minutes
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=SECONDS_MAX))]
     pub(crate) seconds: u64,
     /// Repeats a run, as far as its timing allows [default: a random one]
@@ -44,9 +48,13 @@ pub(crate) struct Wish {
     /// The broker's binary [default: the release binary of this workspace]
     #[arg(long, value_name = "FILE")]
     pub(crate) weir: Option<PathBuf>,
-    /// Another build of it: brokers begin with that one, and change at each start
+    /// An older build of it: brokers begin with that one, and change at each start, all of them
+    /// there and back again before anything else goes wrong
     #[arg(long, value_name = "FILE")]
     pub(crate) other: Option<PathBuf>,
+    /// Have this build hold the cluster at a gate that the other reads, so that it can come back
+    #[arg(long, requires = "other")]
+    pub(crate) gate: Option<u32>,
     /// The namespaces that were made for this run: it begins in that of the clients
     #[arg(long, hide = true)]
     inside: Option<String>,
@@ -69,6 +77,7 @@ impl Wish {
     fn arguments(&self, seed: u64) -> Vec<String> {
         let mut all = vec![format!("--seconds={}", self.seconds), format!("--seed={seed}")];
         all.push(format!("--brokers={}", self.brokers));
+        all.extend(self.gate.map(|gate| format!("--gate={gate}")));
         all.extend(self.faults.iter().map(|fault| format!("--faults={fault}")));
         let files = [("weir", &self.weir), ("other", &self.other)];
         let named = files.iter().filter_map(|(name, file)| {

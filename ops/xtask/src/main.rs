@@ -121,6 +121,12 @@ enum Chore {
     },
     /// Break brokers, network and disks of a cluster of real processes under load (needs root)
     Chaos(chaos::Wish),
+    /// Hold back what a netfilter queue hands over: a part of `chaos`
+    #[command(hide = true)]
+    ChaosDelay {
+        /// Of the namespace that this runs in
+        queue: u16,
+    },
     /// Fill the disk of a broker on a loop-mounted ext4 and make room again (needs root)
     Diskfull,
 }
@@ -164,6 +170,7 @@ fn main() -> ExitCode {
         }
         Chore::ClusterUp { dir } => cluster_up::run(&root, &dir),
         Chore::Chaos(wish) => chaos::check(&root, wish),
+        Chore::ChaosDelay { queue } => chaos::hold(queue),
         Chore::Diskfull => diskfull::check(&root),
     };
     match outcome {

@@ -209,11 +209,12 @@ impl Suite {
     /// The first thing that fails with a bug, of all or of one test; none where all passes.
     fn failure(&self, bug: Option<&String>, test: Option<&str>) -> Result<Option<String>, String> {
         let mut command = Command::new(&self.program);
-        // Threads, so that a test is named only with its outcome. Nobody reads a smaller failure,
-        // and chance must not decide what is caught.
+        // Threads, so that a test is named only with its outcome. Nobody reads a smaller failure, a
+        // planted one is no regression to keep, and chance must not decide what is caught.
         command.args(["--test-threads", "2", test.unwrap_or(self.filter)]);
         command.args(test.map(|_| "--exact")).env("TMPDIR", &self.scratch);
         command.env("PROPTEST_MAX_SHRINK_ITERS", "0").env("PROPTEST_RNG_SEED", "1");
+        command.env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "true");
         command.env_remove("WEIR_PLANTED").envs(bug.map(|bug| ("WEIR_PLANTED", bug)));
         let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
         let mut child = child.map_err(|e| format!("{}: {e}", self.program.display()))?;

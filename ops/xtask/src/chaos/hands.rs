@@ -5,7 +5,9 @@
 //! Never: leaves anything broken when a hand is taken away; damages the files of more than one
 //! machine in a run, so that what it damages is whole on the others.
 
+use super::delay::Delay;
 use super::machine::Machine;
+use super::mending::wait_until_mended;
 use super::network::{CLIENTS, Network};
 use std::fmt;
 use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
@@ -38,16 +40,20 @@ pub(crate) enum Fault {
     Bridge,
     /// Every machine of five reaches its neighbours in a ring only
     Ring,
-    /// Little gets to one machine, and late
+    /// What gets to one machine is late, and out of order
+    Delay,
+    /// Little gets to one machine at a time
     Narrow,
     /// The disk of one machine is full
     DiskFull,
     /// Bits of sealed segments flip while a broker is down
     Rot,
+    /// They do while it runs
+    RotAlive,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Kill,
         Self::KillAll,
         Self::Pause,
@@ -56,18 +62,23 @@ impl Fault {
         Self::OneWay,
         Self::Bridge,
         Self::Ring,
+        Self::Delay,
         Self::Narrow,
         Self::DiskFull,
         Self::Rot,
+        Self::RotAlive,
     ];
 
     fn hand(self) -> Hand {
         match self {
             Self::Kill | Self::KillAll | Self::Pause | Self::Roll => Hand::Processes,
-            Self::Isolate | Self::OneWay | Self::Bridge | Self::Ring | Self::Narrow => {
-                Hand::Network
-            }
-            Self::DiskFull | Self::Rot => Hand::Disks,
+            Self::Isolate
+            | Self::OneWay
+            | Self::Bridge
+            | Self::Ring
+            | Self::Delay
+            | Self::Narrow => Hand::Network,
+            Self::DiskFull | Self::Rot | Self::RotAlive => Hand::Disks,
         }
     }
 }
@@ -116,12 +127,29 @@ impl Stage {
         self.each_at_once(|_, machine| machine.start())
     }
 
-    /// Restarts the broker whose files rotted: what its search for rot has found since the last
-    /// start is brought back from the others at the next one.
-    pub(super) fn restart_rotten(&self) -> Result<(), String> {
-        let mut machine = held(&self.machines[self.rotten]);
-        machine.stop()?;
-        machine.start()
+    /// Restarts every broker in good order, one after the other.
+    pub(super) fn roll(&self) -> Result<(), String> {
+        self.machines().try_for_each(|mut machine| {
+            machine.stop()?;
+            machine.start()
+        })
+    }
+
+    /// No broker reads more than this gate, or knows of more that was passed.
+    pub(super) fn is_held_at(&self, gate: u32) -> Result<(), String> {
+        let said = held(&self.machines[0]).ask("v1/cluster")?;
+        match said.matches("\"gate\":").count()
+            == said.matches(&format!("\"gate\":{gate},")).count()
+        {
+            true => Ok(()),
+            false => Err(format!("the cluster is not held at gate {gate}: {said}")),
+        }
+    }
+
+    /// Waits until what rotted of a topic of so many partitions was found and brought back from the
+    /// others.
+    pub(super) fn mend(&self, topic: (&str, u16)) -> Result<(), String> {
+        wait_until_mended(&mut held(&self.machines[self.rotten]), topic)
     }
 
     /// Stops every broker in good order.
@@ -196,10 +224,12 @@ impl Stage {
                 thread::sleep(lasts);
                 machine.signal("-CONT")
             }
-            Fault::Roll => self.machines().try_for_each(|mut machine| {
-                machine.stop()?;
-                machine.start()
-            }),
+            Fault::Roll => self.roll(),
+            Fault::Delay => {
+                let delay = Delay::begin(&self.network, node)?;
+                thread::sleep(lasts);
+                delay.end()
+            }
             Fault::Narrow => {
                 self.network.narrow(node)?;
                 thread::sleep(lasts);
@@ -219,11 +249,11 @@ impl Stage {
             Fault::Rot => {
                 let mut machine = held(&self.machines[self.rotten]);
                 machine.kill()?;
-                let rotten = machine.rot(ROTTEN_MAX, random)?;
-                println!("    broker {}: {rotten} segments", machine.number());
+                machine.rot(ROTTEN_MAX, random)?;
                 thread::sleep(lasts / 4);
                 machine.start()
             }
+            Fault::RotAlive => held(&self.machines[self.rotten]).rot(ROTTEN_MAX, random),
         }
     }
 

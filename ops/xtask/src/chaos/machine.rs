@@ -1,6 +1,6 @@
 //! One broker in a namespace of its own, on a filesystem of its own.
 //!
-//! Owns: the process, its disk, its configuration, and which binary it starts with next.
+//! Owns: the process, its disk, its configuration, and which build it starts with next.
 //! Never: takes the end of a process that nobody asked for as one of the faults.
 
 use super::network::Network;
@@ -17,6 +17,15 @@ const DISK_MEBIBYTES: u64 = 4 << 10;
 const SECRET: &str = "a secret of brokers that are about to meet with accidents";
 const LOG_LINES: usize = 12;
 
+/// What a broker is started with.
+#[derive(Debug, Clone)]
+pub(super) struct Build {
+    pub(super) binary: PathBuf,
+    /// Where it holds the cluster, so that a build that reads no more can take its place. (In the
+    /// environment, as that other build may not know the setting and refuse a file that has it.)
+    pub(super) gate: Option<u32>,
+}
+
 /// Its number, and everything that is needed to start it.
 pub(super) struct Machine {
     number: u8,
@@ -24,7 +33,7 @@ pub(super) struct Machine {
     disk: Option<Mount>,
     folder: PathBuf,
     /// The one it starts with next stands first.
-    binaries: Vec<PathBuf>,
+    builds: Vec<Build>,
     process: Option<BrokerProcess>,
 }
 
@@ -34,12 +43,12 @@ impl Machine {
         (number, brokers): (u8, u8),
         network: Network,
         folder: &Path,
-        binaries: Vec<PathBuf>,
+        builds: Vec<Build>,
     ) -> Result<Self, String> {
         let disk = Mount::new(Filesystem::Ext4, &folder.join(number.to_string()), DISK_MEBIBYTES)?;
         let folder = folder.to_owned();
         let disk = Some(disk);
-        let machine = Self { number, network, disk, folder, binaries, process: None };
+        let machine = Self { number, network, disk, folder, builds, process: None };
         machine.write("secret", SECRET)?;
         machine.write(&format!("{number}.toml"), &machine.config(brokers))?;
         Ok(machine)
@@ -55,7 +64,9 @@ impl Machine {
         let (seeds, here) = (seeds.collect::<Vec<_>>().join(", "), Network::address(self.number));
         format!(
             "[node]\nname = \"b{}\"\ndata_dir = {:?}\n\
-             [listen]\nnative = \"{here}:7420\"\npeers = \"{here}:7422\"\ninsecure = true\n\
+             [listen]\nnative = \"{here}:7420\"\npeers = \"{here}:7422\"\n\
+             admin = \"{here}:7421\"\ninsecure = true\n\
+             [storage]\nscrub_interval = \"5s\"\nscrub_bytes_per_second = \"64MiB\"\n\
              [cluster]\nseeds = [{seeds}]\nsecret_file = {:?}\n\
              [limits]\nmemory = \"128MiB\"\n",
             self.number,
@@ -81,17 +92,19 @@ impl Machine {
         self.root().join("data")
     }
 
-    /// Starts the broker and waits until it is ready; the next start takes the next binary.
+    /// Starts the broker and waits until it is ready; the next start takes the next build.
     pub(super) fn start(&mut self) -> Result<(), String> {
         let path = self.folder.join(format!("{}.log", self.number));
         let log = OpenOptions::new().create(true).append(true).open(&path);
         let log = log.map_err(|e| format!("{}: {e}", path.display()))?;
         let mut command = self.network.inside(self.number);
-        command.arg(&self.binaries[0]).arg("serve");
+        let build = &self.builds[0];
+        command.envs(build.gate.map(|gate| ("WEIR__CLUSTER__GATE_MAX", gate.to_string())));
+        command.arg(&build.binary).arg("serve");
         command.arg("--config").arg(self.folder.join(format!("{}.toml", self.number)));
         let started = BrokerProcess::spawn(command.stderr(log));
         self.process = Some(started.map_err(|error| self.failed(&error))?);
-        self.binaries.rotate_left(1);
+        self.builds.rotate_left(1);
         Ok(())
     }
 
@@ -121,6 +134,14 @@ impl Machine {
         sent.map(|_| ())
     }
 
+    /// What its broker answers on the admin port.
+    pub(super) fn ask(&mut self, path: &str) -> Result<String, String> {
+        self.process = Some(self.running()?);
+        let url = format!("http://{}:7421/{path}", Network::address(self.number));
+        let asked = run(Command::new("curl").args(["-sS", "--fail", "--max-time", "10", &url]));
+        asked.map_err(|error| format!("broker {}: {error}", self.number))
+    }
+
     /// Leaves no byte on the disk. The broker goes on, or ends if it has to.
     pub(super) fn fill_disk(&self) -> Result<(), String> {
         let path = self.root().join("filler");
@@ -143,19 +164,25 @@ impl Machine {
         fs::remove_file(&path).map_err(|e| format!("{}: {e}", path.display()))
     }
 
-    /// Flips one bit in each of up to `count` sealed segments of partitions, and says in how many.
-    /// The broker is down.
-    pub(super) fn rot(&self, count: usize, random: &mut fastrand::Rng) -> Result<u64, String> {
+    /// Flips one bit in each of up to `count` sealed segments of partitions.
+    pub(super) fn rot(&self, count: usize, random: &mut fastrand::Rng) -> Result<(), String> {
         let failed = |error: io::Error| format!("{}: {error}", self.data_dir().display());
         let mut sealed = Vec::new();
         sealed_below(&self.data_dir(), &mut sealed).map_err(failed)?;
         sealed.sort();
         random.shuffle(&mut sealed);
         sealed.truncate(count);
+        let mut flipped = 0;
         for path in &sealed {
-            flip(path, random).map_err(failed)?;
+            match flip(path, random) {
+                Ok(()) => flipped += 1,
+                // A broker that runs may have removed it meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
         }
-        Ok(sealed.len() as u64)
+        println!("    broker {}: {flipped} segments", self.number);
+        Ok(())
     }
 
     /// What `weir data verify` says of the data. The broker is down.

@@ -5,7 +5,8 @@
 //!
 //! Needs of the kernel: namespaces, veth, policy routing and the token bucket of `tc`. A cut is a
 //! rule of the hub that drops what goes from one node to another without a word, so one direction
-//! can be cut alone. (netem is missing in many kernels, and so is not asked for.)
+//! can be cut alone. (netem is missing in many kernels, and so is not asked for: `delay` makes up
+//! for it.)
 
 use crate::mount::run;
 use std::net::Ipv4Addr;
@@ -15,7 +16,8 @@ use std::process::Command;
 /// The node that the clients are.
 pub(super) const CLIENTS: u8 = 100;
 const NAME: &str = "weir-chaos-";
-const HUB: u8 = 0;
+/// The node in the middle, through which everything goes.
+pub(super) const HUB: u8 = 0;
 /// Rules of cuts stand in front of all others.
 const CUT_PREFERENCE: &str = "100";
 /// What a narrow link lets through, and for how long it lets wait before it drops.
@@ -130,7 +132,16 @@ impl Network {
         self.ip(HUB, &format!("rule {verb} pref {CUT_PREFERENCE} {what}"))
     }
 
-    /// Little gets to a node at a time, and late.
+    /// Hands what goes to a node to whoever reads the queue of that number, or (`-D`) no more.
+    pub(super) fn queue(&self, verb: &str, node: u8) -> Result<(), String> {
+        let (device, number) = (format!("node{node}"), node.to_string());
+        let mut command = self.inside(HUB);
+        command.args(["iptables", "-t", "mangle", verb, "FORWARD", "-o", &device]);
+        command.args(["-j", "NFQUEUE", "--queue-num", &number]);
+        run(&mut command).map(|_| ())
+    }
+
+    /// Little gets to a node at a time.
     pub(super) fn narrow(&self, node: u8) -> Result<(), String> {
         let mut command = self.inside(HUB);
         let device = format!("node{node}");

@@ -1,21 +1,24 @@
-//! One run, within the namespace of its clients: a cluster forms, is used, broken and healed, and
-//! every replica of it is drained.
+//! One run, within the namespace of its clients: a cluster forms, and round by round it is used,
+//! broken and healed, and every replica of it is drained.
 //!
 //! Owns: the order of all that, and the verdict.
 //! Never: ends well while a broker does not serve, or ended although nobody asked it to.
+//! Invariant: a round has a topic and a history of its own, so that a run of a day takes no more
+//! memory and disk than its longest round.
 
 use super::hands::{Fault, Hand, Stage};
-use super::machine::Machine;
+use super::machine::{Build, Machine};
 use super::network::Network;
 use super::{Wish, folder_of};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use weir_client::seams::{BoxFuture, Connector, Duplex, TcpConnector};
-use weir_client::{Client, DEADLINE_DEFAULT};
+use weir_client::{Client, DEADLINE_DEFAULT, ErrorCode};
 use weir_sim::cluster::{Crowd, Load, Recorder};
 use weir_sim::history::{Event, Limits, Mode, Report, What, check};
 
@@ -28,8 +31,13 @@ const PATIENT: Duration = Duration::from_secs(600);
 const IMPATIENT: Duration = Duration::from_secs(2);
 /// Publishes go on so long before the first fault and after the last one.
 const CALM: Duration = Duration::from_secs(2);
-/// The search for rot, which begins with each start, is through a log of this size by then.
-const ROT_FOUND_WITHIN: Duration = Duration::from_secs(15);
+/// How long things go wrong until they come to rest and are judged.
+const ROUND_SECONDS_MAX: u64 = 600;
+/// All brokers run the newer build so long before it is taken back: unless the cluster is held at a
+/// gate, that is too late by then.
+const GATE_RISES_WITHIN: Duration = Duration::from_secs(5);
+/// Until the topic of the last round is gone.
+const FORGOTTEN_WITHIN: Duration = Duration::from_secs(30);
 /// Behind what the history's checks allow, so that they name what is missing.
 const SETTLED_WITHIN: Duration = Duration::from_secs(65);
 /// Processes share two cores with whatever else runs: times are those of a busy machine.
@@ -41,86 +49,183 @@ pub(super) fn run(wish: &Wish, prefix: &str) -> Result<String, String> {
     let seed = wish.seed.unwrap_or_default();
     let network = Network::new(prefix);
     let weir = wish.weir.clone().ok_or("no binary")?;
-    let binaries: Vec<_> = wish.other.iter().cloned().chain([weir]).collect();
+    let builds = wish.other.iter().map(|binary| Build { binary: binary.clone(), gate: None });
+    let builds: Vec<_> = builds.chain([Build { binary: weir, gate: wish.gate }]).collect();
     let folder = folder_of(prefix);
     let machines = (1..=wish.brokers).map(|number| {
         let place = (number, wish.brokers);
-        Machine::new(place, network.clone(), &folder, binaries.clone())
+        Machine::new(place, network.clone(), &folder, builds.clone())
     });
     let stage = Arc::new(Stage::new(machines.collect::<Result<_, _>>()?, network, seed));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| e.to_string())?;
-    let outcome = runtime.block_on(whole(wish, seed, &stage));
+    let outcome = runtime.block_on(all_rounds(wish, seed, &stage));
     if outcome.is_err() {
         stage.machines().for_each(|mut machine| machine.keep());
     }
     outcome
 }
 
-async fn whole(wish: &Wish, seed: u64, stage: &Arc<Stage>) -> Result<String, String> {
-    stage.start_all()?;
+async fn all_rounds(wish: &Wish, seed: u64, stage: &Arc<Stage>) -> Result<String, String> {
     let endpoints: Vec<String> = stage.machines().map(|machine| machine.endpoint()).collect();
-    let calm = wish.is_calm();
-    let load = Load {
-        topic: TOPIC,
-        partitions: PARTITIONS,
-        replicas: wish.brokers,
-        producers: PRODUCERS,
-        deadlines: if calm { vec![DEADLINE_DEFAULT] } else { vec![IMPATIENT, PATIENT, PATIENT] },
-        members: 2,
-        keeps_bytes: None,
-        churns_topics: !calm,
-    };
-    let clients = async || connect(&endpoints, Arc::new(TcpConnector)).await;
-    let mut crowd = Crowd::gather(load, Recorder::start(), seed, clients).await?;
-    sleep(CALM).await;
-    crowd.note(What::Fault);
-    let faults = break_things(wish, seed, stage).await?;
-    if wish.faults.contains(&Fault::Rot) {
-        sleep(ROT_FOUND_WITHIN).await;
-        let stage = stage.clone();
-        let restarted = tokio::task::spawn_blocking(move || stage.restart_rotten()).await;
-        restarted.map_err(|error| error.to_string())??;
-    }
-    crowd.note(What::Heal);
-    println!("healed after {faults} faults; {} messages acknowledged", crowd.acknowledged());
-    let until = Instant::now() + SETTLED_WITHIN;
-    sleep(CALM).await;
-    crowd.come_to_rest(until).await;
-    let ends = crowd.ends(&connect(&endpoints, Arc::new(TcpConnector)).await?).await?;
-    for (replica, endpoint) in (1..).zip(&endpoints) {
-        let only = Arc::new(Only(endpoint.clone()));
-        crowd.drain((connect(std::slice::from_ref(endpoint), only).await?, replica), &ends).await?;
-    }
-    crowd.leave().await;
-    stage.stop_all()?;
-    let events = crowd.events();
-    judge(wish, &check(&events, LIMITS))?;
-    if calm {
-        nobody_saw_an_error(&events)?;
-    }
     let weir = wish.weir.as_ref().ok_or("no binary")?;
-    stage.machines().try_for_each(|machine| machine.verify(weir))?;
-    Ok(format!(
-        "{faults} faults, {} messages acknowledged, {} events, every replica drained",
-        crowd.acknowledged(),
-        events.len()
-    ))
+    let mut sum = Done::default();
+    let (mut left, mut number) = (wish.seconds, 0);
+    while left > 0 {
+        let seconds = left.min(ROUND_SECONDS_MAX);
+        stage.start_all()?;
+        if number > 0 {
+            forget(&endpoints).await?;
+        }
+        let round = Round { wish, stage, endpoints: &endpoints, seed: seed ^ number, seconds };
+        let done = round.whole().await?;
+        stage.stop_all()?;
+        stage.machines().try_for_each(|machine| machine.verify(weir))?;
+        number += 1;
+        left -= seconds;
+        println!("round {number}: {done}, every replica drained");
+        sum.add(done);
+    }
+    Ok(format!("{number} rounds: {sum}"))
 }
 
-/// Lets all hands work at once. What one of them finds ends the run when the others are done.
-async fn break_things(wish: &Wish, seed: u64, stage: &Arc<Stage>) -> Result<u64, String> {
-    let until = crate::now() + Duration::from_secs(wish.seconds);
-    let mut hands = JoinSet::new();
-    for hand in Hand::ALL {
-        let (stage, faults) = (stage.clone(), wish.faults.clone());
-        hands.spawn_blocking(move || stage.work(hand, &faults, (seed, until)));
+/// Removes the topic of the last round.
+async fn forget(endpoints: &[String]) -> Result<(), String> {
+    let client = connect(endpoints, Arc::new(TcpConnector)).await?;
+    let gone = async {
+        while let Err(error) = client.delete_topic(TOPIC).await {
+            // By an earlier request, of which nobody knew what became of it.
+            if error.error_code() == Some(ErrorCode::UnknownTopic) {
+                break;
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let late = |_| format!("topic {TOPIC} was not deleted within {FORGOTTEN_WITHIN:?}");
+    timeout(FORGOTTEN_WITHIN, gone).await.map_err(late)
+}
+
+/// What was done and seen.
+#[derive(Debug, Clone, Copy, Default)]
+struct Done {
+    faults: u64,
+    acknowledged: u64,
+    events: u64,
+}
+
+impl Done {
+    fn add(&mut self, other: Self) {
+        self.faults += other.faults;
+        self.acknowledged += other.acknowledged;
+        self.events += other.events;
     }
-    let mut count = 0;
-    while let Some(ended) = hands.join_next().await {
-        count += ended.map_err(|error| error.to_string())??;
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { faults, acknowledged, events } = self;
+        write!(f, "{faults} faults, {acknowledged} messages acknowledged, {events} events")
     }
-    Ok(count)
+}
+
+/// A topic, from its creation to the verdict on its history.
+struct Round<'a> {
+    wish: &'a Wish,
+    stage: &'a Arc<Stage>,
+    endpoints: &'a [String],
+    seed: u64,
+    seconds: u64,
+}
+
+impl Round<'_> {
+    /// The cluster runs.
+    async fn whole(&self) -> Result<Done, String> {
+        let mut crowd = self.gather().await?;
+        sleep(CALM).await;
+        if self.wish.other.is_some() {
+            on_thread(self.stage, Stage::roll).await?;
+            sleep(GATE_RISES_WITHIN).await;
+            if let Some(gate) = self.wish.gate {
+                on_thread(self.stage, move |stage| stage.is_held_at(gate)).await?;
+            }
+            on_thread(self.stage, Stage::roll).await?;
+            println!("every broker was upgraded, and the upgrade taken back");
+        }
+        crowd.note(What::Fault);
+        let faults = self.break_things().await?;
+        if self.wish.faults.iter().any(|fault| matches!(fault, Fault::Rot | Fault::RotAlive)) {
+            on_thread(self.stage, |stage| stage.mend((TOPIC, PARTITIONS))).await?;
+        }
+        crowd.note(What::Heal);
+        println!("healed after {faults} faults; {} messages acknowledged", crowd.acknowledged());
+        let until = Instant::now() + SETTLED_WITHIN;
+        sleep(CALM).await;
+        crowd.come_to_rest(until).await;
+        self.drain_all(&mut crowd).await?;
+        crowd.leave().await;
+        let (acknowledged, events) = (crowd.acknowledged(), crowd.events());
+        judge(self.wish, &check(&events, LIMITS))?;
+        if self.wish.is_calm() {
+            nobody_saw_an_error(&events)?;
+        }
+        Ok(Done { faults, acknowledged, events: events.len() as u64 })
+    }
+
+    async fn gather(&self) -> Result<Crowd, String> {
+        let calm = self.wish.is_calm();
+        let load = Load {
+            topic: TOPIC,
+            partitions: PARTITIONS,
+            replicas: self.wish.brokers,
+            producers: PRODUCERS,
+            deadlines: if calm {
+                vec![DEADLINE_DEFAULT]
+            } else {
+                vec![IMPATIENT, PATIENT, PATIENT]
+            },
+            members: 2,
+            keeps_bytes: None,
+            churns_topics: !calm,
+        };
+        let clients = async || connect(self.endpoints, Arc::new(TcpConnector)).await;
+        Crowd::gather(load, Recorder::start(), self.seed, clients).await
+    }
+
+    /// Lets all hands work at once. What one of them finds ends the run when the others are done.
+    async fn break_things(&self) -> Result<u64, String> {
+        let until = crate::now() + Duration::from_secs(self.seconds);
+        let mut hands = JoinSet::new();
+        for hand in Hand::ALL {
+            let (stage, faults, seed) = (self.stage.clone(), self.wish.faults.clone(), self.seed);
+            hands.spawn_blocking(move || stage.work(hand, &faults, (seed, until)));
+        }
+        let mut count = 0;
+        while let Some(ended) = hands.join_next().await {
+            count += ended.map_err(|error| error.to_string())??;
+        }
+        Ok(count)
+    }
+
+    async fn drain_all(&self, crowd: &mut Crowd) -> Result<(), String> {
+        let client = connect(self.endpoints, Arc::new(TcpConnector)).await?;
+        let ends = crowd.ends(&client).await?;
+        for (replica, endpoint) in (1..).zip(self.endpoints) {
+            let only = Arc::new(Only(endpoint.clone()));
+            let client = connect(std::slice::from_ref(endpoint), only).await?;
+            crowd.drain((client, replica), &ends).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Clients go on meanwhile.
+async fn on_thread(
+    stage: &Arc<Stage>,
+    act: impl FnOnce(&Stage) -> Result<(), String> + Send + 'static,
+) -> Result<(), String> {
+    let stage = stage.clone();
+    let done = tokio::task::spawn_blocking(move || act(&stage)).await;
+    done.map_err(|error| error.to_string())?
 }
 
 async fn connect(endpoints: &[String], connector: Arc<dyn Connector>) -> Result<Client, String> {
