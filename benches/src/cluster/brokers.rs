@@ -24,6 +24,8 @@ pub(super) struct Brokers {
     weir: PathBuf,
     members: Vec<Member>,
     seeds: String,
+    /// Of all of them, as the environment names them.
+    settings: Vec<(&'static str, &'static str)>,
 }
 
 struct Member {
@@ -38,6 +40,16 @@ struct Member {
 impl Brokers {
     /// Starts `count` brokers with their data below `dir`, and waits until they are one cluster.
     pub(super) async fn start(place: &Place, dir: &Path, count: usize) -> io::Result<Self> {
+        Self::start_with(place, dir, count, &[]).await
+    }
+
+    /// The same, with settings beside the usual.
+    pub(super) async fn start_with(
+        place: &Place,
+        dir: &Path,
+        count: usize,
+        settings: &[(&'static str, &'static str)],
+    ) -> io::Result<Self> {
         let mut ports = PORTS.skip(std::process::id() as usize * 64 % PORTS.len());
         let members: io::Result<Vec<_>> = ["a", "b", "c", "d", "e"]
             .iter()
@@ -46,7 +58,8 @@ impl Brokers {
             .collect();
         let members = members?;
         let seeds: Vec<_> = members.iter().map(|member| member.peers.to_string()).collect();
-        let mut brokers = Self { weir: place.weir.clone(), members, seeds: seeds.join(",") };
+        let (weir, settings) = (place.weir.clone(), settings.to_vec());
+        let mut brokers = Self { weir, members, seeds: seeds.join(","), settings };
         let mut outputs = Vec::new();
         for number in 0..count {
             outputs.push(brokers.spawn(number)?);
@@ -67,6 +80,7 @@ impl Brokers {
         command.args(["--peers", &member.peers.to_string(), "--seeds", &self.seeds]);
         command.arg("--data-dir").arg(member.folder.join("data"));
         command.env("WEIR__NODE__NAME", &member.name).env("WEIR__LIMITS__MEMORY", MEMORY);
+        command.envs(self.settings.iter().copied());
         let (process, output) = Process::start(command.stderr(log))?;
         member.process = Some(process);
         Ok(output)

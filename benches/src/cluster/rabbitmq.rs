@@ -4,14 +4,11 @@
 //! to a majority before they confirm.
 //! Never: starts RabbitMQ: `benches/compare/rabbitmq` does.
 
-use super::brokers::Brokers;
-use super::steady::{Load, Turns, WARMUP_S};
-use super::{BROKERS, Bound, Goal, Place, REPLICAS, goal_lines, make_topic, other};
+use super::steady::{Comparison, Load, Turns, WARMUP_S, cluster_with};
+use super::{Place, REPLICAS, other};
 use crate::amqp::Connection;
 use crate::clock;
-use crate::load;
 use crate::scratch::in_scratch_folder;
-use serde::Serialize;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -21,32 +18,19 @@ const TOPIC: &str = "bench";
 /// Of the goodput of the quorum queue.
 const TIMES: f64 = 3.0;
 
-/// What was reached.
-#[derive(Debug, Clone, Serialize)]
-pub struct RabbitmqReport {
-    /// The load of both.
-    pub load: Load,
-    /// RabbitMQ is the base.
-    pub turns: Turns,
-    /// What it shall be.
-    pub goals: Vec<Goal>,
-}
-
 /// Runs it with a cluster of its own beside the node at `amqp` (HOST:PORT), which leads the queue.
+/// RabbitMQ is the base.
 pub fn measure(
     runtime: &Runtime,
     place: &Place,
     amqp: &str,
     load: Load,
     rounds: u32,
-) -> io::Result<RabbitmqReport> {
+) -> io::Result<Comparison> {
     let turns = in_scratch_folder(&place.dir, |scratch| {
-        let brokers = runtime.block_on(async {
-            let brokers = Brokers::start(place, scratch, BROKERS).await?;
-            let client = load::connect(&brokers.endpoints()).await.map_err(other)?;
-            make_topic(&brokers, &client, TOPIC, (1, REPLICAS)).await?;
-            Ok::<_, io::Error>(brokers)
-        })?;
+        let topics = [(TOPIC, REPLICAS)];
+        let cluster = runtime.block_on(cluster_with((place, scratch), &[], &topics));
+        let (brokers, _client) = cluster?;
         let mut turns = Turns::default();
         for _ in 0..rounds {
             turns.base.push(quorum_queue(amqp, load)?);
@@ -55,9 +39,8 @@ pub fn measure(
         }
         Ok(turns)
     })?;
-    let ratio = turns.ratio().0;
-    let goals = vec![Goal::new("Weir over RabbitMQ", ratio, Bound::AtLeast(TIMES))];
-    Ok(RabbitmqReport { load, turns, goals })
+    let names = ["RabbitMQ, quorum queue x 3", "Weir, one partition x 3"];
+    Ok(Comparison::new((load, turns), names, ("Weir over RabbitMQ", 1.0, TIMES)))
 }
 
 /// Messages a second that an empty quorum queue confirms.
@@ -87,12 +70,4 @@ fn quorum_queue(amqp: &str, load: Load) -> io::Result<f64> {
     control.delete(TOPIC).map_err(named)?;
     published.map_err(named)?;
     Ok(confirmed.into_inner() as f64 / load.seconds)
-}
-
-impl RabbitmqReport {
-    /// For people.
-    pub fn table(&self) -> String {
-        self.turns.table("RabbitMQ, quorum queue x 3", "Weir, one partition x 3")
-            + &goal_lines(&self.goals)
-    }
 }

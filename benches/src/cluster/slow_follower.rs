@@ -1,12 +1,10 @@
 //! What a slow follower costs: one of three stands still half of the time.
 
 use super::brokers::Brokers;
-use super::steady::{Load, Turns};
-use super::{BROKERS, Bound, Goal, Place, REPLICAS, found, goal_lines, leaders, make_topic, other};
-use crate::load;
+use super::steady::{Comparison, Load, Turns, cluster_with};
+use super::{BROKERS, Place, REPLICAS, found, leaders, other};
 use crate::scratch::in_scratch_folder;
 use rustix::process::Signal;
-use serde::Serialize;
 use std::convert::Infallible;
 use std::io;
 use std::time::Duration;
@@ -19,35 +17,26 @@ const HALF_PERIOD: Duration = Duration::from_millis(200);
 /// Of the goodput of three that are well.
 const SHARE: f64 = 0.98;
 
-/// What was reached.
-#[derive(Debug, Clone, Serialize)]
-pub struct SlowFollowerReport {
-    /// The load of both.
-    pub load: Load,
-    /// Followers that are well are the base.
-    pub turns: Turns,
-    /// What it shall be.
-    pub goals: Vec<Goal>,
-}
+/// What it misses is caught up as fast as it goes: the turns wait for that, and nobody measures it.
+const CATCH_UP: (&str, &str) = ("WEIR__CLUSTER__CATCHUP_BYTES_PER_S", "0");
 
-/// Runs it with a cluster of its own.
+/// Runs it with a cluster of its own. Followers that are well are the base.
 pub fn measure(
     runtime: &Runtime,
     place: &Place,
     load: Load,
     rounds: u32,
-) -> io::Result<SlowFollowerReport> {
+) -> io::Result<Comparison> {
     let turns = in_scratch_folder(&place.dir, |scratch| {
         runtime.block_on(async {
-            let brokers = Brokers::start(place, scratch, BROKERS).await?;
-            let client = load::connect(&brokers.endpoints()).await.map_err(other)?;
-            make_topic(&brokers, &client, TOPIC, (1, REPLICAS)).await?;
+            let (topics, settings) = ([(TOPIC, REPLICAS)], [CATCH_UP]);
+            let (brokers, client) = cluster_with((place, scratch), &settings, &topics).await?;
             run(&brokers, &client, load, rounds).await
         })
     })?;
-    let what = "goodput beside a slow follower over that without";
-    let goals = vec![Goal::new(what, turns.ratio().0, Bound::AtLeast(SHARE))];
-    Ok(SlowFollowerReport { load, turns, goals })
+    let slow = format!("one stands still {HALF_PERIOD:?} of {:?}", HALF_PERIOD * 2);
+    let goal = ("goodput beside a slow follower over that without", 1.0, SHARE);
+    Ok(Comparison::new((load, turns), ["all followers well", &slow], goal))
 }
 
 async fn run(brokers: &Brokers, client: &Client, load: Load, rounds: u32) -> io::Result<Turns> {
@@ -91,13 +80,5 @@ async fn stop_and_go(brokers: &Brokers, follower: usize) -> io::Result<Infallibl
         tokio::time::sleep(HALF_PERIOD).await;
         brokers.signal(follower, Signal::CONT)?;
         tokio::time::sleep(HALF_PERIOD).await;
-    }
-}
-
-impl SlowFollowerReport {
-    /// For people.
-    pub fn table(&self) -> String {
-        let slow = format!("one stands still {HALF_PERIOD:?} of {:?}", HALF_PERIOD * 2);
-        self.turns.table("all followers well", &slow) + &goal_lines(&self.goals)
     }
 }

@@ -1,13 +1,17 @@
 //! Two loads in turns, as fast as windows allow.
 //!
-//! Owns: the turns, so that both see the same minutes of the machine, and their medians.
+//! Owns: the turns, so that both see the same minutes of the machine, their medians, what is made of
+//! them; and the cluster that such turns run against.
 
-use super::other;
+use super::brokers::Brokers;
+use super::{BROKERS, Bound, Goal, Place, goal_lines, make_topic, other};
 use crate::load;
 use crate::measure::median;
 use crate::workload::Workload;
 use serde::Serialize;
 use std::io;
+use std::path::Path;
+use weir_client::Client;
 
 /// A load.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -81,6 +85,53 @@ impl Turns {
             self.base.len()
         )
     }
+}
+
+/// Two loads that were compared.
+#[derive(Debug, Clone, Serialize)]
+pub struct Comparison {
+    /// Of both.
+    pub load: Load,
+    /// What was reached in them.
+    pub turns: Turns,
+    /// What it shall be.
+    pub goals: Vec<Goal>,
+    /// What the base and what is measured are called.
+    #[serde(skip)]
+    names: [String; 2],
+}
+
+impl Comparison {
+    /// `of` is what the goal is about: `scale` times the ratio of the turns, `least` or more.
+    pub(super) fn new(
+        (load, turns): (Load, Turns),
+        names: [&str; 2],
+        (of, scale, least): (&str, f64, f64),
+    ) -> Self {
+        let goals = vec![Goal::new(of, turns.ratio().0 * scale, Bound::AtLeast(least))];
+        Self { load, turns, goals, names: names.map(str::to_owned) }
+    }
+
+    /// For people.
+    pub fn table(&self) -> String {
+        let [base, measured] = &self.names;
+        self.turns.table(base, measured) + &goal_lines(&self.goals)
+    }
+}
+
+/// A cluster with topics of one partition, by name and number of replicas, and a client of it.
+/// `settings` of its brokers are named as the environment has them.
+pub(super) async fn cluster_with(
+    (place, scratch): (&Place, &Path),
+    settings: &[(&'static str, &'static str)],
+    topics: &[(&str, u8)],
+) -> io::Result<(Brokers, Client)> {
+    let brokers = Brokers::start_with(place, scratch, BROKERS, settings).await?;
+    let client = load::connect(&brokers.endpoints()).await.map_err(other)?;
+    for (topic, replicas) in topics {
+        make_topic(&brokers, &client, topic, (1, *replicas)).await?;
+    }
+    Ok((brokers, client))
 }
 
 #[cfg(test)]
