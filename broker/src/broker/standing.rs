@@ -70,20 +70,20 @@ impl Standing {
         device: &Arc<Device>,
     ) -> Result<Self, StartError> {
         let before = Identity::read(&*seams.disk, config.data_dir())?;
-        let found = match config.cluster() {
-            None => Self::alone(config, seams, device).await,
+        let belonged = before.is_some_and(|before| before.cluster != 0);
+        match config.cluster() {
+            None => Self::alone((config, belonged), seams, device).await,
             Some(settings) => {
                 let cluster = Cluster::open(settings.clone(), seams, config.data_dir())?;
                 front.forms(&cluster);
-                Self::among((config, settings), cluster, (seams, accounts), device).await
+                let config = (config, settings, belonged);
+                Self::among(config, cluster, (seams, accounts), device).await
             }
-        };
-        let belonged = before.is_some_and(|before| before.cluster != 0);
-        Ok(Self { belonged, ..found? })
+        }
     }
 
     async fn alone(
-        config: &Config,
+        (config, belonged): (&Config, bool),
         seams: &Seams,
         device: &Arc<Device>,
     ) -> Result<Self, StartError> {
@@ -94,11 +94,11 @@ impl Standing {
         let metadata = open_metadata(config, seams, device, (identity, voters, &wiring)).await?;
         let metadata = MetadataClient::alone(metadata, identity.broker);
         let leaders = Arc::default();
-        Ok(Self { identity, belonged: false, metadata, wiring, leaders, among: None })
+        Ok(Self { identity, belonged, metadata, wiring, leaders, among: None })
     }
 
     async fn among(
-        (config, settings): (&Config, &ClusterSettings),
+        (config, settings, belonged): (&Config, &ClusterSettings, bool),
         cluster: Arc<Cluster>,
         (seams, accounts): (&Seams, &Accounts),
         device: &Arc<Device>,
@@ -162,7 +162,7 @@ impl Standing {
         may_read(&metadata.catalog(), settings.gate)?;
         let metadata_voters = settings.metadata_voters;
         let among = Some(Among { room, metadata_voters, _ties: ties });
-        Ok(Self { identity, belonged: false, metadata, wiring, leaders, among })
+        Ok(Self { identity, belonged, metadata, wiring, leaders, among })
     }
 
     /// Where news of this broker go.
