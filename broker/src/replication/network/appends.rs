@@ -32,8 +32,6 @@ pub(super) struct Appends<S> {
     pulled: Option<Pulled>,
     /// The end of what was pulled and is there already.
     known: Option<LogPlace>,
-    /// Everything so far was answered here: the carrier has begun nothing that it could end.
-    unsent: bool,
     /// Where the log ends that is sent; an answer for it stands for everything.
     sent_to: Index,
     /// Counts while an answer is owed.
@@ -55,6 +53,8 @@ struct Pulled {
 enum State {
     /// Nothing was pulled yet: nothing may fail.
     Fresh,
+    /// Everything so far was answered here: the carrier has begun nothing that it could end.
+    Here,
     Open,
     /// The engine has no more to send.
     Closed,
@@ -64,9 +64,9 @@ enum State {
 impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Appends<S> {
     pub(super) fn new(input: S, stream: Box<dyn AppendStream>, follower: Follower) -> Self {
         let patience = Box::pin(tokio::time::sleep(ANSWER_WITHIN));
-        let (pulled, known, unsent) = (None, None, false);
-        let (sent_to, owed, state) = (Index(0), false, State::Fresh);
-        Self { input, stream, follower, pulled, known, unsent, sent_to, patience, owed, state }
+        let (pulled, known, sent_to) = (None, None, Index(0));
+        let (owed, state) = (false, State::Fresh);
+        Self { input, stream, follower, pulled, known, sent_to, patience, owed, state }
     }
 
     pub(super) fn poll_answer(&mut self, context: &mut Context<'_>) -> Poll<Option<Answer>> {
@@ -89,7 +89,7 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Appends<S> {
             match self.state {
                 State::Ended => return Poll::Ready(None),
                 State::Closed => return self.poll_patience(context),
-                State::Fresh | State::Open => {}
+                State::Fresh | State::Here | State::Open => {}
             }
             match self.poll_send(context) {
                 Poll::Ready(Ok(())) => {}
@@ -131,14 +131,17 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Appends<S> {
         if self.pulled.is_none() {
             let Some(request) = ready!(self.input.poll_next_unpin(context)) else {
                 self.stream.close();
-                self.state = if self.unsent { State::Ended } else { State::Closed };
+                let is_here = self.state == State::Here;
+                self.state = if is_here { State::Ended } else { State::Closed };
                 return Poll::Ready(Ok(()));
             };
-            let is_first = self.state == State::Fresh;
-            self.state = State::Open;
             self.pull(&request);
-            self.unsent = (is_first || self.unsent) && self.known.is_some();
-            if self.known.is_some() {
+            let is_here = self.known.is_some();
+            self.state = match self.state {
+                State::Fresh | State::Here if is_here => State::Here,
+                _ => State::Open,
+            };
+            if is_here {
                 return Poll::Ready(Ok(()));
             }
         }

@@ -49,8 +49,8 @@ pub(super) struct Followers {
     group: Arc<dyn Group>,
     /// What those have flushed to which a stream stands; at most the members of the group.
     reached: Mutex<BTreeMap<ReplicaId, Index>>,
-    /// Where the logs of those end that gave this replica their vote, and in which term; at most the
-    /// members of the group.
+    /// Where the logs of those end that gave this replica their vote in one term, the newest in which
+    /// one did; at most the voters of that term.
     granted: Mutex<BTreeMap<ReplicaId, (Term, LogPlace)>>,
 }
 
@@ -61,7 +61,12 @@ impl Followers {
 
     /// A replica gave its vote in this term; its log ended here.
     pub(super) fn granted(&self, by: ReplicaId, term: Term, last: LogPlace) {
-        self.granted.lock().unwrap_or_else(PoisonError::into_inner).insert(by, (term, last));
+        let mut granted = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
+        if granted.values().any(|(newest, _)| *newest > term) {
+            return;
+        }
+        granted.retain(|_, (newest, _)| *newest == term);
+        granted.insert(by, (term, last));
     }
 
     /// Whether every majority that must agree has enough of those who are near the end.
@@ -195,9 +200,13 @@ pub(super) mod tests {
         assert!(!two.has(Term(5), place(1, 91)));
         assert!(!two.has(Term(6), place(1, 90)), "others may have led since");
         assert!(!one(&all, 3).has(Term(5), place(1, 1)));
+        all.granted(ReplicaId(3), Term(6), place(1, 80));
+        all.granted(ReplicaId(2), Term(5), place(1, 90));
+        assert!(!two.has(Term(5), place(1, 1)), "what is of an older term is forgotten");
+        assert!(one(&all, 3).has(Term(6), place(1, 80)));
         for elsewhere in [place(2, 90), place(1, 101), place(0, 0)] {
-            all.granted(ReplicaId(2), Term(5), elsewhere);
-            let known = two.has(Term(5), place(1, 1));
+            all.granted(ReplicaId(2), Term(6), elsewhere);
+            let known = two.has(Term(6), place(1, 1));
             assert!(!known, "{elsewhere:?} is not in the leader's log, or says nothing");
         }
     }
