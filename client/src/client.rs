@@ -145,7 +145,8 @@ pub struct TopicChange {
     pub max_bytes: Option<u64>,
     /// Age at which records are trimmed, milliseconds; 0 = never.
     pub max_age_ms: Option<u64>,
-    /// Replicas of each partition: 1, 3 or 5.
+    /// Replicas of each partition: 1, 3 or 5. This takes as long as copying does, and is asked for
+    /// alone: together with another change it is refused with BAD_REQUEST.
     pub replicas: Option<u8>,
 }
 

@@ -43,11 +43,12 @@ impl Progress {
     /// How the other members of a group do, as this replica sees them while it leads.
     pub fn of_others(replica: &Replica, members: &Members) -> BTreeMap<ReplicaId, Self> {
         let (reached, silence, log) = (replica.progress(), replica.silence(), replica.log());
+        let first_index = log.bounds().first_index;
         let others = members.brokers.keys().filter(|id| **id != replica.id());
         let progress = others.map(|id| {
             let at = reached.get(id).copied().unwrap_or_default();
             // Until a snapshot brings it there, the log's bytes say nothing of what it lacks.
-            let is_held = at.0 + 1 >= log.bounds().first_index.0;
+            let is_held = at.0 + 1 >= first_index.0;
             let least = if is_held { 0 } else { CLOSE_BYTES };
             let lag_bytes = log.bytes_behind(at).max(least);
             let answers = silence.get(id).is_some_and(|silent| *silent < ANSWERS_WITHIN);

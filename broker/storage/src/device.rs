@@ -1,7 +1,7 @@
 //! One data directory on one device: what all its logs share.
 //!
-//! Owns: the disk, the executor, the flush coordinator, the rounds of
-//! hard states, the pool of spare segments, the lock.
+//! Owns: the disk, the executor, the flush coordinator, the rounds of hard states, the pool of spare
+//! segments, the lock.
 //! Never: knows a log.
 
 use crate::disk::{Disk, DiskLock};

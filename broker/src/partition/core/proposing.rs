@@ -73,7 +73,7 @@ pub(super) struct Proposing<R> {
     pub(super) clock: LogClock,
     waiting: VecDeque<Waiting<R>>,
     /// Were refused by a replica that hands over: nothing of them is stored. They are answered when
-    /// it is known where they are to go.
+    /// it is known where they are to go. As many at most as credit was spent for.
     sent_back: VecDeque<R>,
     pending: Pending<Owed<R>>,
     /// The last place of each proposal that is not committed.
