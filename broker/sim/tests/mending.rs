@@ -112,6 +112,17 @@ async fn start_together(cluster: &Cluster) {
     assert!(matches!(started, (Ok(()), Ok(()), Ok(()))), "{started:?}");
 }
 
+/// Starts the brokers, and kills one that does not lead when so many messages are stored.
+async fn killed_follower(cluster: &Cluster) -> (u8, u64) {
+    start_together(cluster).await;
+    let life = Life::start(cluster).await;
+    sleep(PUBLISH_EVERY * 4 * ENOUGH as u32).await;
+    let (count, _) = life.stop().await;
+    let victim = leader(cluster).await % BROKERS + 1;
+    cluster.machine(victim).kill().await;
+    (victim, count)
+}
+
 /// What a broker says of the topic.
 async fn shown(cluster: &Cluster, number: u8) -> String {
     let host = cluster.network().host(LOOKERS + number);
@@ -220,13 +231,8 @@ fn a_search_goes_on_in_a_replica_that_was_opened_anew() {
             // A segment is read in half a minute or more: voters come to their turns meanwhile.
             machine.set("WEIR__STORAGE__SCRUB_BYTES_PER_SECOND", "32KiB");
         }
-        start_together(&cluster).await;
-        let life = Life::start(&cluster).await;
-        sleep(PUBLISH_EVERY * 4 * ENOUGH as u32).await;
-        let (count, _) = life.stop().await;
-        let victim = leader(&cluster).await % BROKERS + 1;
+        let (victim, count) = killed_follower(&cluster).await;
         let machine = cluster.machine(victim);
-        machine.kill().await;
         let segments = segments(machine);
         assert!(segments.len() > 2, "the second is not sealed: {segments:?}");
         for path in &segments[..2] {
@@ -272,13 +278,8 @@ fn a_damaged_replica_stays_while_another_voter_is_silent() {
 fn what_found_no_room_at_its_start_opens_by_itself_when_there_is_some() {
     paused(36).block_on(async {
         let cluster = Cluster::joined(36, BROKERS);
-        start_together(&cluster).await;
-        let life = Life::start(&cluster).await;
-        sleep(PUBLISH_EVERY * 4 * ENOUGH as u32).await;
-        let (count, _) = life.stop().await;
-        let victim = leader(&cluster).await % BROKERS + 1;
+        let (victim, count) = killed_follower(&cluster).await;
         let machine = cluster.machine(victim);
-        machine.kill().await;
         let open = segments(machine).pop().expect("there is one");
         machine.disk().damage(&open, &Damage::Noise(ROTTEN, 36));
         assert!(!is_whole(machine));

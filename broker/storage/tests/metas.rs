@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{ROOT, data, device_for_later, device_in};
+use common::{Later, ROOT, data, device_for_later, device_in};
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -37,6 +37,18 @@ fn ask(log: &Log, number: u64, state: u64, (disk, told): (&SimDisk, &Told)) {
 
 fn state_of(log: &Log) -> u64 {
     log.meta().try_into().map_or(0, u64::from_le_bytes)
+}
+
+/// Three logs, each of which has asked for state 1.
+fn three_that_asked() -> (SimDisk, Later, Vec<Log>, Told) {
+    let disk = SimDisk::new();
+    let (device, later) = device_for_later(&disk);
+    let logs: Vec<Log> = (0..3).map(|number| open(&device, number)).collect();
+    let told = Told::default();
+    for (number, log) in (0..).zip(&logs) {
+        ask(log, number, 1, (&disk, &told));
+    }
+    (disk, later, logs, told)
 }
 
 #[test]
@@ -129,13 +141,7 @@ fn what_was_told_survives_a_crash_anywhere_in_a_round() {
 #[test]
 fn a_state_that_cannot_be_handed_over_fails_alone() {
     for op in [Op::HandOver, Op::HandedOver] {
-        let disk = SimDisk::new();
-        let (device, later) = device_for_later(&disk);
-        let mut logs: Vec<Log> = (0..3).map(|number| open(&device, number)).collect();
-        let told = Told::default();
-        for (number, log) in (0..).zip(&logs) {
-            ask(log, number, 1, (&disk, &told));
-        }
+        let (disk, later, mut logs, told) = three_that_asked();
         disk.fail(op, ErrorKind::Other, 1, 1);
         later.run();
         let heard: Vec<_> = told.lock().unwrap().iter().map(|told| (told.0, told.3)).collect();
@@ -151,13 +157,7 @@ fn a_state_that_cannot_be_handed_over_fails_alone() {
 #[test]
 fn a_flush_that_fails_leaves_all_of_its_states_in_doubt() {
     for skipped in 0..2 {
-        let disk = SimDisk::new();
-        let (device, later) = device_for_later(&disk);
-        let mut logs: Vec<Log> = (0..3).map(|number| open(&device, number)).collect();
-        let told = Told::default();
-        for (number, log) in (0..).zip(&logs) {
-            ask(log, number, 1, (&disk, &told));
-        }
+        let (disk, later, mut logs, told) = three_that_asked();
         disk.fail(Op::Flush, ErrorKind::Other, skipped, 1);
         later.run();
         let heard: Vec<_> = told.lock().unwrap().iter().map(|told| (told.0, told.3)).collect();
