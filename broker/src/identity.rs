@@ -20,10 +20,9 @@ use std::path::{Path, PathBuf};
 use weir_protocol::limits::BROKERS_MAX;
 use weir_protocol::peer::MemberState;
 use weir_protocol::types::{BrokerId, ReplicaId};
-use weir_storage::Disk;
+use weir_storage::{Disk, sealed};
 
 const NAME: &str = "node.meta";
-const NAME_NEW: &str = "node.meta.new";
 const MAGIC: [u8; 8] = *b"WEIRNOD\x01";
 const VERSION_ALONE: u16 = 1;
 const VERSION: u16 = 2;
@@ -217,7 +216,7 @@ impl Identity {
     /// What `root` says; none if it says nothing. Writes nothing.
     pub fn read(disk: &dyn Disk, root: &Path) -> Result<Option<Self>, IdentityError> {
         let path = root.join(NAME);
-        let read = read_file(disk, root, NAME, FILE_BYTES_MAX);
+        let read = sealed::read_small(disk, &path, FILE_BYTES_MAX);
         let bytes = read.map_err(|source| IdentityError::Device { path: path.clone(), source })?;
         bytes.map(|bytes| Self::decode(&bytes, &path)).transpose()
     }
@@ -225,7 +224,7 @@ impl Identity {
     /// Writes it down, durably, in place of what was known before.
     pub fn store(self, disk: &dyn Disk, root: &Path) -> Result<(), IdentityError> {
         let path = root.join(NAME);
-        let replaced = replace_file(disk, root, (NAME, NAME_NEW), &self.encode());
+        let replaced = sealed::replace_small(disk, root, NAME, &self.encode());
         replaced.map_err(|source| IdentityError::Device { path, source })
     }
 
@@ -233,7 +232,6 @@ impl Identity {
         let alone = self.token == 0;
         let mut bytes = vec![0; if alone { FILE_BYTES_ALONE } else { FILE_BYTES }];
         let version = if alone { VERSION_ALONE } else { VERSION };
-        bytes[..8].copy_from_slice(&MAGIC);
         bytes[12..14].copy_from_slice(&version.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.broker.to_le_bytes());
         bytes[24..40].copy_from_slice(&self.cluster.to_le_bytes());
@@ -245,8 +243,7 @@ impl Identity {
             bytes[60] = self.founders.voters;
             bytes[64..72].copy_from_slice(&self.metadata_replica.to_le_bytes());
         }
-        let crc = crc32fast::hash(&bytes[12..]);
-        bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+        sealed::seal(&mut bytes, MAGIC);
         bytes
     }
 
@@ -261,7 +258,7 @@ impl Identity {
         let head = bytes.get(..FILE_BYTES_ALONE).ok_or_else(damaged)?;
         let found = u16::from_le_bytes([head[12], head[13]]);
         let bytes = whole(found).ok_or_else(damaged)?;
-        if bytes[..8] != MAGIC || bytes[8..12] != crc32fast::hash(&bytes[12..]).to_le_bytes() {
+        if !sealed::is_whole(bytes, MAGIC) {
             return Err(damaged());
         }
         let number = |from: usize, to: usize| {
@@ -286,40 +283,6 @@ impl Identity {
             found => Err(IdentityError::Newer { file: path.to_owned(), found }),
         }
     }
-}
-
-/// The small file `name` of `root`, or its first `bytes_max`; none if it is not there.
-pub(crate) fn read_file(
-    disk: &dyn Disk,
-    root: &Path,
-    name: &str,
-    bytes_max: usize,
-) -> std::io::Result<Option<Vec<u8>>> {
-    if !disk.list(root)?.iter().any(|there| there == name) {
-        return Ok(None);
-    }
-    let file = disk.open(&root.join(name))?;
-    let mut bytes = vec![0; (file.len() as usize).min(bytes_max)];
-    file.read_at(0, &mut bytes)?;
-    Ok(Some(bytes))
-}
-
-/// Replaces the small file `name` of `root` as a whole, durably, by way of `fresh`.
-pub(crate) fn replace_file(
-    disk: &dyn Disk,
-    root: &Path,
-    (name, fresh): (&str, &str),
-    bytes: &[u8],
-) -> std::io::Result<()> {
-    let path = root.join(fresh);
-    if disk.list(root)?.iter().any(|there| there == fresh) {
-        disk.remove(&path)?;
-    }
-    let file = disk.create(&path, bytes.len() as u64)?;
-    file.write_at(0, bytes)?;
-    file.flush(0..bytes.len() as u64)?;
-    disk.rename(&path, &root.join(name))?;
-    disk.sync_dir(root)
 }
 
 #[cfg(test)]

@@ -14,17 +14,15 @@
 
 use super::Rooms;
 use super::opening::placed_on;
-use crate::identity::{read_file, replace_file};
 use crate::replication::metadata::{CLUSTER_PARTITIONS_MAX, Catalog as Topics};
 use crate::seams::on_lane;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weir_protocol::types::{BrokerId, ReplicaId};
-use weir_storage::{Device, Disk, Lane, OpenError};
+use weir_storage::{Device, Disk, Lane, OpenError, sealed};
 
 const NAME: &str = "replicas.meta";
-const NAME_NEW: &str = "replicas.meta.new";
 const MAGIC: [u8; 8] = *b"WEIRREP\x01";
 const VERSION: u16 = 1;
 const HEAD_BYTES: usize = 40;
@@ -54,12 +52,14 @@ impl Rows {
     /// What is to be held for made by what was read. `belonged`: whether anything may have been made
     /// before.
     fn at_start(read: Option<Self>, topics: &Topics, (broker, belonged): (BrokerId, bool)) -> Self {
-        let all_below = if belonged { above_all(topics) } else { ReplicaId(0) };
+        let unknown_from = above_all(topics);
+        let all_below = if belonged { unknown_from } else { ReplicaId(0) };
         let mut rows = read.unwrap_or_else(|| Self { all_below, ..Self::default() });
         let placed = topics.partitions().filter_map(|(_, of)| placed_on(of, broker));
         let placed: BTreeSet<_> = placed.map(|placed| placed.replica).collect();
-        // No number is given twice: what is placed here no more never will be again.
-        rows.replicas.retain(|replica| placed.contains(replica));
+        // No number is given twice: what is placed here no more never will be again. What is not
+        // known yet was made after what this copy of the metadata has got to.
+        rows.replicas.retain(|made| placed.contains(made) || *made >= unknown_from);
         rows
     }
 
@@ -69,22 +69,19 @@ impl Rows {
 
     fn encode(&self, cluster: u128) -> Vec<u8> {
         let mut bytes = vec![0; HEAD_BYTES];
-        bytes[..8].copy_from_slice(&MAGIC);
         bytes[12..14].copy_from_slice(&VERSION.to_le_bytes());
         bytes[16..32].copy_from_slice(&cluster.to_le_bytes());
         bytes[32..40].copy_from_slice(&self.all_below.to_le_bytes());
         self.replicas.iter().for_each(|made| bytes.extend_from_slice(&made.to_le_bytes()));
-        let crc = crc32fast::hash(&bytes[12..]);
-        bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+        sealed::seal(&mut bytes, MAGIC);
         bytes
     }
 
     fn decode(bytes: &[u8], cluster: u128) -> Option<Self> {
         let (head, rows) = bytes.split_at_checked(HEAD_BYTES)?;
-        let crc = crc32fast::hash(&bytes[12..]).to_le_bytes();
         let version = u16::from_le_bytes(head[12..14].try_into().ok()?);
         let same = u128::from_le_bytes(head[16..32].try_into().ok()?) == cluster;
-        if head[..8] != MAGIC || head[8..12] != crc || version != VERSION || !same {
+        if !sealed::is_whole(bytes, MAGIC) || version != VERSION || !same {
             return None;
         }
         let (rows, rest) = rows.as_chunks::<ROW_BYTES>();
@@ -98,8 +95,10 @@ impl Made {
     /// What the data directory says. `topics`: the metadata as it is now.
     pub(super) async fn open(rooms: &Rooms, topics: &Topics) -> Self {
         let (device, root, cluster) = (&rooms.device, &rooms.data_dir, topics.cluster);
-        let (disk, from) = (device.clone(), root.clone());
-        let read = move || read(&**disk.disk(), &from, cluster);
+        let read = {
+            let (device, root) = (device.clone(), root.clone());
+            move || read(&**device.disk(), &root, cluster)
+        };
         let read = on_lane(device.executor(), Lane::Read, read).await;
         let is_there = read.is_some();
         let rows = Rows::at_start(read, topics, (rooms.broker, rooms.belonged));
@@ -149,7 +148,7 @@ impl Made {
     async fn write(&self, rows: &Rows) -> Result<(), OpenError> {
         let (device, root, bytes) =
             (self.device.clone(), self.root.clone(), rows.encode(self.cluster));
-        let write = move || replace_file(&**device.disk(), &root, (NAME, NAME_NEW), &bytes);
+        let write = move || sealed::replace_small(&**device.disk(), &root, NAME, &bytes);
         let written = on_lane(self.device.executor(), Lane::Checkpoint, write).await;
         written.map_err(OpenError::device(&self.root.join(NAME)))
     }
@@ -167,7 +166,7 @@ fn above_all(topics: &Topics) -> ReplicaId {
 
 /// What the file says; none where it says nothing that is whole about this cluster.
 fn read(disk: &dyn Disk, root: &Path, cluster: u128) -> Option<Rows> {
-    match read_file(disk, root, NAME, FILE_BYTES_MAX) {
+    match sealed::read_small(disk, &root.join(NAME), FILE_BYTES_MAX) {
         Ok(bytes) => {
             let bytes = bytes?;
             let rows = Rows::decode(&bytes, cluster);
@@ -219,6 +218,7 @@ mod tests {
             assert_eq!(Rows::decode(&whole[..cut], 0xC1), None, "cut at {cut}");
         }
     }
+
     #[test]
     fn without_a_file_all_that_is_known_counts_as_made_but_in_a_new_directory() {
         // Its partition has the replicas 4, 5 and 6 on the brokers 1, 2 and 3.
@@ -227,11 +227,15 @@ mod tests {
         assert!([4, 5, 6].map(ReplicaId).iter().all(|replica| used.have(*replica)));
         assert!(!used.have(ReplicaId(7)), "what is placed later is new");
         assert!(!Rows::at_start(None, &topics(), (here, false)).have(ReplicaId(5)));
-        // The file counts for more, but for what is not placed here any more.
-        let replicas = [5, 300].map(ReplicaId).into();
+    }
+
+    #[test]
+    fn the_file_counts_for_more_but_for_what_is_not_placed_here_any_more() {
+        let replicas = [4, 5, 300].map(ReplicaId).into();
         let read = Rows { replicas, ..Rows::default() };
-        let known = Rows::at_start(Some(read), &topics(), (here, true));
-        assert_eq!(known, Rows { replicas: [ReplicaId(5)].into(), ..Rows::default() });
+        let known = Rows::at_start(Some(read), &topics(), (BrokerId(2), true));
+        assert!(known.have(ReplicaId(5)) && !known.have(ReplicaId(4)), "that is another broker's");
+        assert!(known.have(ReplicaId(300)), "this copy of the metadata does not know it yet");
     }
 
     #[test]

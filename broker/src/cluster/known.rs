@@ -11,17 +11,15 @@
 //! 32 count times: broker8 metadata_replica8 (0 = none) len1 address
 //! ```
 
-use crate::identity::{read_file, replace_file};
 use crate::replication::metadata::{Address, Catalog, Stage};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use weir_protocol::limits::BROKERS_MAX;
 use weir_protocol::types::{BrokerId, ReplicaId};
-use weir_storage::Disk;
+use weir_storage::{Disk, sealed};
 
 const NAME: &str = "peers.meta";
-const NAME_NEW: &str = "peers.meta.new";
 const MAGIC: [u8; 8] = *b"WEIRPEE\x01";
 const VERSION: u16 = 1;
 const HEAD_BYTES: usize = 32;
@@ -69,7 +67,7 @@ impl Known {
     /// What `root` says of this cluster; nothing where it says nothing that is whole.
     pub(super) fn read(disk: &dyn Disk, root: &Path, cluster: u128) -> Self {
         let none = Self { cluster, ..Self::default() };
-        let bytes = match read_file(disk, root, NAME, FILE_BYTES_MAX + 1) {
+        let bytes = match sealed::read_small(disk, &root.join(NAME), FILE_BYTES_MAX + 1) {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return none,
             Err(error) => {
@@ -89,12 +87,11 @@ impl Known {
 
     /// Writes it down, durably, in place of what was known before.
     pub(super) fn store(&self, disk: &dyn Disk, root: &Path) -> io::Result<()> {
-        replace_file(disk, root, (NAME, NAME_NEW), &self.encode())
+        sealed::replace_small(disk, root, NAME, &self.encode())
     }
 
     fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![0; HEAD_BYTES];
-        bytes[..8].copy_from_slice(&MAGIC);
         bytes[12..14].copy_from_slice(&VERSION.to_le_bytes());
         bytes[14..16].copy_from_slice(&(self.brokers.len() as u16).to_le_bytes());
         bytes[16..32].copy_from_slice(&self.cluster.to_le_bytes());
@@ -105,16 +102,14 @@ impl Known {
             bytes.push(address.len() as u8);
             bytes.extend_from_slice(address);
         }
-        let crc = crc32fast::hash(&bytes[12..]);
-        bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+        sealed::seal(&mut bytes, MAGIC);
         bytes
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         let (head, mut rows) = bytes.split_at_checked(HEAD_BYTES)?;
-        let crc = crc32fast::hash(&bytes[12..]).to_le_bytes();
         let version = u16::from_le_bytes(head[12..14].try_into().ok()?);
-        if head[..8] != MAGIC || head[8..12] != crc || version != VERSION {
+        if !sealed::is_whole(bytes, MAGIC) || version != VERSION {
             return None;
         }
         let count = u16::from_le_bytes(head[14..16].try_into().ok()?);

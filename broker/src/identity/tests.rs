@@ -102,9 +102,9 @@ fn a_broker_that_was_alone_keeps_its_cluster_and_gets_a_token() {
 #[test]
 fn what_a_crash_left_half_written_is_written_anew() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join(NAME_NEW), [7; 30]).unwrap();
+    std::fs::write(folder.path().join("node.meta.new"), [7; 30]).unwrap();
     let made = Identity::open_among(&disk(), folder.path(), 3).unwrap();
-    std::fs::write(folder.path().join(NAME_NEW), [7; 300]).unwrap();
+    std::fs::write(folder.path().join("node.meta.new"), [7; 300]).unwrap();
     assert_eq!(Identity::open_among(&disk(), folder.path(), 4).unwrap(), made, "not yet renamed");
     forming().store(&disk(), folder.path()).unwrap();
     assert_eq!(Identity::open_among(&disk(), folder.path(), 4).unwrap(), forming());

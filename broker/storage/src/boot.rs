@@ -12,8 +12,9 @@
 //! 16 boot_id16            32 log_uuid16        48 losses4     52 zero4    56 lost_after8
 //! ```
 
-use crate::disk::{Disk, read_readable, replace_file};
+use crate::disk::Disk;
 use crate::error::OpenError;
+use crate::sealed;
 use std::io;
 use std::path::Path;
 use weir_protocol::types::Index;
@@ -22,6 +23,8 @@ const NAME: &str = "boot.meta";
 const MAGIC: [u8; 8] = *b"WEIRBOO\x01";
 const VERSION: u16 = 1;
 const FILE_BYTES: usize = 64;
+/// A newer version may be longer; its checksum covers all of it.
+const FILE_BYTES_MAX: usize = 4 << 10;
 const FLAG_IN_ORDER: u8 = 1;
 
 /// What `boot.meta` says.
@@ -49,14 +52,12 @@ impl BootMark {
     /// Reads the mark of the log `uuid` in `dir`; none where no such log was ever opened there.
     pub fn read(disk: &dyn Disk, dir: &Path, uuid: u128) -> Result<Option<Self>, OpenError> {
         let path = dir.join(NAME);
-        let file = match disk.open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(OpenError::Device { path, source }),
-        };
-        let bytes = read_readable(&*file).map_err(OpenError::device(&path))?;
+        let read = sealed::read_small(disk, &path, FILE_BYTES_MAX);
+        let Some(bytes) = read.map_err(OpenError::device(&path))? else { return Ok(None) };
         let unknown = Self { uuid, ..Self::default() };
-        let Some(bytes) = bytes.filter(|bytes| is_whole(bytes)) else { return Ok(Some(unknown)) };
+        if bytes.len() < FILE_BYTES || !sealed::is_whole(&bytes, MAGIC) {
+            return Ok(Some(unknown));
+        }
         let found = u16::from_le_bytes([bytes[12], bytes[13]]);
         if found != VERSION {
             return Err(OpenError::Newer { file: path, found, known: VERSION });
@@ -67,20 +68,18 @@ impl BootMark {
 
     /// Writes it down, durably, in place of what was said before.
     pub fn store(&self, disk: &dyn Disk, dir: &Path) -> io::Result<()> {
-        replace_file(disk, dir, NAME, &self.encode())
+        sealed::replace_small(disk, dir, NAME, &self.encode())
     }
 
     fn encode(&self) -> [u8; FILE_BYTES] {
         let mut bytes = [0; FILE_BYTES];
-        bytes[..8].copy_from_slice(&MAGIC);
         bytes[12..14].copy_from_slice(&VERSION.to_le_bytes());
         bytes[14] = if self.in_order { FLAG_IN_ORDER } else { 0 };
         bytes[16..32].copy_from_slice(&self.boot_id.to_le_bytes());
         bytes[32..48].copy_from_slice(&self.uuid.to_le_bytes());
         bytes[48..52].copy_from_slice(&self.losses.to_le_bytes());
         bytes[56..64].copy_from_slice(&self.lost_after.to_le_bytes());
-        let crc = crc32fast::hash(&bytes[12..]);
-        bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+        sealed::seal(&mut bytes, MAGIC);
         bytes
     }
 
@@ -96,13 +95,6 @@ impl BootMark {
             lost_after: Index(number(56, 64) as u64),
         }
     }
-}
-
-/// A newer version may be longer; its checksum covers all of it.
-fn is_whole(bytes: &[u8]) -> bool {
-    bytes.len() >= FILE_BYTES
-        && bytes[..8] == MAGIC
-        && bytes[8..12] == crc32fast::hash(&bytes[12..]).to_le_bytes()
 }
 
 #[cfg(test)]
@@ -146,8 +138,7 @@ mod tests {
         let (disk, dir) = (OsDisk::new(Backend::Map), tempfile::tempdir().unwrap());
         let mut bytes = MARK.encode();
         bytes[12] = 2;
-        let crc = crc32fast::hash(&bytes[12..]);
-        bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+        sealed::seal(&mut bytes, MAGIC);
         std::fs::write(dir.path().join(NAME), bytes).unwrap();
         let read = BootMark::read(&disk, dir.path(), 0xAB);
         assert!(matches!(read, Err(OpenError::Newer { found: 2, known: 1, .. })), "{read:?}");

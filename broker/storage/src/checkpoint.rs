@@ -9,8 +9,9 @@
 //! ```
 
 use crate::device::Device;
-use crate::disk::{Disk, read_readable, replace_file};
+use crate::disk::Disk;
 use crate::reader::LogReader;
+use crate::sealed::{self, FRAME_BYTES};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -75,15 +76,13 @@ fn write(
     content: &[u8],
 ) -> io::Result<()> {
     let mut bytes = Vec::with_capacity(HEADER_BYTES + content.len());
-    bytes.extend_from_slice(&MAGIC);
-    bytes.extend_from_slice(&[0; 4]);
+    bytes.resize(FRAME_BYTES, 0);
     bytes.extend_from_slice(&(content.len() as u32).to_le_bytes());
     bytes.extend_from_slice(&index.to_le_bytes());
     bytes.extend_from_slice(&uuid.to_le_bytes());
     bytes.extend_from_slice(content);
-    let crc = crc32fast::hash(&bytes[12..]);
-    bytes[8..12].copy_from_slice(&crc.to_le_bytes());
-    replace_file(disk, dir, &file_name(index), &bytes)
+    sealed::seal(&mut bytes, MAGIC);
+    sealed::replace_small(disk, dir, &file_name(index), &bytes)
 }
 
 /// The indexes of the checkpoints that exist, newest first.
@@ -100,14 +99,13 @@ pub(crate) fn read(
     uuid: Option<u128>,
     index: Index,
 ) -> io::Result<Option<Vec<u8>>> {
-    let file = disk.open(&dir.join(file_name(index)))?;
-    let Some(mut bytes) = read_readable(&*file)? else { return Ok(None) };
+    let read = sealed::read_small(disk, &dir.join(file_name(index)), usize::MAX)?;
+    let Some(mut bytes) = read else { return Ok(None) };
     let is_first = bytes.starts_with(&MAGIC_V1);
     let header_bytes = if is_first { HEADER_BYTES_V1 } else { HEADER_BYTES };
     let is_ours = |of: &[u8]| is_first || uuid.is_none_or(|uuid| uuid.to_le_bytes() == *of);
     let whole = bytes.len() >= header_bytes
-        && (is_first || bytes.starts_with(&MAGIC))
-        && bytes[8..12] == crc32fast::hash(&bytes[12..]).to_le_bytes()
+        && sealed::is_whole(&bytes, if is_first { MAGIC_V1 } else { MAGIC })
         && bytes[16..24] == index.to_le_bytes()
         && is_ours(&bytes[24..header_bytes]);
     Ok(whole.then(|| bytes.split_off(header_bytes)))

@@ -12,9 +12,10 @@
 //! 48 end_offset8  56 accepted4  60 zero4
 //! ```
 
-use crate::disk::{Disk, read_readable, replace_file};
+use crate::disk::{Disk, remove_if_there};
 use crate::limits::DAMAGED_RANGES_MAX;
 use crate::planted::{Bug, unless};
+use crate::sealed::{self, FRAME_BYTES};
 use std::fmt;
 use std::io;
 use std::ops::Range;
@@ -27,6 +28,8 @@ use weir_protocol::types::{Index, Offset};
 const MAGIC: [u8; 8] = *b"WEIRDMG\x01";
 const HEAD_BYTES: usize = 16;
 const RANGE_BYTES: usize = 64;
+/// One more than a whole file: what follows one is not overlooked.
+const FILE_BYTES_MAX: usize = HEAD_BYTES + DAMAGED_RANGES_MAX * RANGE_BYTES + 1;
 const FILE_NAME: &str = "damage";
 
 /// Batches that were written once and cannot be read any more.
@@ -245,25 +248,20 @@ pub(crate) fn insert(ranges: &mut Vec<DamagedRange>, range: DamagedRange) -> boo
 /// Writes the file, or removes it where nothing is damaged.
 pub(crate) fn store(disk: &dyn Disk, dir: &Path, ranges: &[DamagedRange]) -> io::Result<()> {
     if ranges.is_empty() {
-        crate::disk::remove_if_there(disk, &dir.join(FILE_NAME))?;
+        remove_if_there(disk, &dir.join(FILE_NAME))?;
         return disk.sync_dir(dir);
     }
-    replace_file(disk, dir, FILE_NAME, &encode(ranges))
+    sealed::replace_small(disk, dir, FILE_NAME, &encode(ranges))
 }
 
 /// Reads the file: none where it does not verify, empty where there is none.
 pub(crate) fn load(disk: &dyn Disk, dir: &Path) -> io::Result<Option<Vec<DamagedRange>>> {
-    let file = match disk.open(&dir.join(FILE_NAME)) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(Vec::new())),
-        Err(error) => return Err(error),
-    };
-    Ok(read_readable(&*file)?.and_then(|bytes| decode(&bytes)))
+    let bytes = sealed::read_small(disk, &dir.join(FILE_NAME), FILE_BYTES_MAX)?;
+    Ok(bytes.map_or_else(|| Some(Vec::new()), |bytes| decode(&bytes)))
 }
 
 fn encode(ranges: &[DamagedRange]) -> Vec<u8> {
-    let mut bytes = MAGIC.to_vec();
-    bytes.extend_from_slice(&[0; 4]);
+    let mut bytes = vec![0; FRAME_BYTES];
     bytes.extend_from_slice(&(ranges.len() as u32).to_le_bytes());
     for range in ranges {
         let numbers = [
@@ -278,16 +276,14 @@ fn encode(ranges: &[DamagedRange]) -> Vec<u8> {
         ];
         numbers.iter().for_each(|number| bytes.extend_from_slice(&number.to_le_bytes()));
     }
-    let crc = crc32fast::hash(&bytes[12..]);
-    bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+    sealed::seal(&mut bytes, MAGIC);
     bytes
 }
 
 fn decode(bytes: &[u8]) -> Option<Vec<DamagedRange>> {
     let (head, rest) = bytes.split_at_checked(HEAD_BYTES)?;
-    let crc = crc32fast::hash(bytes.get(12..)?);
     let count = u32::from_le_bytes([head[12], head[13], head[14], head[15]]) as usize;
-    if head[..8] != MAGIC || head[8..12] != crc.to_le_bytes() || rest.len() != count * RANGE_BYTES {
+    if !sealed::is_whole(bytes, MAGIC) || rest.len() != count * RANGE_BYTES {
         return None;
     }
     let ranges = rest.chunks(RANGE_BYTES).map(|range| {

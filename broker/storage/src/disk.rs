@@ -4,7 +4,6 @@
 //! Never: hands out mutable memory: every store goes through [`DiskFile::write_at`], or no
 //! simulation could know what is not flushed yet.
 
-use crate::planted::{Bug, unless};
 use bytes::Bytes;
 use std::fmt::Debug;
 use std::io;
@@ -93,32 +92,6 @@ pub(crate) fn pages(position: u64, into: &mut [u8]) -> impl Iterator<Item = (u64
     let (head, rest) = into.split_at_mut(first as usize);
     let starts = (position + first..).step_by(PAGE_BYTES as usize);
     std::iter::once((position, head)).chain(starts.zip(rest.chunks_mut(PAGE_BYTES as usize)))
-}
-
-/// All of a file; none where the device cannot read a part of it.
-pub(crate) fn read_readable(file: &dyn DiskFile) -> io::Result<Option<Vec<u8>>> {
-    let mut bytes = vec![0; file.len() as usize];
-    match file.read_at(0, &mut bytes) {
-        Ok(()) => Ok(Some(bytes)),
-        Err(error) if is_unreadable(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Puts a whole file of `bytes` in the place of `name`, durably: it is the old one or the new one.
-pub(crate) fn replace_file(
-    disk: &dyn Disk,
-    dir: &Path,
-    name: &str,
-    bytes: &[u8],
-) -> io::Result<()> {
-    let fresh = dir.join(format!("{name}.new"));
-    remove_if_there(disk, &fresh)?;
-    let file = disk.create(&fresh, bytes.len() as u64)?;
-    file.write_at(0, bytes)?;
-    unless(Bug::ReplacementNotFlushed, || file.flush(0..bytes.len() as u64))?;
-    disk.rename(&fresh, &dir.join(name))?;
-    disk.sync_dir(dir)
 }
 
 /// Removes a file that another life of its log in this process may have removed before.

@@ -17,9 +17,10 @@
 //!  88 rows (position8 index8 offset8 log_time_ms8), terms (first_index8 term8), configs (index8)
 //! ```
 
-use crate::disk::{Disk, read_readable};
+use crate::disk::Disk;
 use crate::limits::INDEX_STRIDE_BYTES;
 use crate::scan::Cursor;
+use crate::sealed::{self, FRAME_BYTES};
 use std::io;
 use std::path::{Path, PathBuf};
 use weir_protocol::batch::{BatchHeader, BatchType};
@@ -144,20 +145,15 @@ pub(crate) fn store(disk: &dyn Disk, segment: &Path, index: &StoredIndex) -> io:
 
 /// The index of a sealed segment; none when its file is missing or does not verify.
 pub(crate) fn load(disk: &dyn Disk, segment: &Path) -> io::Result<Option<StoredIndex>> {
-    let file = match disk.open(&path_of(segment)) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    Ok(read_readable(&*file)?.and_then(|bytes| decode(&bytes)))
+    let bytes = sealed::read_small(disk, &path_of(segment), usize::MAX)?;
+    Ok(bytes.and_then(|bytes| decode(&bytes)))
 }
 
 fn encode(index: &StoredIndex) -> Vec<u8> {
     let StoredIndex { salt, end, last_position, cursor, marks, rows } = index;
     let SparseIndex { rows } = rows;
     let mut bytes = Vec::with_capacity(HEAD_BYTES + rows.len() * ROW_BYTES);
-    bytes.extend_from_slice(&MAGIC);
-    bytes.extend_from_slice(&[0; 4]);
+    bytes.resize(FRAME_BYTES, 0);
     bytes.extend_from_slice(&u32::from(VERSION).to_le_bytes());
     for number in [*salt, *end, cursor.last_index.0, cursor.log_end.0, cursor.term.0] {
         bytes.extend_from_slice(&number.to_le_bytes());
@@ -177,8 +173,7 @@ fn encode(index: &StoredIndex) -> Vec<u8> {
         bytes.extend_from_slice(&term.to_le_bytes());
     }
     marks.configs.iter().for_each(|index| bytes.extend_from_slice(&index.to_le_bytes()));
-    let crc = crc32fast::hash(&bytes[12..]);
-    bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+    sealed::seal(&mut bytes, MAGIC);
     bytes
 }
 
@@ -186,9 +181,8 @@ fn decode(bytes: &[u8]) -> Option<StoredIndex> {
     let (head, rest) = bytes.split_at_checked(HEAD_BYTES)?;
     let u32_at = |at: usize| head[at..].first_chunk().map_or(0, |field| u32::from_le_bytes(*field));
     let u64_at = |at: usize| head[at..].first_chunk().map_or(0, |field| u64::from_le_bytes(*field));
-    let whole = head[..8] == MAGIC && u32_at(8) == crc32fast::hash(&bytes[12..]);
     // Of another version: built anew as well.
-    if !whole || u32_at(12) != u32::from(VERSION) {
+    if !sealed::is_whole(bytes, MAGIC) || u32_at(12) != u32::from(VERSION) {
         return None;
     }
     let [rows, terms, configs] = [64, 68, 72].map(|at| u32_at(at) as usize);

@@ -26,6 +26,7 @@ mod reader;
 mod recovery;
 mod scan;
 mod scrub;
+pub mod sealed;
 mod segment;
 mod sys;
 

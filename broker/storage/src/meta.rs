@@ -30,6 +30,7 @@ use crate::error::{Corruption, CorruptionKind, OpenError};
 use crate::limits::{META_BLOB_BYTES_MAX, META_COPY_BYTES, NUMBERS_END};
 use crate::planted::{Bug, is_planted};
 use crate::scan::Cursor;
+use crate::sealed;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -242,7 +243,6 @@ impl Generation {
 
 fn encode(state: &State) -> Vec<u8> {
     let mut bytes = vec![0u8; META_COPY_BYTES];
-    bytes[..8].copy_from_slice(&MAGIC);
     let version = if state.start.is_some() { VERSION_STARTED } else { VERSION };
     bytes[12..14].copy_from_slice(&version.to_le_bytes());
     bytes[16..24].copy_from_slice(&state.sequence.to_le_bytes());
@@ -262,8 +262,7 @@ fn encode(state: &State) -> Vec<u8> {
     }
     bytes[96..112].copy_from_slice(&state.log_uuid.unwrap_or_default().to_le_bytes());
     bytes[BLOB_AT..BLOB_AT + state.blob.len()].copy_from_slice(&state.blob);
-    let crc = crc32fast::hash(&bytes[12..]);
-    bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+    sealed::seal(&mut bytes, MAGIC);
     bytes
 }
 
@@ -272,7 +271,7 @@ fn decode(bytes: &[u8], path: &Path) -> Result<Option<State>, OpenError> {
     let u32_at =
         |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
-    if bytes[..8] != MAGIC || u32_at(8) != crc32fast::hash(&bytes[12..]) {
+    if !sealed::is_whole(bytes, MAGIC) {
         return Ok(None);
     }
     let found = u16::from_le_bytes([bytes[12], bytes[13]]);

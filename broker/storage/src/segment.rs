@@ -19,6 +19,7 @@ use crate::index::{Marks, SparseIndex};
 use crate::limits::{NUMBERS_END, SEGMENT_HEADER_BYTES};
 use crate::planted::{Bug, is_planted};
 use crate::scan::{Batches, Source};
+use crate::sealed;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -83,7 +84,6 @@ impl SegmentHeader {
     fn encode(&self) -> [u8; COPY_BYTES] {
         let mut bytes = [0u8; COPY_BYTES];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
-        put(0, &MAGIC);
         put(12, &SEGMENT_VERSION.to_le_bytes());
         put(14, &SEGMENT_VERSION.to_le_bytes());
         put(16, &(if self.recycled { FLAG_RECYCLED } else { 0 }).to_le_bytes());
@@ -100,8 +100,7 @@ impl SegmentHeader {
         put(96, &self.prev_cut_pos.to_le_bytes());
         put(104, &self.capacity.to_le_bytes());
         put(112, &self.created_ms.to_le_bytes());
-        let crc = crc32fast::hash(&bytes[12..]);
-        bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+        sealed::seal(&mut bytes, MAGIC);
         bytes
     }
 
@@ -110,7 +109,7 @@ impl SegmentHeader {
             u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
         };
         let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
-        if bytes[..8] != MAGIC || u32_at(8) != crc32fast::hash(&bytes[12..]) {
+        if !sealed::is_whole(bytes, MAGIC) {
             return Err(SegmentHeaderError::Damaged);
         }
         let min_reader = u16::from_le_bytes([bytes[14], bytes[15]]);
