@@ -60,8 +60,11 @@ pub const PREPARE_BYTES: u64 = 4 << 20;
 pub const HOT_BYTES: u64 = 64 << 20;
 /// Copies of the hard state in `meta`, each this large.
 pub const META_COPY_BYTES: usize = 4 << 10;
-/// The owner's part of the hard state.
-pub const META_BLOB_BYTES_MAX: usize = 2 << 10;
+/// What a device writes as a whole or not at all: the smallest logical block there is. NVMe demands
+/// it of one block at least (AWUPF); databases count on it since SQLite's "powersafe overwrite".
+pub const SECTOR_BYTES: usize = 512;
+/// The owner's part of the hard state, all of which fits in a sector.
+pub const META_BLOB_BYTES_MAX: usize = 400;
 /// Free bytes below which no further segment is made.
 pub const DISK_RESERVE_BYTES: u64 = 16 << 20;
 /// Sequences, indexes and offsets of a log stay below: whatever names a larger one was not written

@@ -3,9 +3,10 @@
 //! Owns: the file `meta`: two generations of two copies each.
 //! Never: takes an unreadable file for a fresh one, an older state for one that was lost, or the
 //! state of another log.
-//! Invariants: the newer generation is never touched while the older one is written; of the older
-//! one a copy is durable before the other is touched. So no stop of any kind leaves a generation
-//! without a valid copy, and one that has none was damaged.
+//! Invariants: the newer generation is never touched while the older one is written. What a copy says
+//! lies in its first sector, which a device writes as a whole or not at all. So no stop of any kind
+//! leaves a generation without a valid copy, one flush makes both durable, and a generation that has
+//! none was damaged.
 //!
 //! ```text
 //! 4 copies of 4096 bytes: generation A twice, generation B twice
@@ -27,7 +28,7 @@ pub use rounds::{MetaDone, MetaStore};
 
 use crate::disk::{Disk, DiskFile, is_unreadable, remove_if_there};
 use crate::error::{Corruption, CorruptionKind, OpenError};
-use crate::limits::{META_BLOB_BYTES_MAX, META_COPY_BYTES, NUMBERS_END};
+use crate::limits::{META_BLOB_BYTES_MAX, META_COPY_BYTES, NUMBERS_END, SECTOR_BYTES};
 use crate::planted::{Bug, is_planted};
 use crate::scan::Cursor;
 use crate::sealed;
@@ -44,6 +45,7 @@ const VERSION_STARTED: u16 = 3;
 const FILE_BYTES: u64 = 4 * META_COPY_BYTES as u64;
 const BLOB_AT: usize = 112;
 const BLOB_AT_V1: usize = 36;
+const _: () = assert!(BLOB_AT + META_BLOB_BYTES_MAX <= SECTOR_BYTES);
 
 /// What is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -218,27 +220,22 @@ impl Meta {
         written.pop().expect("each generation has an outcome")
     }
 
-    /// The copies that a state is written to: those of the older generation.
+    /// The generation that a state is written to: the older one.
     fn generation(&self, state: &State) -> Generation {
         let slot = if is_planted(Bug::NewestMetaOverwritten) { 0 } else { state.sequence % 2 };
-        let first = slot * 2 * META_COPY_BYTES as u64;
-        Generation { file: self.file.clone(), first, bytes: encode(state) }
+        let bytes = encode(state).repeat(2);
+        let start = slot * bytes.len() as u64;
+        let range = start..start + bytes.len() as u64;
+        Generation { file: self.file.clone(), range, bytes }
     }
 }
 
 /// A state on its way to its two copies.
 struct Generation {
     file: Arc<dyn DiskFile>,
-    /// Where the first copy begins.
-    first: u64,
+    range: Range<u64>,
+    /// Both copies.
     bytes: Vec<u8>,
-}
-
-impl Generation {
-    fn copy(&self, number: u64) -> Range<u64> {
-        let start = self.first + number * META_COPY_BYTES as u64;
-        start..start + META_COPY_BYTES as u64
-    }
 }
 
 fn encode(state: &State) -> Vec<u8> {

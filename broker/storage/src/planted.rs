@@ -62,8 +62,6 @@ pub(crate) enum Bug {
 
     /// The hard state is always written to the same place.
     NewestMetaOverwritten,
-    /// Both copies of the hard state are under way at a time.
-    MetaCopiesTogether,
     /// The hard state is not flushed.
     MetaNotFlushed,
     /// A checkpoint or a list of damaged ranges gets its name before it is flushed.

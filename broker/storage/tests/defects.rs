@@ -87,7 +87,7 @@ fn an_index_that_lacks_its_first_batch_is_refused() {
     assert!(matches!(found, Err(ReadError::Damaged(_))), "{recovered:?}: {found:?}");
 }
 
-/// Rot of both copies is no torn store: one copy is durable before the other is touched.
+/// Rot of both copies is no torn store: no power cut tears what lies in one sector.
 #[test]
 fn a_vote_that_is_lost_is_not_an_older_vote() {
     let disk = SimDisk::new();

@@ -1,4 +1,4 @@
-//! Hard states that reach the device together: an election of many logs is one of few flushes.
+//! Hard states that reach the device together: an election of many logs costs few flushes.
 //!
 //! Owns: who waits for the next round of a device.
 //! Never: takes a change of a log into a round that has one of it already.

@@ -1,8 +1,7 @@
-//! The two copies of several generations, side by side.
+//! Several generations side by side.
 //!
-//! Owns: the order in which copies become durable.
-//! Never: touches a second copy before the first one is durable.
-//! Invariant: however many generations there are, they cost two flushes of a device.
+//! Owns: how they become durable.
+//! Invariant: however many generations there are, they cost one flush of a device.
 
 use super::Generation;
 use crate::disk::DeviceId;
@@ -12,55 +11,36 @@ use std::io;
 
 /// Writes each generation, and says what became of it.
 pub(super) fn write(generations: &[Generation]) -> Vec<io::Result<()>> {
-    let mut outcomes: Vec<io::Result<()>> = generations.iter().map(|_| Ok(())).collect();
-    for copy in 0..2 {
-        write_copies(generations, copy, &mut outcomes);
-    }
-    outcomes
-}
-
-/// Writes one copy of each generation that has not failed.
-fn write_copies(generations: &[Generation], copy: u64, outcomes: &mut [io::Result<()>]) {
     let is_alone = generations.len() == 1;
-    for (generation, outcome) in generations.iter().zip(&mut *outcomes) {
-        if outcome.is_ok() {
-            *outcome = generation.file.write_at(generation.copy(copy).start, &generation.bytes);
-        }
-        if outcome.is_ok() && !is_alone {
-            *outcome = generation.file.hand_over(generation.copy(copy));
-        }
-    }
-    let taken: Vec<_> = generations
-        .iter()
-        .zip(&mut *outcomes)
-        .map(|(generation, outcome)| {
-            std::mem::replace(outcome, Ok(()))?;
-            take(generation, copy, is_alone)
-        })
-        .collect();
+    let begun: Vec<_> = generations.iter().map(|generation| begin(generation, is_alone)).collect();
+    let taken = generations.iter().zip(begun).map(|(generation, begun)| {
+        begun?;
+        take(generation, is_alone)
+    });
+    let taken: Vec<_> = taken.collect();
     let shared = generations.iter().zip(&taken).filter_map(|(generation, taken)| {
         let device = taken.as_ref().ok().copied().flatten()?;
-        Some(Shared { device, file: &*generation.file, range: generation.copy(copy) })
+        Some(Shared { device, file: &*generation.file, range: generation.range.clone() })
     });
-    let flushed =
-        flush_devices(shared, |shared| flush(copy, || shared.file.flush(shared.range.clone())));
-    for (taken, outcome) in taken.into_iter().zip(outcomes) {
-        *outcome = outcome_of(taken, &flushed);
-    }
+    let flushed = flush_devices(shared, |shared| {
+        unless(Bug::MetaNotFlushed, || shared.file.flush(shared.range.clone()))
+    });
+    taken.into_iter().map(|taken| outcome_of(taken, &flushed)).collect()
 }
 
-/// Waits for the device to take a copy; flushes it by itself where that is not enough, or nobody is
-/// there to share a flush with.
-fn take(generation: &Generation, copy: u64, is_alone: bool) -> io::Result<Option<DeviceId>> {
-    let range = generation.copy(copy);
+/// Writes a generation, and begins to hand it over to the device where a flush can be shared.
+fn begin(generation: &Generation, is_alone: bool) -> io::Result<()> {
+    generation.file.write_at(generation.range.start, &generation.bytes)?;
+    if is_alone { Ok(()) } else { generation.file.hand_over(generation.range.clone()) }
+}
+
+/// Waits for the device to take a generation; flushes it by itself where that is not enough, or
+/// nobody is there to share a flush with.
+fn take(generation: &Generation, is_alone: bool) -> io::Result<Option<DeviceId>> {
+    let range = generation.range.clone();
     if !is_alone && let Some(device) = generation.file.handed_over(range.clone())? {
         return Ok(Some(device));
     }
-    flush(copy, || generation.file.flush(range))?;
+    unless(Bug::MetaNotFlushed, || generation.file.flush(range))?;
     Ok(None)
-}
-
-fn flush(copy: u64, flush: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    let flush = || unless(Bug::MetaNotFlushed, flush);
-    if copy == 0 { unless(Bug::MetaCopiesTogether, flush) } else { flush() }
 }

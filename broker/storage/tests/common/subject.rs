@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use weir_protocol::batch::BatchType;
 use weir_protocol::types::{Index, Offset};
+use weir_storage::limits::META_BLOB_BYTES_MAX;
 use weir_storage::{BatchSlice, Device, Disk, Log, OpenError, Read, ReadError, Recovered};
 
 /// A log on a disk, beside its model.
@@ -87,8 +88,7 @@ impl Subject {
                 self.model.truncate(index);
             }
             Step::StoreMeta(byte) => {
-                // Longer than a sector, so that a copy can tear.
-                let content = vec![*byte; usize::from(*byte) * 8];
+                let content = vec![*byte; META_BLOB_BYTES_MAX - usize::from(*byte)];
                 self.model.may_meta = Some(content.clone());
                 self.begun = self.model.clone();
                 self.log().store_meta(&content).map_err(|_| Failed)?;
