@@ -376,6 +376,13 @@ impl Consumer {
         self.shared.lock().views(|_, view| view.start)
     }
 
+    /// By partition: how often it has come to this consumer. Where others share the subscription a
+    /// partition goes and may come back; what was not settled by then is handed over again, and
+    /// whatever was kept of it since is of no use. See [`Delivered::turn`].
+    pub fn turns(&self) -> BTreeMap<u32, u64> {
+        self.shared.lock().views(|_, view| view.turn)
+    }
+
     /// By partition: the high watermark (exclusive) when this consumer was opened.
     pub fn end_offsets(&self) -> BTreeMap<u32, u64> {
         self.shared.lock().views(|_, view| view.end)

@@ -177,6 +177,34 @@ async fn a_member_reads_on_and_joins_again_as_itself() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_comes_back_to_a_consumer_begins_another_turn() {
+    let (client, _network, mut peer) = connect_shared().await;
+    let (mut consumer, join, read) = share(&client, &mut peer).await;
+    deliver_two(&mut peer, read.stream, 0).await;
+    let first = take(&mut consumer, 2).await;
+    assert_eq!(consumer.turns()[&0], 1);
+    let why = refusal(ErrorCode::Generation, Outcome::NotStored);
+    peer.send(Frame::StreamClosed(StreamClosed { stream: read.stream, refusal: Some(why) })).await;
+    assert!(is_idle(&mut consumer).await);
+    assert!(consumer.turns().is_empty(), "another consumer reads it");
+
+    // Nothing was settled meanwhile: it starts where it did before.
+    assign(&mut peer, join.stream, 5, &[0]).await;
+    let again = loop {
+        match peer.next().await {
+            Frame::Subscribe(again) => break again,
+            Frame::Present(_) => {}
+            frame => panic!("SUBSCRIBE, not {frame:?}"),
+        }
+    };
+    subscribed(&mut peer, &again, 0).await;
+    deliver_two(&mut peer, again.stream, 0).await;
+    let second = take(&mut consumer, 2).await;
+    assert_eq!(offsets(&second), offsets(&first));
+    assert_eq!([first[1].turn(), second[0].turn(), consumer.turns()[&0]], [1, 2, 2]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reader_that_was_replaced_waits_for_its_next_assignment() {
     let (client, _network, mut peer) = connect_shared().await;
     let (mut consumer, join, read) = share(&client, &mut peer).await;

@@ -82,6 +82,7 @@ fn given_away(partition: u32) -> Error {
 pub struct Delivered {
     origin: Arc<Origin>,
     offset: u64,
+    turn: u64,
     timestamp_ms: u64,
     key: Option<Bytes>,
     headers: Box<[(Bytes, Bytes)]>,
@@ -97,6 +98,12 @@ impl Delivered {
     /// Its offset there.
     pub fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// Which time the partition is this consumer's, from 1: offsets rise within one, and behind it
+    /// those that were not settled come again. See [`crate::Consumer::turns`].
+    pub fn turn(&self) -> u64 {
+        self.turn
     }
 
     /// The publisher's time, milliseconds since the epoch.
@@ -171,6 +178,11 @@ impl RecordBatch {
         self.partition
     }
 
+    /// Which time the partition is this consumer's; see [`Delivered::turn`].
+    pub fn turn(&self) -> u64 {
+        self.raw.turn
+    }
+
     /// Offset of the first message that is this consumer's.
     pub fn base_offset(&self) -> u64 {
         self.raw.header.base_offset.0.max(self.raw.skip_below)
@@ -232,6 +244,7 @@ impl RecordBatch {
             all.push(Delivered {
                 origin: origin.clone(),
                 offset: record.offset,
+                turn: self.raw.turn,
                 timestamp_ms: record.timestamp_ms,
                 key: record.key().map(slice),
                 headers: record

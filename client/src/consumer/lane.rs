@@ -40,6 +40,8 @@ pub(crate) struct RawBatch {
     pub(crate) body: Bytes,
     /// Records below this are not the consumer's.
     pub(crate) skip_below: u64,
+    /// The partition's turn in which it was received.
+    pub(crate) turn: u64,
 }
 
 /// Where the lane stands with the broker.
@@ -135,6 +137,8 @@ pub(crate) struct View {
     pub(crate) high_watermark: u64,
     /// Records that were gone before they could be read.
     pub(crate) skipped: u64,
+    /// How often the partition has come to this consumer; all of this is of the last time.
+    pub(crate) turn: u64,
 }
 
 /// The state of one partition's reading.
@@ -147,6 +151,8 @@ pub(crate) struct ReadLane {
     sent_away: bool,
     phase: Phase,
     view: Option<View>,
+    /// How often there was a first view.
+    turn: u64,
     /// Behind the last record that was received.
     received: u64,
     /// Behind the last record that was handed over.
@@ -172,6 +178,7 @@ impl ReadLane {
             sent_away: false,
             phase: Phase::Idle { reopen_at: None },
             view: None,
+            turn: 0,
             received: 0,
             position: 0,
             streamed: 0,
@@ -430,7 +437,9 @@ impl ReadLane {
             None => {
                 let start = subscribed.start.0;
                 let skipped = subscribed.skipped;
-                self.view = Some(View { start, end: high_watermark, high_watermark, skipped });
+                self.turn += 1;
+                let (end, turn) = (high_watermark, self.turn);
+                self.view = Some(View { start, end, high_watermark, skipped, turn });
                 self.received = start;
                 self.position = start;
                 self.settling.upto = start;
@@ -500,7 +509,7 @@ impl ReadLane {
             let skip_below = self.received;
             self.received = end;
             let body = stored.slice(BATCH_HEADER_BYTES..whole);
-            self.buffered.push_back(RawBatch { header, body, skip_below });
+            self.buffered.push_back(RawBatch { header, body, skip_below, turn: self.turn });
         }
         Ok(())
     }
