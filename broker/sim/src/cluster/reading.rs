@@ -64,7 +64,7 @@ impl Reading {
     async fn session(&mut self, mut reader: Consumer, stopped: &mut watch::Receiver<bool>) {
         let consumer = self.recorder.next_consumer();
         let mut attached = BTreeMap::new();
-        self.attach(consumer, &reader, &mut attached);
+        self.attach(consumer, &reader, None, &mut attached);
         let mut unsettled: BTreeMap<u32, u8> = BTreeMap::new();
         // A plain reader begins anew each time, so that it ends only when it must.
         let durable = self.random.u32(1..SESSION_RECORDS_MAX);
@@ -76,7 +76,7 @@ impl Reading {
             };
             match next {
                 Some(Ok(delivered)) => {
-                    self.attach(consumer, &reader, &mut attached);
+                    self.attach(consumer, &reader, Some(&delivered), &mut attached);
                     let unsettled = unsettled.entry(delivered.partition()).or_default();
                     self.take(consumer, &delivered, unsettled).await;
                 }
@@ -96,13 +96,26 @@ impl Reading {
     }
 
     /// Notes the partitions that the session was given since, and from where. Consumers of one
-    /// subscription share its partitions, so that they come and go.
-    fn attach(&self, consumer: u16, reader: &Consumer, attached: &mut BTreeMap<u32, u64>) {
+    /// subscription share its partitions, so that they come and go; one that comes back may start
+    /// where it did before.
+    fn attach(
+        &self,
+        consumer: u16,
+        reader: &Consumer,
+        delivered: Option<&Delivered>,
+        attached: &mut BTreeMap<u32, u64>,
+    ) {
         let mode = if self.is_durable { Mode::Stream } else { Mode::Reader };
+        let turns = reader.turns();
         for (partition, start) in reader.starts() {
-            if attached.insert(partition, start) == Some(start) {
+            let Some(turn) = turns.get(&partition) else { continue };
+            // What is left of a batch of an earlier turn is handed over in the next one.
+            let is_left = |of: &&Delivered| of.partition() == partition && of.turn() != *turn;
+            let known = attached.get(&partition) == Some(turn);
+            if known || delivered.as_ref().is_some_and(is_left) {
                 continue;
             }
+            attached.insert(partition, *turn);
             self.recorder.note(What::Subscribe {
                 consumer,
                 subscription: self.subscription,
