@@ -68,6 +68,8 @@ pub(crate) enum Bug {
     ServedBeyondCommitted,
     /// A reader that is to wait for an offset is let in before.
     ReachIgnored,
+    /// A consumer is let in by a leader that may have been replaced before it came.
+    LeadNotProven,
     /// A settle is confirmed before it is committed.
     SettleNotAwaited,
     /// A consumer of an older assignment takes the place of one of a newer.

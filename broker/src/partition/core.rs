@@ -1,8 +1,8 @@
 //! What a partition decides: the pure half of the room.
 //!
 //! Owns: the replicated state; where the leader is (`standing`); publishes and commands on their way
-//! into the log (`proposing`); consumers on their way in (`arriving`) and what they are owed
-//! (`consuming`); who of them reads what (`sharing`).
+//! into the log (`proposing`); consumers on their way in (`arriving`), whether it still leads when they
+//! come (`proving`), and what they are owed (`consuming`); who of them reads what (`sharing`).
 //! Never: a clock, a socket, a file, a random number. `handle(event, now)` appends effects, in the
 //! order in which they must be carried out.
 //! Invariants:
@@ -18,6 +18,7 @@
 mod arriving;
 mod consuming;
 mod proposing;
+mod proving;
 mod sharing;
 mod standing;
 #[cfg(test)]
@@ -37,6 +38,7 @@ use crate::replication::{Proposal, Refused, Role, StoredOutcome};
 use bytes::Bytes;
 use consuming::Consuming;
 use proposing::Proposing;
+use proving::Proving;
 use sharing::Sharing;
 use tokio::time::Instant;
 use weir_protocol::batch::BatchHeader;
@@ -44,7 +46,7 @@ use weir_protocol::error_code::reason_bits;
 use weir_protocol::frame::{
     Assignment, Deliver, MemberId, Overflow, Settled, StoredRange, TopicConfig,
 };
-use weir_protocol::types::{Name, Offset, ProducerId, Term};
+use weir_protocol::types::{Index, Name, Offset, ProducerId, Term};
 use weir_storage::BatchSlice;
 
 /// A request whose place for the answer the shell keeps.
@@ -110,6 +112,9 @@ pub(super) enum Event<R> {
     Replaced(Box<State>),
     /// The replica has moved.
     Replica(Seen),
+    /// A majority was asked whether this replica leads. Some: it does, and whatever was acknowledged
+    /// before that was asked stands at this index or before it.
+    LeadProven(Option<Index>),
     /// A proposal was not handed over; its first batch has this number.
     NotProposed { number: u32 },
     /// The topic's configuration changed.
@@ -135,6 +140,8 @@ pub(super) enum Effect<R> {
     Refused { reply: R, refusal: PublishRefusal },
     /// A publisher is attached, or not.
     Opened(Ticket, Result<PublisherState, PublishRefusal>),
+    /// Ask a majority whether this replica still leads.
+    ProveLead,
     /// A consumer is attached, or not.
     Subscribed(ConsumerId, Result<SubscribedState, SubscribeRefusal>),
     /// The consumer is over: another one took its place, its subscription was deleted, or another
@@ -178,6 +185,9 @@ pub(super) struct Core<R> {
     /// begin behind the log start.
     held_from: Offset,
     leader: Leader,
+    /// Nobody else votes, so that nobody else can lead.
+    sole_voter: bool,
+    proving: Proving,
     proposing: Proposing<R>,
     consuming: Consuming,
     sharing: Sharing,
@@ -200,6 +210,8 @@ impl<R> Core<R> {
             state,
             held_from: Offset(0),
             leader: Leader::unknown(),
+            sole_voter: false,
+            proving: Proving::default(),
             proposing: Proposing::new(log_time_ms),
             consuming: Consuming::default(),
             sharing: Sharing::default(),
@@ -306,6 +318,7 @@ impl<R> Core<R> {
             Event::Lost(lost) => self.pass_over(lost, out),
             Event::Replaced(state) => self.replaced(*state, out),
             Event::Replica(seen) => self.replica(&seen, now, out),
+            Event::LeadProven(proof) => self.proving.ended(proof),
             Event::NotProposed { number } => self.not_proposed(number, out),
             Event::Configure(config) => {
                 self.config = config;
@@ -316,7 +329,10 @@ impl<R> Core<R> {
                 self.retain(&sealed, bytes, wall_ms);
             }
             Event::Space(has_space) => self.has_space = has_space,
-            Event::Tick => self.expire_deadlines(now, out),
+            Event::Tick => {
+                self.proving.rested();
+                self.expire_deadlines(now, out);
+            }
             Event::Drain(ticket) => {
                 self.draining = true;
                 self.drains.push(ticket);
@@ -328,8 +344,9 @@ impl<R> Core<R> {
     pub(super) fn pump(&mut self, wall_ms: u64, now: Instant, out: &mut Effects<R>) {
         self.lose_patience(now, out);
         self.share(now, out);
-        self.propose(wall_ms, now, out);
+        // Who is let in may have something to propose.
         self.let_in(now, out);
+        self.propose(wall_ms, now, out);
         let bits = self.reasons_to_block();
         if bits != self.blocked_bits {
             self.blocked_bits = bits;
@@ -340,6 +357,7 @@ impl<R> Core<R> {
         if !self.drains.is_empty() && !owes {
             out.extend(self.drains.drain(..).map(Effect::Drained));
         }
+        self.prove_lead(out);
     }
 
     /// The first offset that readers may ask for here.

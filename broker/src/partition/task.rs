@@ -103,6 +103,8 @@ pub(super) struct Task {
     cold: usize,
     cold_waiting: VecDeque<Wanted>,
     upkeep: Upkeep,
+    /// A majority is being asked whether this replica leads.
+    proof: Option<BoxFuture<'static, Option<Index>>>,
     tick_at: Option<Instant>,
     /// Requests are answered. Before a leader, here by a batch of its own term, shows how much of the
     /// log is committed, an answer could miss what was acknowledged before a restart. A replica that
@@ -117,6 +119,7 @@ enum Wake {
     Replica,
     Cold(ColdDone),
     Maintained(Maintained),
+    Proven(Option<Index>),
     Time,
     Pokes,
     Requests(usize),
@@ -142,6 +145,7 @@ impl Task {
             cold: 0,
             cold_waiting: VecDeque::new(),
             upkeep: Upkeep::new(checkpoint),
+            proof: None,
             tick_at: None,
             opened: false,
             stop: None,
@@ -167,7 +171,8 @@ impl Task {
                     Err(_) => break,
                 },
                 Some(done) = reads.recv() => Wake::Cold(done),
-                done = maintained(&mut self.upkeep.job) => Wake::Maintained(done),
+                done = ended(&mut self.upkeep.job) => Wake::Maintained(done),
+                proof = ended(&mut self.proof) => Wake::Proven(proof),
                 () = tokio::time::sleep_until(wake_at) => Wake::Time,
                 () = self.around.pokes.arrived() => Wake::Pokes,
                 count = requests.recv_many(&mut arrived, REQUESTS_PER_TURN), if self.opened => {
@@ -190,6 +195,7 @@ impl Task {
                 }
                 Wake::Cold(done) => self.cold_done(done, now),
                 Wake::Maintained(done) => self.maintained(done, now),
+                Wake::Proven(proof) => self.tell(Event::LeadProven(proof), now),
                 Wake::Time => {
                     self.idle(now);
                     self.tick(now);
@@ -372,8 +378,8 @@ impl Task {
     }
 }
 
-/// Waits for the maintenance job, if one runs. Cancel safe: the job stays where it is.
-async fn maintained(job: &mut Option<BoxFuture<'static, Maintained>>) -> Maintained {
+/// Waits for a job, if one runs. Cancel safe: the job stays where it is.
+async fn ended<T>(job: &mut Option<BoxFuture<'static, T>>) -> T {
     match job {
         Some(running) => {
             let done = running.await;

@@ -1,11 +1,13 @@
 //! Consumers on their way in.
 //!
-//! Owns: which of them may enter here and where they start; those that wait for a leader, or for
-//! this replica to reach what they asked for.
+//! Owns: which of them may enter here and where they start; those that wait for a leader, for a
+//! majority to say that it is still this one, or for this replica to reach what they asked for.
 //! Never: more of them, together with those attached, than a partition may have.
-//! Invariant: each is let in or refused, once, and none waits longer than [`REACH_PATIENCE`].
+//! Invariants: each is let in or refused, once, and none waits longer than [`REACH_PATIENCE`]; who needs
+//! the leader starts behind everything that was settled anywhere before it came.
 
 use super::consuming::Newcomer;
+use super::proving::Round;
 use super::{Core, Effect, Effects, Leader};
 use crate::connection::outbox::ConsumerId;
 use crate::partition::limits::{CONSUMERS_MAX, REACH_PATIENCE};
@@ -33,9 +35,19 @@ impl Arriving {
     }
 }
 
-/// Those that wait, each with when it has waited for long enough.
+/// One that waits.
+#[derive(Debug)]
+struct Waiting {
+    arriving: Arriving,
+    /// It has waited for long enough.
+    until: Instant,
+    /// What proves to it that this replica leads.
+    round: Round,
+}
+
+/// Those that wait.
 #[derive(Debug, Default)]
-pub(super) struct Arrivals(Vec<(Arriving, Instant)>);
+pub(super) struct Arrivals(Vec<Waiting>);
 
 impl Arrivals {
     pub(super) fn len(&self) -> usize {
@@ -43,11 +55,11 @@ impl Arrivals {
     }
 
     pub(super) fn close(&mut self, id: ConsumerId) {
-        self.0.retain(|(arriving, _)| arriving.id != id);
+        self.0.retain(|waiting| waiting.arriving.id != id);
     }
 
     pub(super) fn patience_ends(&self) -> Option<Instant> {
-        self.0.iter().map(|(_, until)| *until).min()
+        self.0.iter().map(|waiting| waiting.until).min()
     }
 }
 
@@ -65,26 +77,52 @@ impl<R> Core<R> {
             out.push(Effect::Subscribed(arriving.id, Err(refusal)));
             return;
         }
-        self.receive(arriving, now + REACH_PATIENCE, now, out);
+        let (until, round) = (now + REACH_PATIENCE, self.proving.next());
+        self.receive(Waiting { arriving, until, round }, now, out);
     }
 
     /// Looks at everybody who waits once more: something happened, or their time is over.
     pub(super) fn let_in(&mut self, now: Instant, out: &mut Effects<R>) {
-        for (arriving, until) in std::mem::take(&mut self.consuming.arrivals.0) {
-            self.receive(arriving, until, now, out);
+        for waiting in std::mem::take(&mut self.consuming.arrivals.0) {
+            self.receive(waiting, now, out);
         }
         self.delete_awaiting(out);
     }
 
-    fn receive(&mut self, arriving: Arriving, until: Instant, now: Instant, out: &mut Effects<R>) {
-        match self.judge_arrival(&arriving, until, now) {
-            Verdict::Enters => self.enter(arriving, out),
-            Verdict::Waits => self.consuming.arrivals.0.push((arriving, until)),
-            Verdict::Refused(why) => out.push(Effect::Subscribed(arriving.id, Err(why))),
+    /// Asks whether this replica still leads, if anybody waits for the answer.
+    pub(super) fn prove_lead(&mut self, out: &mut Effects<R>) {
+        let waits = |waiting: &Waiting| {
+            self.awaits_proof(waiting) && !self.proving.is_answered(waiting.round)
+        };
+        if self.consuming.arrivals.0.iter().any(waits) && self.proving.begin() {
+            out.push(Effect::ProveLead);
         }
     }
 
-    fn judge_arrival(&self, arriving: &Arriving, until: Instant, now: Instant) -> Verdict {
+    /// Whether it is not known yet that this replica led when somebody came.
+    fn awaits_proof(&self, Waiting { arriving, round, .. }: &Waiting) -> bool {
+        let must = self.leader == Leader::Here && !self.sole_voter && arriving.needs_leader();
+        must && !is_planted(Bug::LeadNotProven)
+            && !self.proving.has_proven(*round, self.state.applied)
+    }
+
+    /// Whether this replica is one that may serve it, as far as that is known by now.
+    fn may_serve(&self, waiting: &Waiting) -> bool {
+        let awaited = self.leader.is_awaited() && waiting.arriving.needs_leader();
+        !awaited && !self.awaits_proof(waiting)
+    }
+
+    fn receive(&mut self, waiting: Waiting, now: Instant, out: &mut Effects<R>) {
+        match self.judge_arrival(&waiting, now) {
+            Verdict::Enters => self.enter(waiting.arriving, out),
+            Verdict::Waits => self.consuming.arrivals.0.push(waiting),
+            Verdict::Refused(why) => out.push(Effect::Subscribed(waiting.arriving.id, Err(why))),
+        }
+    }
+
+    fn judge_arrival(&self, waiting: &Waiting, now: Instant) -> Verdict {
+        let Waiting { arriving, until, .. } = waiting;
+        let is_patient = now < *until;
         if self.draining {
             return Verdict::Refused(SubscribeRefusal::Draining);
         }
@@ -92,9 +130,11 @@ impl<R> Core<R> {
             Leader::Elsewhere(hint) if arriving.needs_leader() => {
                 return Verdict::Refused(SubscribeRefusal::NotLeader(hint));
             }
-            Leader::Awaited(_) if arriving.needs_leader() && now < until => return Verdict::Waits,
-            Leader::Awaited(_) if arriving.needs_leader() => {
-                return Verdict::Refused(SubscribeRefusal::NotLeader(None));
+            Leader::Here | Leader::Awaited(_) if !self.may_serve(waiting) => {
+                return match is_patient {
+                    true => Verdict::Waits,
+                    false => Verdict::Refused(SubscribeRefusal::NotLeader(None)),
+                };
             }
             Leader::Here | Leader::Elsewhere(_) | Leader::Awaited(_) => {}
         }
@@ -106,7 +146,7 @@ impl<R> Core<R> {
         let high_watermark = self.state.high_watermark;
         if reach <= high_watermark || is_planted(Bug::ReachIgnored) {
             Verdict::Enters
-        } else if now < until {
+        } else if is_patient {
             Verdict::Waits
         } else {
             Verdict::Refused(SubscribeRefusal::Behind { reach, high_watermark })

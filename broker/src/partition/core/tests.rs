@@ -53,6 +53,10 @@ struct World {
     registers: BTreeMap<ConsumerId, Registers>,
     blocked: u32,
     sole_voter: bool,
+    /// Whether a majority answers at once who asks whether it leads.
+    proves: bool,
+    /// One asks and has no answer.
+    asks: bool,
 }
 
 fn world(overflow: Overflow) -> World {
@@ -78,6 +82,8 @@ fn world_of(overflow: Overflow) -> World {
         registers: BTreeMap::new(),
         blocked: 0,
         sole_voter: true,
+        proves: true,
+        asks: false,
     }
 }
 
@@ -137,7 +143,20 @@ impl World {
                 self.tell_within(Event::Poked { id, registers, settle: None });
             }
             Effect::Block(bits) => self.blocked = bits,
+            Effect::ProveLead => {
+                assert!(!std::mem::replace(&mut self.asks, true), "one round at a time");
+                if self.proves {
+                    self.prove(Some(self.core.state().applied));
+                }
+            }
             other => self.other.push(other),
+        }
+    }
+
+    /// What a majority says is known, if it was asked.
+    fn prove(&mut self, proof: Option<Index>) {
+        if std::mem::take(&mut self.asks) {
+            self.tell(Event::LeadProven(proof));
         }
     }
 

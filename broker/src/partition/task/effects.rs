@@ -40,6 +40,10 @@ impl Task {
                     reply.done(result.map_err(|refusal: PublishRefusal| refusal.to_peer()));
                 }
             }
+            Effect::ProveLead => {
+                let replica = self.replica.clone();
+                self.proof = Some(Box::pin(async move { replica.read_index().await.ok() }));
+            }
             Effect::Subscribed(id, result) => self.subscribed(id, result, now),
             Effect::Close(id, refusal) => self.close_port(id, &refusal),
             Effect::Joined(id, result) => self.joined(id, result),

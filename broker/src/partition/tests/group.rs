@@ -251,6 +251,22 @@ async fn a_leader_that_is_cut_off_comes_back_as_a_follower_with_the_same_state()
     group.stop().await;
 }
 
+/// It cannot know whether another leads by now, and what was settled there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_leader_that_is_cut_off_attaches_nobody() {
+    let group = Group::formed(|_| {}).await;
+    let (first, term) = group.leader(Term(0)).await;
+    let mut before = group.peer(first);
+    assert_eq!(before.subscribe(Some("s"), Start::Earliest).await.unwrap().term, term);
+    group.net.cut_off(BrokerId(first));
+    let mut consumer = group.peer(first);
+    let refused = consumer.subscribe(Some("s"), Start::Earliest).await.unwrap_err();
+    let nobody = (ErrorCode::NotLeader.number(), None);
+    assert_eq!((refused.code, refused.leader()), nobody, "it hears of no leader");
+    group.net.heal();
+    group.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_follower_trims_with_its_leader_and_starts_from_its_own_checkpoint() {
     let mut group = Group::formed(|rig| rig.config.max_bytes = 8 << 20).await;

@@ -109,6 +109,8 @@ impl<R> Core<R> {
     pub(in super::super) fn replica(&mut self, seen: &Seen, now: Instant, out: &mut Effects<R>) {
         let before = self.leader;
         self.leader = before.seen(seen, now);
+        self.sole_voter = seen.sole_voter;
+        self.proving.rested();
         self.proposing.fence = match &seen.role {
             Role::Fenced(fence) => Some(fence.clone()),
             _ => None,

@@ -197,6 +197,52 @@ fn whoever_waits_for_an_election_is_served_by_the_winner() {
 }
 
 #[test]
+fn who_comes_to_a_leader_waits_until_a_majority_says_that_it_is_one() {
+    let mut world = group();
+    world.lead();
+    world.subscribe(1, Some("s"), Start::Earliest, ALL);
+    world.commit_all();
+    world.proves = false;
+    let durable = world.subscribe(2, Some("s"), Start::Earliest, ALL);
+    let anywhere = world.reader(3, Start::Earliest, ANYWHERE);
+    assert!(world.asks && !world.is_answered(durable) && world.is_answered(anywhere));
+    // The answer to what was asked before it came is none for this one.
+    let reader = world.subscribe(4, None, Start::Latest, ALL);
+    let applied = world.core.state().applied;
+    world.prove(Some(applied));
+    assert!(world.subscribed(durable).is_ok() && !world.is_answered(reader));
+    assert!(world.asks, "it is asked again for this one");
+    world.prove(Some(Index(applied.0 + 1)));
+    assert!(!world.is_answered(reader), "what was committed before is not in the state yet");
+    world.publish(1, 0, 1);
+    world.commit_all();
+    assert_eq!(world.subscribed(reader).unwrap().start, Offset(1));
+    assert!(!world.asks, "nobody waits");
+}
+
+#[test]
+fn a_leader_that_nobody_confirms_lets_nobody_in_and_sends_them_away_in_time() {
+    let mut world = group();
+    world.lead();
+    world.proves = false;
+    let replaced = world.reader(1, Start::Earliest, Needs::default());
+    world.prove(None);
+    assert!(!world.asks, "another round would fail as well");
+    world.now += TICK;
+    world.tell(Event::Tick);
+    assert!(world.asks);
+    world.follow();
+    assert_eq!(world.subscribed(replaced), Err(SubscribeRefusal::NotLeader(OTHER)));
+    world.prove(None);
+    world.lead_again();
+    let unheard = world.reader(2, Start::Earliest, Needs::default());
+    assert_eq!(world.core.due(world.now), Some(world.now + REACH_PATIENCE));
+    world.now += REACH_PATIENCE;
+    world.tell(Event::Tick);
+    assert_eq!(world.subscribed(unheard), Err(SubscribeRefusal::NotLeader(None)));
+}
+
+#[test]
 fn a_leader_that_is_replaced_answers_everything_and_sends_everybody_on() {
     let mut world = group();
     world.lead();
@@ -440,6 +486,7 @@ enum Turn {
     Follow,
     Nobody,
     Lead,
+    Prove(bool),
     Wait(u64),
 }
 
@@ -456,6 +503,7 @@ fn turn() -> impl Strategy<Value = Turn> {
         1 => Just(Turn::Follow),
         1 => Just(Turn::Nobody),
         2 => Just(Turn::Lead),
+        3 => any::<bool>().prop_map(Turn::Prove),
         2 => (0u64..700).prop_map(Turn::Wait),
     ]
 }
@@ -517,6 +565,10 @@ impl Asked {
             Turn::Nobody => world.nobody_leads(),
             Turn::Lead if world.core.leads() => world.lead(),
             Turn::Lead => world.lead_again(),
+            Turn::Prove(leads) => {
+                let applied = world.core.state().applied;
+                world.prove(leads.then_some(applied));
+            }
             Turn::Wait(ms) => {
                 world.now += Duration::from_millis(ms);
                 world.tell(Event::Tick);
@@ -545,6 +597,7 @@ proptest! {
     ) {
         let mut world = group();
         world.nobody_leads();
+        world.proves = false;
         let mut asked = Asked::default();
         for turn in turns {
             asked.take(&turn, &mut world);
