@@ -477,3 +477,29 @@ fn what_a_device_cannot_read_is_refused_and_stays_so() {
     assert!(eio(file.read_at(0, &mut page)), "the cache is gone");
     file.read_at(PAGE, &mut page).unwrap();
 }
+
+/// A page that is stored whole is not read in before, and the device puts it elsewhere.
+#[test]
+fn a_page_that_cannot_be_read_is_there_again_once_it_is_stored_whole() {
+    let eio = |read: std::io::Result<()>| read.unwrap_err().raw_os_error() == Some(5);
+    let (disk, file) = with_file();
+    disk.damage(&path("a"), &Damage::Unreadable(PAGE..2 * PAGE));
+    let mut page = [0; PAGE as usize];
+    assert!(eio(file.write_at(PAGE - 2, &[1; 100])), "a part of it needs the rest");
+    file.read_at(0, &mut page).unwrap();
+    assert_eq!(page[PAGE as usize - 2..], [1; 2], "what is stored before stays");
+    file.write_at(PAGE, &[2; PAGE as usize]).unwrap();
+    file.prepare(PAGE..2 * PAGE).unwrap();
+    assert_eq!(file.bytes(PAGE..PAGE + 3).unwrap()[..], [2; 3]);
+    for (cut, kept) in [(Cut::LosesAll, false), (Cut::KeepsAll, true)] {
+        let crashed = disk.fork();
+        crashed.cut_power(cut);
+        let read = crashed.open(&path("a")).unwrap().read_at(PAGE, &mut page);
+        assert_eq!(read.is_ok(), kept, "{cut:?}");
+    }
+    file.flush(PAGE..2 * PAGE).unwrap();
+    file.read_device(PAGE, &mut page).unwrap();
+    disk.cut_power(Cut::LosesAll);
+    disk.open(&path("a")).unwrap().read_at(PAGE, &mut page).unwrap();
+    assert_eq!(page, [2; PAGE as usize]);
+}

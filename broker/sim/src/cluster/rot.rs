@@ -42,7 +42,8 @@ pub(super) fn rot(disk: &SimDisk, random: &mut fastrand::Rng) -> Result<u8, Stri
             0 => Damage::Zeros(range),
             1 => Damage::Noise(range, random.u64(..)),
             2 if *sealed => Damage::Removed,
-            3 => Damage::Unreadable(range),
+            // A device loses whole blocks, so also what stands behind the range.
+            3 if range.end.next_multiple_of(BLOCK_BYTES) <= *end => Damage::Unreadable(range),
             _ => Damage::Bit { position: start, bit: random.u8(..8) },
         };
         tracing::info!(path = %path.display(), ?damage, "a file is damaged");

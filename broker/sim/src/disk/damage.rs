@@ -35,7 +35,7 @@ pub enum Damage {
         /// The page that is found.
         from: u64,
     },
-    /// The device cannot read a range, for ever.
+    /// The device cannot read the pages of a range, until somebody stores them anew.
     Unreadable(Range<u64>),
     /// The file ends here.
     Truncated(u64),

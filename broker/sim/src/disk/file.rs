@@ -144,7 +144,7 @@ impl DiskFile for SimFile {
             self.check_held(&state, position, stored);
         }
         let stamp = state.next_stamp();
-        state.image_mut(self.id).write(position, stored, stamp);
+        state.image_mut(self.id).write(position, stored, stamp)?;
         outcome
     }
 

@@ -18,8 +18,8 @@ pub(super) struct Image {
     unclean: BTreeSet<u64>,
     /// What the pages held when the file got its name.
     at_naming: Arc<BTreeMap<u64, Block>>,
-    /// Ranges that the device cannot read; of some the system has the bytes in its cache.
-    unreadable: Vec<(Range<u64>, Cached)>,
+    /// Pages that the device cannot read; of some the system has the bytes in its cache.
+    unreadable: BTreeMap<u64, Cached>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl Image {
             pages: BTreeMap::new(),
             unclean: BTreeSet::new(),
             at_naming: Arc::default(),
-            unreadable: Vec::new(),
+            unreadable: BTreeMap::new(),
         }
     }
 
@@ -97,11 +97,11 @@ impl Image {
         range: &Range<u64>,
         counts: impl Fn(Cached) -> bool,
     ) -> io::Result<()> {
-        let mut of_range = self
-            .unreadable
-            .iter()
-            .filter(|(of, cached)| counts(*cached) && of.start < range.end && range.start < of.end);
-        of_range.next().map_or(Ok(()), |_| Err(io::Error::from_raw_os_error(EIO)))
+        let mut pages = parts(range.clone()).filter_map(|(page, ..)| self.unreadable.get(&page));
+        match pages.any(|cached| counts(*cached)) {
+            true => Err(io::Error::from_raw_os_error(EIO)),
+            false => Ok(()),
+        }
     }
 
     /// An error where a range cannot be brought into memory.
@@ -109,9 +109,11 @@ impl Image {
         self.check_readable(range, |cached| cached == Cached::No)
     }
 
-    /// The device cannot read a range any more, nor, with `everywhere`, has the cache it.
+    /// The device cannot read the pages of a range any more, nor, with `everywhere`, has the cache
+    /// them.
     pub(super) fn make_unreadable(&mut self, range: Range<u64>, everywhere: bool) {
-        self.unreadable.push((range, if everywhere { Cached::No } else { Cached::Yes }));
+        let cached = if everywhere { Cached::No } else { Cached::Yes };
+        self.unreadable.extend(parts(range).map(|(page, ..)| (page, cached)));
     }
 
     /// As a direct read does it: what is dirty is brought to the device before, what is clean is
@@ -129,11 +131,23 @@ impl Image {
         bytes
     }
 
-    pub(super) fn write(&mut self, position: u64, bytes: &[u8], stamp: u64) {
+    /// Stores up to the first page that a part is stored to and that cannot be read: the system reads
+    /// such a page in before. One that is stored whole it does not read: from then on it is in memory
+    /// whatever the device makes of it, and the device puts it elsewhere when it is brought there. (A
+    /// store through a map reads in every page, and is answered by a signal: who does that prepares
+    /// before, where it learns the same.)
+    pub(super) fn write(&mut self, position: u64, bytes: &[u8], stamp: u64) -> io::Result<()> {
         for (page, within, part) in parts(position..position + bytes.len() as u64) {
+            if let Some(cached @ Cached::No) = self.unreadable.get_mut(&page) {
+                if within != (0..PAGE_BYTES) {
+                    return Err(io::Error::from_raw_os_error(EIO));
+                }
+                *cached = Cached::Yes;
+            }
             self.unclean.insert(page);
             self.page(page).write(within.start, &bytes[part], stamp);
         }
+        Ok(())
     }
 
     fn page(&mut self, page: u64) -> &mut Page {
@@ -141,20 +155,34 @@ impl Image {
     }
 
     /// Does something to every page of a range that is not clean, with the sectors of the range.
-    fn each_unclean(&mut self, range: Range<u64>, mut act: impl FnMut(&mut Page, u8)) {
+    /// Returns those that are now.
+    fn each_unclean(
+        &mut self,
+        range: Range<u64>,
+        mut act: impl FnMut(&mut Page, u8),
+    ) -> BTreeSet<u64> {
+        let mut cleaned = BTreeSet::new();
         for (page, within, _) in parts(range.start..range.end.min(self.len)) {
             if self.unclean.contains(&page) {
                 let of = self.page(page);
                 act(of, sectors_of(within));
                 if of.is_clean() {
                     self.unclean.remove(&page);
+                    cleaned.insert(page);
                 }
             }
         }
+        cleaned
+    }
+
+    /// A device that is given a page anew puts it where it can read it.
+    fn replace_unreadable(&mut self, flushed: &BTreeSet<u64>) {
+        self.unreadable.retain(|page, _| !flushed.contains(page));
     }
 
     pub(super) fn flush(&mut self, range: Range<u64>) {
-        self.each_unclean(range, Page::flush);
+        let flushed = self.each_unclean(range, Page::flush);
+        self.replace_unreadable(&flushed);
     }
 
     pub(super) fn lose(&mut self, range: Range<u64>) {
@@ -170,18 +198,19 @@ impl Image {
     }
 
     pub(super) fn is_clean(&self) -> bool {
-        self.unclean.is_empty() && self.unreadable.iter().all(|(_, cached)| *cached == Cached::No)
+        self.unclean.is_empty() && self.unreadable.values().all(|cached| *cached == Cached::No)
     }
 
     /// The device flushed its cache.
     pub(super) fn flush_device(&mut self) {
-        for page in self.unclean.clone() {
-            let of = self.page(page);
+        let mut flushed = self.unclean.clone();
+        flushed.retain(|page| {
+            let of = self.page(*page);
             of.flush_device();
-            if of.is_clean() {
-                self.unclean.remove(&page);
-            }
-        }
+            of.is_clean()
+        });
+        self.unclean.retain(|page| !flushed.contains(page));
+        self.replace_unreadable(&flushed);
     }
 
     /// The pages that have anything to lose.
@@ -193,9 +222,13 @@ impl Image {
     /// What is left when the power went. A page without a fate had nothing to lose but the lie of
     /// a failed flush.
     pub(super) fn crash(&mut self, fates: &BTreeMap<u64, Fate>) {
-        self.unreadable.iter_mut().for_each(|(_, cached)| *cached = Cached::No);
+        self.unreadable.values_mut().for_each(|cached| *cached = Cached::No);
         for page in std::mem::take(&mut self.unclean) {
-            self.page(page).crash(fates.get(&page).copied().unwrap_or(Fate::Lost));
+            let fate = fates.get(&page).copied().unwrap_or(Fate::Lost);
+            self.page(page).crash(fate);
+            if matches!(fate, Fate::Kept | Fate::Past(_)) {
+                self.unreadable.remove(&page);
+            }
         }
     }
 
