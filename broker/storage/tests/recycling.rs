@@ -11,8 +11,10 @@ use common::{contents, data, device_in, device_on, flush};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use weir_protocol::types::{Index, Offset};
-use weir_sim::disk::{Cut, SimDisk};
-use weir_storage::{Backend, Device, Disk, Log, LogOptions, OsDisk, Read, Recovered};
+use weir_sim::disk::{Cut, Damage, SimDisk};
+use weir_storage::{
+    AppendError, Backend, Device, Disk, Log, LogOptions, OsDisk, Read, ReadError, Recovered,
+};
 
 const CUTS: [Cut; 7] = [
     Cut::LosesAll,
@@ -240,4 +242,60 @@ fn a_power_cut_shows_no_log_what_another_wrote_into_its_old_file() {
         }
     }
     assert!(before_each.len() > 60, "{} changes", before_each.len());
+}
+
+/// What a device lost once it may lose again, and a store beside a place that it cannot read fails.
+#[test]
+fn a_file_that_was_found_damaged_is_not_used_again() {
+    let disk = SimDisk::new();
+    let root = Path::new(common::ROOT);
+    let pool = root.join("pool");
+    let mut writer = Writer::new(&device_in(&disk), 1);
+    (0..10).for_each(|_| writer.append(|| 0));
+    drop(writer);
+    let oldest = disk.paths(".seg").into_iter().find(|path| path.starts_with(folder(root, 1)));
+    disk.damage(&oldest.unwrap(), &Damage::Unreadable(100_000..100_001));
+    let (mut log, _) = open(&device_in(&disk), 1);
+    let Read::Cold(read) = log.reader().read_from_index(Index(1), 1).unwrap() else {
+        panic!("this process did not append it")
+    };
+    assert!(matches!(read.run(), Err(ReadError::Damaged(_))));
+    for kept in [0, 1] {
+        let waiting = segments(&disk, &pool).0;
+        let oldest = log.reader().sealed_segments()[0];
+        log.trim(oldest.last_index).unwrap();
+        assert_eq!(segments(&disk, &pool).0, waiting + kept, "only what is whole is kept");
+    }
+}
+
+/// Nobody has read the file since a page of it was lost: a page that is stored whole is there again,
+/// and served at once; of one that is not, the rest is missing.
+#[test]
+fn a_page_that_cannot_be_read_is_stored_anew_or_fences_the_log() {
+    for (page, stored) in [(100_000, true), (4_096, false)] {
+        let disk = SimDisk::new();
+        let device = device_in(&disk);
+        let mut writer = Writer::new(&device, 1);
+        (0..6).for_each(|_| writer.append(|| 0));
+        writer.trim_one();
+        let had_a_life = |path: &PathBuf| disk.bytes_of(path)[..7] == *b"WEIRSEG";
+        let spares = disk.paths(".seg").into_iter();
+        let mut spares = spares.filter(|path| path.starts_with(device.root().join("pool")));
+        let spare = spares.find(had_a_life).unwrap();
+        disk.damage(&spare, &Damage::Unreadable(page..page + 1));
+        let mut fenced = None;
+        for index in 7..=15 {
+            match writer.log.append(vec![data(index, 1, 300_000)]) {
+                Ok(_) => drop(writer.hold(index)),
+                Err(error) => fenced = fenced.or(Some((index, error))),
+            }
+        }
+        let last = fenced.as_ref().map_or(15, |(index, _)| index - 1);
+        assert_eq!(writer.log.reader().bounds().last_index, Index(last));
+        assert_eq!(segments(&disk, &folder(device.root(), 1)).1, 1, "it is used again");
+        match fenced {
+            None => assert!(stored),
+            Some((_, error)) => assert!(!stored && matches!(error, AppendError::Fenced(_))),
+        }
+    }
 }

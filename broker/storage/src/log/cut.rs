@@ -13,7 +13,7 @@ use crate::planted::{Bug, is_planted};
 use crate::reader::{Found, From, Walk};
 use crate::scan::Cursor;
 use crate::segment::Segment;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -127,8 +127,12 @@ impl Log {
             let count = nexts.take_while(|next| next.header.base_index.0 <= upto.0 + 1).count();
             ends.segments.iter().take(count).cloned().collect()
         };
-        let mut trimmed =
-            Trimmed { device: self.device.clone(), dir: self.dir.clone(), dead: VecDeque::new() };
+        let mut trimmed = Trimmed {
+            device: self.device.clone(),
+            dir: self.dir.clone(),
+            dead: VecDeque::new(),
+            damaged: self.shared.damage.all().iter().map(|range| range.sequence).collect(),
+        };
         let Some(last) = dead.last() else { return Ok(trimmed) };
         let (first_index, first_offset) = {
             let mut ends = self.shared.ends_mut();
@@ -193,6 +197,8 @@ pub struct Trimmed {
     device: Arc<Device>,
     dir: PathBuf,
     dead: VecDeque<Arc<Segment>>,
+    /// Sequences of segments that were found damaged.
+    damaged: BTreeSet<u64>,
 }
 
 impl Trimmed {
@@ -202,13 +208,18 @@ impl Trimmed {
         Ok(())
     }
 
-    /// Gives up one segment, to the pool if nobody reads it; returns whether there are more.
+    /// Gives up one segment, to the pool if nobody reads it and nothing of it was lost; returns
+    /// whether there are more.
     pub fn remove_one(&mut self) -> io::Result<bool> {
         let Some(segment) = self.dead.pop_front() else { return Ok(false) };
         let disk = &**self.device.disk();
         remove_if_there(disk, &index::path_of(&segment.path))?;
+        // A store into a part of a page that the device cannot read fails, and where a log ends in
+        // front of one, nothing tells what is lost. A new file is written whole, and has none.
+        let is_whole = !self.damaged.contains(&segment.header.sequence);
         match Arc::try_unwrap(segment) {
-            Ok(segment) => self.device.pool.recycle(&segment.path, segment.file)?,
+            Ok(segment) if is_whole => self.device.pool.recycle(&segment.path, segment.file)?,
+            Ok(given_up) => remove_if_there(disk, &given_up.path)?,
             Err(read) => remove_if_there(disk, &read.path)?,
         }
         if self.dead.is_empty() {
