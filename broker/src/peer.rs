@@ -57,7 +57,7 @@ use shake::Shaker;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use throttle::CatchUp;
+use throttle::{CatchUp, Throttle};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -248,6 +248,11 @@ impl Shared {
             let broker = broker.0;
             tracing::info!(broker, address, ?side, ?lane, %end, suppressed, "a link to a broker ended");
         }
+    }
+
+    /// What a broker may be sent as catch-up, where it is one that is dialed.
+    fn catch_up_of(&self, broker: BrokerId) -> Option<Arc<Throttle>> {
+        self.peers().get(&broker).map(|peer| peer.bulk.throttle().clone())
     }
 
     fn peers(&self) -> MutexGuard<'_, BTreeMap<BrokerId, Peer>> {

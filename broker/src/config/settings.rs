@@ -101,7 +101,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "a size, 0 = as fast as it goes",
         "The most that this broker sends each other one a second of what helps replicas there catch \
          up that are more than 64 MiB behind: after an outage, a move or a repair. What a topic \
-         could not be written without is counted and not held up.",
+         could not be written without, and what mends damage, is counted and not held up.",
     ),
     setting(
         "cluster.gate_max",

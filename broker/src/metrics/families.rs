@@ -88,7 +88,7 @@ pub(super) const FAMILIES: &[Family] = &[
     family("weir_metadata_leader", Gauge, Reg, "", "1 where this broker leads the metadata and hears of a majority of its voters, else 0. Over a cluster the sum is 1."),
     family("weir_peer_links", Gauge, Reg, "state", "Links to other brokers: connecting, refused (the other side or this one says why in /v1/cluster) or open."),
     family("weir_peer_bytes_total", Counter, Reg, "direction, lane", "Bytes read (in) from and written (out) to other brokers, by lane: control (beats, votes, news, questions) or bulk (logs and snapshots)."),
-    family("weir_peer_catchup_bytes_total", Counter, Reg, "", "Bytes that other brokers were sent for replicas more than 64 MiB behind and as snapshots; cluster.catchup_bytes_per_s bounds the rate to each."),
+    family("weir_peer_catchup_bytes_total", Counter, Reg, "", "Bytes that other brokers were sent for replicas more than 64 MiB behind, as snapshots and to mend damage; cluster.catchup_bytes_per_s bounds the rate to each."),
     family("weir_peer_catchup_delayed_bytes_total", Counter, Reg, "", "Of those, bytes that had to wait for their turn: grows while cluster.catchup_bytes_per_s is what holds replicas back."),
     family("weir_catching_up_replicas", Gauge, Reg, "", "Replicas of partitions led here that lack more than 64 MiB and are sent it by cluster.catchup_bytes_per_s. Add up over brokers."),
     family("weir_metric_series_dropped_total", Counter, Reg, "", "Topics that have no series of their own because of metrics.topics_max."),

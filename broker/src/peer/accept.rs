@@ -89,7 +89,9 @@ async fn serve(shared: &Shared, shaken: Shaken, remote: SocketAddr) {
             carry(shared, shaken, remote, Answerer::new(from, replicas, answers, memory)).await;
         }
         Lane::Bulk => {
-            carry(shared, shaken, remote, Receiver::new(replicas, answers, memory)).await;
+            let catch_up = shared.catch_up_of(shaken.peer.node.broker);
+            let receiver = Receiver::new(replicas, answers, memory, catch_up);
+            carry(shared, shaken, remote, receiver).await;
         }
     }
 }

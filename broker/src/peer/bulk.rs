@@ -118,6 +118,11 @@ impl Bulk {
         Self { calls, throttle, state, link }
     }
 
+    /// How fast that broker is helped who is behind.
+    pub(super) fn throttle(&self) -> &Arc<Throttle> {
+        &self.throttle
+    }
+
     /// A link stands.
     pub(super) fn open(&self) {
         self.calls.open();

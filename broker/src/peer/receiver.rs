@@ -16,6 +16,7 @@ use super::link::{Failure, Talk, malformed};
 use super::reader::{Admission, PLAIN_FRAME_BYTES_MAX};
 use super::replicas::Replicas;
 use super::snapshot::SnapshotIn;
+use super::throttle::Throttle;
 use crate::budget::{Account, Draft};
 use crate::seams::BoxFuture;
 use futures_util::stream::{self, BoxStream, FuturesUnordered, SelectAll};
@@ -28,7 +29,7 @@ use tokio::time::Instant;
 use weir_protocol::peer::limits::{PEER_FRAME_COST, STREAM_WINDOW_BYTES_MAX};
 use weir_protocol::peer::{
     Append, AppendResult, Fetch, Fetched, GroupAddress, PeerFrame, PeerHead, PeerRefusal,
-    SnapshotHead, SnapshotPart,
+    SegmentPart, SnapshotHead, SnapshotPart,
 };
 use weir_protocol::types::StreamId;
 
@@ -49,6 +50,8 @@ pub(super) struct Receiver {
     replicas: Arc<dyn Replicas>,
     answers: Arc<dyn Answers>,
     memory: Arc<Account>,
+    /// What the asker may be sent as catch-up; none where it is not dialed from here.
+    catch_up: Option<Arc<Throttle>>,
     streams: BTreeMap<StreamId, Incoming>,
     /// The newest stream: none is opened twice.
     opened: StreamId,
@@ -69,11 +72,13 @@ impl Receiver {
         replicas: Arc<dyn Replicas>,
         answers: Arc<dyn Answers>,
         memory: Arc<Account>,
+        catch_up: Option<Arc<Throttle>>,
     ) -> Self {
         Self {
             replicas,
             answers,
             memory,
+            catch_up,
             streams: BTreeMap::new(),
             opened: StreamId(0),
             running: SelectAll::new(),
@@ -149,8 +154,17 @@ impl Receiver {
             let answer = Err(PeerRefusal::Overloaded);
             return self.say(PeerFrame::Fetched(Fetched { request, answer }));
         }
-        let answer = self.answers.fetch(fetch);
-        let answer = answer.map(move |answer| PeerFrame::Fetched(Fetched { request, answer }));
+        let (answer, catch_up) = (self.answers.fetch(fetch), self.catch_up.clone());
+        let answer = answer.map(move |answer| {
+            if let (Some(catch_up), Ok(found)) = (catch_up, &answer) {
+                let bytes: usize = found.parts.iter().map(SegmentPart::len).sum();
+                // Until its log is mended the replica is missing, and the asker does not wait for
+                // long: this goes at once, and what else catches up there waits the longer.
+                let cost = bytes as u64 + PEER_FRAME_COST;
+                catch_up.turn(cost, true, Instant::now()).take();
+            }
+            PeerFrame::Fetched(Fetched { request, answer })
+        });
         self.fetching.push(answer.boxed());
         Ok(())
     }

@@ -3,8 +3,9 @@
 //! Owns: when what helps one broker catch up may go there, in the order in which it was asked, and
 //! the count of it.
 //! Never: holds anything up that is not catch-up; waits itself.
-//! Invariants: over time no more goes than the rate, but for what a group cannot go on without: that
-//! goes at once, and the rest waits the longer. Whoever gives up before its turn gives its share back.
+//! Invariants: over time no more goes than the rate, but for what a group cannot go on without and
+//! what mends a log: that goes at once, and the rest waits the longer. Whoever gives up before its turn
+//! gives its share back.
 //!
 //! This is the virtual scheduling of the generic cell rate algorithm (ITU-T I.371, annex A): instead
 //! of tokens it keeps the time at which all that was asked for will have gone.

@@ -10,7 +10,7 @@ use futures_util::poll;
 use std::future::poll_fn;
 use weir_protocol::frame::Grant;
 use weir_protocol::peer::limits::{
-    APPEND_BYTES_MAX, INITIAL_CREDIT_BYTES, STREAM_WINDOW_BYTES_MAX,
+    APPEND_BYTES_MAX, INITIAL_CREDIT_BYTES, PEER_FRAME_COST, STREAM_WINDOW_BYTES_MAX,
 };
 use weir_protocol::peer::{Append, Appended, SnapshotPart, encode_to_vec};
 use weir_protocol::types::{Index, Offset, ReplicaId, RequestId, StreamId, Term};
@@ -327,17 +327,20 @@ async fn an_answer_to_what_was_not_sent_ends_the_link() {
     assert_eq!(answer(&mut stream).await, Some(Err(PeerLost::Broken)));
 }
 
-#[tokio::test(start_paused = true)]
-async fn batches_are_fetched_two_at_a_time() {
-    let (_net, a, _b) = pair().await;
-    let asks = a.room.asks();
-    let fetch = |first: u64| Fetch {
+fn fetch(first: u64) -> Fetch {
+    Fetch {
         request: RequestId(0),
         address: address(7),
         first: Index(first),
         last: Index(9),
         bytes_max: 1 << 20,
-    };
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn batches_are_fetched_two_at_a_time() {
+    let (_net, a, _b) = pair().await;
+    let asks = a.room.asks();
     let within = Duration::from_secs(5);
     let all = (1..=7).map(|first| asks.ask(TO, Ask::Fetch(fetch(first)), within));
     for (answer, first) in futures_util::future::join_all(all).await.into_iter().zip(1u8..) {
@@ -482,6 +485,27 @@ async fn what_helps_replicas_catch_up_goes_at_the_rate_and_holds_up_nobody_else(
     assert!(before.elapsed() < Duration::from_millis(50));
     let expected = CatchUpBytes { sent: 3 * MIB as u64, delayed: 2 * MIB as u64 };
     assert_eq!(a.room.catch_up_bytes(), expected);
+}
+
+/// A replica that has to be mended is missing until then.
+#[tokio::test(start_paused = true)]
+async fn what_mends_a_log_waits_for_nothing_and_what_else_catches_up_waits_for_it() {
+    let net = Arc::new(Net::default());
+    let spec = Spec { catch_up_bytes_per_s: MIB as u64, ..Spec::of(2, &[1]) };
+    let b = start(&net, spec).await;
+    let a = start(&net, Spec::of(1, &[2])).await;
+    a.linked().await;
+    b.linked().await;
+    let began = tokio::time::Instant::now();
+    for first in 1..=8 {
+        let answer = a.room.asks().ask(TO, Ask::Fetch(fetch(first)), Duration::from_secs(5)).await;
+        assert!(matches!(answer, Ok(Answer::Fetched(Ok(_)))), "{answer:?}");
+    }
+    assert!(began.elapsed() < Duration::from_millis(250), "{:?}", began.elapsed());
+    let expected = CatchUpBytes { sent: 2 * MIB as u64 + 8 * PEER_FRAME_COST, delayed: 0 };
+    assert_eq!(b.room.catch_up_bytes(), expected);
+    let waits = b.room.peers().append(BrokerId(1), address(8)).catch_up(1, false) - began;
+    assert!((1_700..2_000).contains(&waits.as_millis()), "{waits:?}");
 }
 
 #[tokio::test(start_paused = true)]
