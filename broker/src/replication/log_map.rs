@@ -6,6 +6,7 @@
 use super::engine::{self, LogId, StoredMembership};
 use std::collections::BTreeMap;
 use weir_protocol::types::{Index, Term};
+use weir_storage::Log;
 
 /// Terms and memberships of the indexes (`purged`, `last`].
 #[derive(Debug, Default)]
@@ -24,6 +25,29 @@ impl LogMap {
     pub(super) fn behind(purged: Option<(Index, Term)>) -> Self {
         let last = purged.map_or(Index(0), |(index, _)| index);
         Self { purged, terms: purged.into_iter().collect(), memberships: BTreeMap::new(), last }
+    }
+
+    /// The map of what `log` holds behind `purged`. Batches that are lost count to the term in front
+    /// of them, but the last one: what the log ends with decides for whom the replica may vote, and
+    /// its term is known though nothing of it is left.
+    pub(super) fn of(log: &Log, purged: Option<(Index, Term)>) -> Self {
+        let mut map = Self::behind(purged);
+        let (end, terms) = (log.reader().bounds().last_index, log.reader().terms());
+        let nexts = terms.iter().skip(1).map(|(next, _)| *next).chain([end]);
+        for ((first, term), next) in terms.iter().zip(nexts) {
+            let last = Index(next.0 - 1).min(end);
+            if *first <= end && last > map.last {
+                map.extend(last, *term);
+            }
+        }
+        if map.last.0 + 1 < end.0 {
+            // Every batch that would say its term is lost.
+            map.extend(Index(end.0 - 1), map.term_at(map.last).unwrap_or(Term(0)));
+        }
+        if map.last < end {
+            map.extend(end, log.term());
+        }
+        map
     }
 
     /// Takes in the indexes up to and including `index`, all of `term`.
@@ -99,6 +123,9 @@ impl LogMap {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::sync::Arc;
+    use weir_protocol::batch::{ATTR_LAST_OF_INDEX, BatchHeader, BatchType};
+    use weir_storage::{Backend, Device, LogOptions, NewBatch, OsDisk, ThreadExecutor};
 
     fn map_of(terms: &[u64]) -> LogMap {
         let mut map = LogMap::default();
@@ -115,6 +142,50 @@ mod tests {
         assert_eq!(map.log_id(Index(1)).map(|id| id.index()), Some(0));
         assert_eq!(map.log_id(Index(0)), None);
         assert_eq!(map.log_id(Index(4)), None);
+    }
+
+    const STORED_BYTES: usize = 128;
+
+    fn noop(index: u64, term: u64) -> NewBatch {
+        let mut header = BatchHeader::empty(BatchType::Noop);
+        (header.index, header.term) = (Index(index), Term(term));
+        header.attrs |= ATTR_LAST_OF_INDEX;
+        NewBatch { header, body: Vec::new() }
+    }
+
+    #[test]
+    fn what_the_log_ends_with_is_known_though_its_last_batches_are_lost() {
+        let terms = [1, 1, 2, 2];
+        for lost_from in 1..=terms.len() {
+            let folder = tempfile::tempdir().unwrap();
+            let executor = Arc::new(ThreadExecutor::start().unwrap());
+            let disk = Arc::new(OsDisk::new(Backend::Pwrite));
+            let device = Device::open(disk, executor, folder.path(), 1).unwrap();
+            let dir = folder.path().join("log");
+            let open = || Log::open(device.clone(), &dir, LogOptions::default()).unwrap().0;
+            let mut log = open();
+            for (index, term) in (1..).zip(terms) {
+                log.append(vec![noop(index, term)]).unwrap();
+            }
+            let (done, wait) = std::sync::mpsc::sync_channel(1);
+            log.flush(Box::new(move |outcome| done.send(outcome).unwrap()));
+            wait.recv().unwrap().unwrap();
+            log.leave_watermark().unwrap();
+            drop(log);
+            let files = std::fs::read_dir(&dir).unwrap().map(|file| file.unwrap().path());
+            let segment = files.filter(|path| path.extension().is_some_and(|end| end == "seg"));
+            let segment = segment.last().unwrap();
+            let mut bytes = std::fs::read(&segment).unwrap();
+            let lost = 4_096 + (lost_from - 1) * STORED_BYTES..4_096 + terms.len() * STORED_BYTES;
+            bytes[lost].fill(0);
+            std::fs::write(&segment, bytes).unwrap();
+            let map = LogMap::of(&open(), None);
+            assert_eq!(map.last(), Index(4), "lost from {lost_from} on");
+            assert_eq!(map.term_at(Index(4)), Some(Term(2)), "lost from {lost_from} on");
+            for index in 1..lost_from {
+                assert_eq!(map.term_at(Index(index as u64)), Some(Term(terms[index - 1])));
+            }
+        }
     }
 
     proptest! {

@@ -368,22 +368,9 @@ fn map_of(
     options: &ReplicaOptions,
 ) -> Result<LogMap, OpenReplicaError> {
     let reader = log.reader();
-    let bounds = reader.bounds();
     let purged =
         hard.purged.map(|id| (engine::index_of(id.index()), Term(id.committed_leader_id().term)));
-    let mut map = LogMap::behind(purged);
-    let terms = reader.terms();
-    for (number, (first, term)) in terms.iter().enumerate() {
-        let next = terms.get(number + 1).map_or(bounds.last_index.0 + 1, |(next, _)| next.0);
-        let last = Index(next - 1);
-        if *first <= bounds.last_index && last > map.last() {
-            map.extend(last, *term);
-        }
-    }
-    if map.last() < bounds.last_index {
-        // Every batch that would say its term is lost.
-        map.extend(bounds.last_index, map.term_at(map.last()).unwrap_or(Term(0)));
-    }
+    let mut map = LogMap::of(log, purged);
     let mut covered = map.purged().map_or(Index(0), |id| engine::index_of(id.index()));
     if let Some((at, taken)) = checkpoint {
         map.set_membership(taken.membership.clone());

@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use weir_protocol::batch::{ATTR_FIRST_OF_INDEX, BatchHeader, BatchType};
 use weir_protocol::limits::{BATCH_ALIGN_BYTES, BATCH_HEADER_BYTES};
-use weir_protocol::types::{Index, Offset};
+use weir_protocol::types::{Index, Offset, Term};
 
 /// How a log is kept.
 #[derive(Debug, Clone)]
@@ -272,6 +272,11 @@ impl Log {
     /// The chain of the last batch: what the next one continues.
     pub fn chain(&self) -> u32 {
         self.cursor.chain
+    }
+
+    /// The term of the last batch, also where damage took the batch.
+    pub fn term(&self) -> Term {
+        self.cursor.term
     }
 
     /// Bytes that are appended but not known to be durable.
