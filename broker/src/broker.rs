@@ -306,6 +306,7 @@ fn rooms(
         wall: seams.wall.clone(),
         data_dir: config.data_dir.clone(),
         broker: standing.identity.broker,
+        cluster: standing.identity.cluster,
         name: config.name.clone(),
         seed: seams.seed,
         boot_id: seams.boot_id,

@@ -67,6 +67,8 @@ pub(crate) struct Rooms {
     pub(crate) wall: Arc<dyn WallClock>,
     pub(crate) data_dir: PathBuf,
     pub(crate) broker: BrokerId,
+    /// The cluster that this broker belongs to, also before the metadata says so.
+    pub(crate) cluster: u128,
     pub(crate) name: String,
     pub(crate) seed: u64,
     /// The run of the operating system.

@@ -94,7 +94,7 @@ impl Rows {
 impl Made {
     /// What the data directory says. `topics`: the metadata as it is now.
     pub(super) async fn open(rooms: &Rooms, topics: &Topics) -> Self {
-        let (device, root, cluster) = (&rooms.device, &rooms.data_dir, topics.cluster);
+        let (device, root, cluster) = (&rooms.device, &rooms.data_dir, rooms.cluster);
         let read = {
             let (device, root) = (device.clone(), root.clone());
             move || read(&**device.disk(), &root, cluster)
@@ -236,6 +236,14 @@ mod tests {
         let known = Rows::at_start(Some(read), &topics(), (BrokerId(2), true));
         assert!(known.have(ReplicaId(5)) && !known.have(ReplicaId(4)), "that is another broker's");
         assert!(known.have(ReplicaId(300)), "this copy of the metadata does not know it yet");
+    }
+
+    /// At a start the metadata may be read only in part, or not at all yet.
+    #[test]
+    fn what_was_made_stays_made_while_the_metadata_is_old() {
+        let read = rows();
+        let known = Rows::at_start(Some(read.clone()), &Topics::default(), (BrokerId(2), true));
+        assert_eq!(known, read);
     }
 
     #[test]
