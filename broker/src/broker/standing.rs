@@ -135,7 +135,9 @@ impl Standing {
         let known = cluster.known_metadata();
         let has_others = !known.is_empty();
         let voters = if identity.is_opened { known } else { identity.metadata_voters() };
-        let opened = open_metadata(config, seams, device, (identity, voters, &wiring)).await;
+        let brokers: Vec<BrokerId> = voters.iter().map(|(_, broker)| *broker).collect();
+        let opening = open_metadata(config, seams, device, (identity, voters, &wiring));
+        let opened = cluster.look_for_while(&brokers, room.asks(), opening).await;
         let lost = opened.as_ref().err().and_then(OpenMetadataError::loss);
         let (identity, metadata) = match (opened, lost) {
             (Err(error), Some(reason)) if has_others => {

@@ -226,6 +226,31 @@ impl Cluster {
         Ok(self.identity())
     }
 
+    /// Asks at the seeds where these brokers are, until all are known or `work` is done: a copy of the
+    /// metadata that lacks what only they have does not open before they were asked.
+    pub async fn look_for_while<T>(
+        &self,
+        brokers: &[BrokerId],
+        asks: Arc<dyn Asks>,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let found = |id: &BrokerId| self.directory.borrow().contains_key(id);
+        let here = self.identity().broker;
+        let mut work = std::pin::pin!(work);
+        while !brokers.iter().all(|id| *id == here || found(id)) {
+            let look = async {
+                self.probe_others(&asks).await;
+                tokio::time::sleep(ASK_EVERY).await;
+            };
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = look => {}
+            }
+        }
+        work.await
+    }
+
     /// From now on questions to the metadata are answered, this broker is made known with what it
     /// tells of itself, and the directory follows the metadata.
     pub fn attend(self: &Arc<Self>, metadata: MetadataClient, asks: Arc<dyn Asks>) {
@@ -359,6 +384,12 @@ impl Cluster {
         .boxed()
     }
 
+    async fn probe_others(&self, asks: &Arc<dyn Asks>) {
+        let others = (0..self.terms.seeds.len()).filter(|seed| Some(*seed) != self.terms.place);
+        let probes = others.map(|seed| self.probe(seed, asks));
+        futures_util::future::join_all(probes).await;
+    }
+
     async fn probe(&self, seed: usize, asks: &Arc<dyn Asks>) -> Option<Probed> {
         let asked = asks.ask_at(self.address(seed), Ask::Probe, ANSWER_WITHIN).await;
         let said = match asked {
@@ -424,9 +455,7 @@ impl Cluster {
                 continue;
             }
             // Before the metadata can be read, its voters have to find each other.
-            let others = (0..self.terms.seeds.len()).filter(|seed| Some(*seed) != self.terms.place);
-            let probes = others.map(|seed| self.probe(seed, asks));
-            let probes = futures_util::future::join_all(probes);
+            let probes = self.probe_others(asks);
             let registers = async {
                 let here = Some(self.identity().broker);
                 if is_known {
@@ -455,7 +484,10 @@ impl Cluster {
     /// Writes down where the others are, where that has changed.
     async fn keep_known(&self, catalog: &Catalog) {
         let known = Known::of(catalog);
-        if known.cluster != self.identity().cluster || known == *self.now_known() {
+        if known.cluster != self.identity().cluster
+            || known == *self.now_known()
+            || !self.is_current(catalog)
+        {
             return;
         }
         let (disk, data_dir) = (self.place.disk.clone(), self.place.data_dir.clone());
@@ -465,6 +497,14 @@ impl Cluster {
             Ok(()) => *self.now_known() = known,
             Err(error) => tracing::warn!(%error, "it was not noted where the others are"),
         }
+    }
+
+    /// Whether the metadata shows this very start. What an earlier one kept is newer than what comes
+    /// before that in the log, where others may not be named yet.
+    fn is_current(&self, catalog: &Catalog) -> bool {
+        let card = catalog.brokers.get(&self.identity().broker);
+        let facts = card.and_then(|card| card.facts.as_ref());
+        facts.is_some_and(|facts| facts.instance == self.instance)
     }
 
     /// What the metadata says of a broker's address is newer than what it said itself before. Who

@@ -1,7 +1,7 @@
 use super::*;
 use crate::config::{Config, Overrides};
 use crate::replication::metadata::{
-    FOUNDER, LossReason, Metadata, MetadataOptions, MetadataStep, State, Verdict,
+    Address, FOUNDER, LossReason, Metadata, MetadataOptions, MetadataStep, State, Verdict,
 };
 use crate::replication::{Birth, Durability, Pace, PeerLost, ReplicaOptions, Wiring};
 use crate::seams::OsWallClock;
@@ -155,6 +155,51 @@ async fn three_empty_brokers_form_one_cluster_though_answers_are_lost() {
     let (cluster, belongs) = homes[0].start(&net);
     done(belongs).await;
     assert_eq!(cluster.identity(), identities[2]);
+}
+
+/// Whom it asks for what damage took of its metadata it has to find first, though nothing that it
+/// kept says where.
+#[tokio::test(start_paused = true)]
+async fn the_others_are_found_before_the_metadata_is_open() {
+    let net = Arc::new(Net::default());
+    let homes = [1, 2, 3].map(|port| Home::new(port, SEEDS));
+    for (_, belongs) in homes.each_ref().map(|home| home.start(&net)) {
+        done(belongs).await;
+    }
+    homes[2].stop(&net);
+    let (cluster, belongs) = homes[2].start(&net);
+    done(belongs).await;
+    let others = [BrokerId(1), BrokerId(2)];
+    let mut directory = cluster.directory();
+    assert!(directory.borrow().is_empty(), "nothing was kept");
+    let way: Arc<dyn Asks> = Arc::new(Way(net.clone()));
+    let found = directory.wait_for(|known| others.iter().all(|id| known.contains_key(id)));
+    let opening = tokio::time::timeout(LONG, found.map(drop));
+    cluster.look_for_while(&others, way, opening).await.expect("nobody was found");
+}
+
+/// A start reads the log of the metadata from its checkpoint on: what it says first is old.
+#[tokio::test(start_paused = true)]
+async fn where_the_others_are_is_not_forgotten_for_what_the_metadata_said_long_ago() {
+    let net = Arc::new(Net::default());
+    let home = Home::new(1, "127.0.0.1:1");
+    let (cluster, belongs) = home.start(&net);
+    done(belongs).await;
+    let mut state = State::default();
+    state.apply(&cluster.identity().founding().unwrap()).unwrap();
+    let first = state.catalog().clone();
+    let peer = Address::new("b:2").unwrap();
+    let other = BrokerFacts { token: 9, peer, ..cluster.facts() };
+    state.apply(&Command::BrokerUp { broker: None, facts: other }).unwrap();
+    state.apply(&Command::BrokerUp { broker: Some(FOUNDER), facts: cluster.facts() }).unwrap();
+    cluster.keep_known(state.catalog()).await;
+    let kept = || {
+        let Place { disk, data_dir, .. } = &cluster.place;
+        Known::read(&**disk, data_dir, cluster.identity().cluster).brokers.len()
+    };
+    assert_eq!(kept(), 2);
+    cluster.keep_known(&first).await;
+    assert_eq!(kept(), 2);
 }
 
 #[tokio::test(start_paused = true)]
