@@ -8,7 +8,7 @@ use super::Look;
 use crate::admin::problem::Problem;
 use crate::cluster::controller::{COMMANDS_MAX, View, decide};
 use crate::replication::metadata::{
-    BrokerCard, ChangeError, Command, Partition, Refusal, Stage, Standing, Topic,
+    BrokerCard, ChangeError, Command, Partition, Placement, Refusal, Stage, Standing, Topic,
 };
 use crate::reply;
 use axum::http::StatusCode;
@@ -118,6 +118,19 @@ impl Look {
             )));
         }
         Ok(Command::SetStanding { broker, standing: Standing::Draining })
+    }
+
+    /// The copy of the metadata of a broker that shall be removed, where that is all that it holds:
+    /// a broker keeps it, without a vote, for as long as it is one of the cluster.
+    pub(super) fn last_copy(&self, who: &Who) -> Result<Option<ReplicaId>, Problem> {
+        self.clustered()?;
+        let card = self.broker(who)?;
+        let here = |placement: &&Placement| placement.broker == card.id;
+        let mut replicas = self.catalog.partitions().flat_map(|(_, partition)| &partition.replicas);
+        let is_empty = card.standing == Standing::Draining && !replicas.any(|held| here(&held));
+        let copy = self.catalog.metadata.iter().find(here);
+        let learns = copy.filter(|copy| is_empty && copy.stage == Stage::Joining);
+        Ok(learns.map(|copy| copy.replica))
     }
 
     /// Removes a broker that holds nothing.

@@ -86,7 +86,8 @@ impl Told<'_> {
     fn broker_json(&self, card: &BrokerCard, reach: Reach) -> Value {
         let facts = card.facts.as_ref();
         let count = |of: &BTreeMap<BrokerId, usize>| of.get(&card.id).copied().unwrap_or(0);
-        let keeps = |here: &Placement| here.broker == card.id;
+        let keeps = |here: &&Placement| here.broker == card.id;
+        let copy = self.look.catalog.metadata.iter().find(keeps);
         let condition = self.conditions.get(&card.id).map(|told| {
             let heard = self.look.now.saturating_duration_since(told.heard);
             json!({
@@ -107,7 +108,8 @@ impl Told<'_> {
             "condition": condition,
             "replicas": count(&self.health.held),
             "led": count(&self.health.led),
-            "metadata_copy": self.look.catalog.metadata.iter().any(keeps),
+            "metadata_copy": copy.is_some(),
+            "metadata_vote": copy.is_some_and(|copy| copy.stage == Stage::Voter),
         })
     }
 }

@@ -7,13 +7,17 @@
 use super::orders::{MoveOrder, Who, problem_of};
 use crate::admin::problem::Problem;
 use crate::admin::{AdminView, Answer, Shown};
-use crate::replication::metadata::{Change, ChangeError, Command};
+use crate::replication::metadata::{Change, ChangeError, Command, LossReason};
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::Duration;
 use weir_protocol::error_code::ErrorCode;
+
+/// How long a removal waits for the group of the metadata to forget the broker's copy.
+const GONE_WITHIN: Duration = Duration::from_secs(5);
 
 type Body<T> = Result<Json<T>, JsonRejection>;
 
@@ -78,8 +82,15 @@ pub(in crate::admin) async fn add(
     settle(&view, broker, super::Look::addition, "active").await
 }
 
-/// The broker is forgotten.
+/// The broker is forgotten, and its copy of the metadata before.
 pub(in crate::admin) async fn remove(State(view): Shown, Path(broker): Path<String>) -> Answer {
+    if let Some(replica) = view.cluster.look().last_copy(&Who::Name(broker.clone()))? {
+        propose(&view, Command::LoseReplica { replica, reason: LossReason::GivenUp }).await?;
+        let mut catalogs = view.cluster.metadata.watch();
+        let gone = catalogs.wait_for(|now| now.metadata.iter().all(|copy| copy.replica != replica));
+        // What is still there then is told by the refusal.
+        let _ = tokio::time::timeout(GONE_WITHIN, gone).await;
+    }
     settle(&view, broker, super::Look::removal, "removed").await
 }
 

@@ -309,9 +309,24 @@ async fn a_broker_is_removed_when_nothing_stands_on_it() {
     let who = |text: &str| Who::Name(text.to_owned());
     let words = ["n1 holds replicas of 2 partitions, orders/0", "weir cluster drain n1 --wait"];
     refused(look(&state).removal(&who("n1")), &words);
+    // Its copy goes last, and not while anything else keeps the broker.
+    for broker in ["n1", "n2", "n4", "n5"] {
+        assert_eq!(look(&state).last_copy(&who(broker)), Ok(None), "{broker}");
+    }
     refused(look(&state).removal(&who("n4")), &["replicas of 1 partitions", "it drains"]);
     state.apply(&Command::DeleteTopic { topic: TopicId(1) }).unwrap();
     refused(look(&state).removal(&who("n4")), &["a copy of the metadata", "it drains"]);
+    let replica = state.catalog().metadata[3].replica;
+    assert_eq!(look(&state).last_copy(&who("n4")), Ok(Some(replica)));
+    assert_eq!(look(&state).last_copy(&who("n1")), Ok(None), "it does not drain");
+    for command in [
+        Command::LoseReplica { replica, reason: LossReason::GivenUp },
+        Command::StepMetadata { replica, step: MetadataStep::Gone },
+    ] {
+        state.apply(&command).unwrap();
+        assert_eq!(look(&state).last_copy(&who("n4")), Ok(None));
+    }
+    assert!(look(&state).removal(&who("n4")).is_ok());
     let command = look(&state).removal(&who("n5")).unwrap();
     state.apply(&command).unwrap();
     refused(look(&state).removal(&who("n5")), &["no broker n5"]);

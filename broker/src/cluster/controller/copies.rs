@@ -4,8 +4,9 @@
 //! partition.
 //! Never: gives up a vote without another for it.
 //! Invariants: one, three or five vote, as many as there are brokers for; with those who vote as
-//! they shall, the same are chosen again; a broker that drains keeps its copy until it holds nothing
-//! else, so that it sees what it has to hand over.
+//! they shall, the same are chosen again; a broker keeps its copy until somebody removes it, vote or
+//! not: without one it would show what once was to everybody who asks it, and would not see that it
+//! is to hold something again.
 
 use super::View;
 use crate::cluster::members::Wanted;
@@ -41,18 +42,15 @@ pub fn wanted(view: &View<'_>, setting: u8) -> Wanted {
     let catalog = view.catalog;
     let holds = catalog.partitions().flat_map(|(_, partition)| &partition.replicas);
     let holding: BTreeSet<BrokerId> = holds.map(|placement| placement.broker).collect();
-    let is_done =
-        |here: &&Placement| !catalog.is_active(here.broker) && !holding.contains(&here.broker);
-    let (leaving, staying): (Vec<_>, Vec<_>) = catalog.metadata.iter().partition(is_done);
+    let is_needed =
+        |here: &&Placement| catalog.is_active(here.broker) || holding.contains(&here.broker);
     let count = metadata_voters(setting, catalog.active().count());
-    let voters = choose(view, staying, count);
+    let voters = choose(view, catalog.metadata.iter().filter(is_needed).collect(), count);
     // Where nobody could take the vote over, who has it keeps it.
-    let leaving = if voters.is_empty() { Vec::new() } else { leaving };
-    let leaving = leaving.iter().map(|here| here.replica).collect();
     let votes = |here: &&Placement| here.stage == Stage::Voter;
     let stand = || catalog.metadata.iter().filter(votes).map(|here| here.replica).collect();
     let voters = if voters.is_empty() { stand() } else { voters };
-    Wanted::of_metadata(catalog, &voters, &leaving)
+    Wanted::of_metadata(catalog, &voters)
 }
 
 /// One after another: in the rack that the chosen use least, then who votes already and is not dead,

@@ -173,7 +173,7 @@ fn who_drains_is_preferred_no_longer_within_the_limit_and_ends_empty() {
     world.settle();
     assert_eq!(world.held().get(&BrokerId(2)), None);
     world.check_whole();
-    world.apply(&Command::RemoveBroker { broker: BrokerId(2) });
+    world.remove(BrokerId(2));
 }
 
 #[test]
@@ -278,6 +278,27 @@ fn two_do_not_vote_where_one_does() {
     world.dead.clear();
     world.settle();
     assert_eq!(voters(&world), 3);
+}
+
+/// It answers whoever asks it, and may be wanted again.
+#[test]
+fn who_was_drained_keeps_its_copy_of_the_metadata_without_a_vote() {
+    let mut world = World::new(&[0, 0, 0, 0]);
+    let broker = BrokerId(2);
+    let copy = |world: &World| {
+        *world.catalog().metadata.iter().find(|copy| copy.broker == broker).unwrap()
+    };
+    world.settle();
+    let before = copy(&world);
+    assert_eq!(before.stage, Stage::Voter);
+    world.drain(broker);
+    world.settle();
+    world.check_whole();
+    assert_eq!(copy(&world), Placement { stage: Stage::Joining, ..before });
+    world.apply(&Command::SetStanding { broker, standing: Standing::Active });
+    world.settle();
+    world.check_whole();
+    assert_eq!(copy(&world).replica, before.replica);
 }
 
 #[test]

@@ -73,15 +73,10 @@ impl Wanted {
         })
     }
 
-    /// What the metadata's own group shall be, where `voters` shall vote and `leaving` shall go.
-    pub fn of_metadata(
-        catalog: &Catalog,
-        voters: &BTreeSet<ReplicaId>,
-        leaving: &BTreeSet<ReplicaId>,
-    ) -> Self {
+    /// What the metadata's own group shall be, where `voters` shall vote.
+    pub fn of_metadata(catalog: &Catalog, voters: &BTreeSet<ReplicaId>) -> Self {
         let wish = |here: &Placement| match here.stage {
             Stage::Leaving | Stage::Lost(_) => Wish::Leave,
-            _ if leaving.contains(&here.replica) => Wish::Leave,
             _ if voters.contains(&here.replica) => Wish::Vote,
             _ => Wish::Learn,
         };

@@ -100,7 +100,7 @@ pub(crate) struct BrokerArguments {
 pub(crate) struct DrainArguments {
     #[command(flatten)]
     pub(crate) broker: BrokerArguments,
-    /// Wait until it holds nothing; ask another broker than the one that is drained
+    /// Wait until it holds nothing
     #[arg(long)]
     pub(crate) wait: bool,
     /// Give up waiting after this long, with a unit: 30m; what was begun goes on

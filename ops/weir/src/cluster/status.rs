@@ -52,7 +52,7 @@ pub(super) struct Broker {
     condition: Option<Condition>,
     pub(super) replicas: u64,
     led: u64,
-    pub(super) metadata_copy: bool,
+    pub(super) metadata_vote: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -226,11 +226,11 @@ impl Broker {
             1 => "1 replica".to_owned(),
             count => format!("{count} replicas"),
         };
-        match (self.replicas, self.metadata_copy) {
+        match (self.replicas, self.metadata_vote) {
             (0, false) => None,
-            (0, true) => Some("a copy of the metadata".to_owned()),
+            (0, true) => Some("a vote on the metadata".to_owned()),
             (_, false) => Some(replicas),
-            (_, true) => Some(format!("{replicas} and a copy of the metadata")),
+            (_, true) => Some(format!("{replicas} and a vote on the metadata")),
         }
     }
 }
@@ -361,7 +361,9 @@ the broker does not belong to a cluster yet: waiting for c:1
     fn what_a_broker_holds_is_said_or_it_is_empty() {
         let holds = |broker: &Broker| broker.holds();
         let all: Vec<_> = eventful().brokers.iter().map(holds).collect();
-        assert_eq!(all[3].as_deref(), Some("1 replica and a copy of the metadata"));
+        assert_eq!(all[0].as_deref(), Some("2 replicas and a vote on the metadata"));
+        // A copy without a vote goes with the broker's removal.
+        assert_eq!(all[3].as_deref(), Some("1 replica"));
         assert_eq!(all[4], None);
     }
 

@@ -27,9 +27,6 @@ pub(super) async fn add(arguments: BrokerArguments) -> Result<(), Failure> {
 
 pub(super) async fn drain(arguments: DrainArguments) -> Result<(), Failure> {
     let DrainArguments { broker: BrokerArguments { broker, ask: whom }, wait, timeout } = arguments;
-    if wait {
-        refuse_itself(&whom.admin.admin, &broker).await?;
-    }
     let answer = change(&whom, &broker, "drain").await?;
     if !wait {
         let words = format!(
@@ -54,21 +51,6 @@ pub(super) async fn drain(arguments: DrainArguments) -> Result<(), Failure> {
         &answer,
         &format!("{broker} holds nothing: `weir cluster remove {broker}` forgets it"),
     )
-}
-
-/// A broker that was drained has no copy of the metadata any more and would never say so.
-async fn refuse_itself(admin: &str, broker: &Name) -> Result<(), Failure> {
-    let status = look(admin).await?;
-    let is_meant =
-        |known: &&Broker| known.name == broker.as_str() || known.id.to_string() == broker.as_str();
-    let meant = status.brokers.iter().find(is_meant);
-    if meant.is_some_and(|known| known.name == status.told_by) {
-        return Err(Failure::Usage(format!(
-            "{admin} is the broker that shall be drained, and does not see the end of it: name \
-             another one with --admin"
-        )));
-    }
-    Ok(())
 }
 
 /// Waits until a broker holds nothing, or is not there at all.

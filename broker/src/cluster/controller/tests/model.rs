@@ -114,7 +114,7 @@ fn the_only_replica_moves_with_the_lead() {
             world.settle();
             world.check_whole();
             assert_ne!(world.partitions()[0].replicas[0].broker, home);
-            world.apply(&Command::RemoveBroker { broker: home });
+            world.remove(home);
         }
     }
 }
@@ -135,7 +135,7 @@ fn two_brokers_die_one_after_the_other_while_a_third_drains() {
     world.bury(BrokerId(3));
     world.settle();
     check(&world);
-    world.apply(&Command::RemoveBroker { broker: BrokerId(1) });
+    world.remove(BrokerId(1));
 }
 
 /// Nowhere to go is no reason to give up what may come back.
@@ -269,7 +269,7 @@ proptest! {
         let known: Vec<_> = world.catalog().brokers.keys().copied().collect();
         for broker in known {
             if !world.catalog().is_active(broker) {
-                world.apply(&Command::RemoveBroker { broker });
+                world.remove(broker);
             }
         }
     }
