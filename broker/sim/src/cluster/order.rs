@@ -13,19 +13,37 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// What is read of an answer.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
 
-/// Gives an order to the broker of machine `to`: a method, a path and a JSON body. Returns whether it
-/// was obeyed; an error where there was no answer.
+/// What was answered to an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// It is done, or begins.
+    Obeyed,
+    /// It cannot be as things are.
+    Refused,
+    /// What it names is not there.
+    Absent,
+    /// It may be done or not.
+    Unknown,
+}
+
+/// Gives an order to the broker of machine `to`: a method, a path and a JSON body. An error is no
+/// answer.
 pub(super) async fn order(
     cluster: &Cluster,
     to: u8,
     (method, path): (&str, &str),
     body: &str,
-) -> io::Result<bool> {
+) -> io::Result<Told> {
     let asked = ask(cluster, to, (method, path), body);
     let answer = timeout(ANSWER_WITHIN, asked).await??;
     let status = answer.lines().next().unwrap_or_default();
     tracing::info!(to, method, path, body, answer, "an order");
-    Ok(status.split(' ').nth(1).is_some_and(|code| code.starts_with('2')))
+    Ok(match status.split(' ').nth(1).unwrap_or_default() {
+        code if code.starts_with('2') => Told::Obeyed,
+        "404" => Told::Absent,
+        code if code.starts_with('4') || code == "503" => Told::Refused,
+        _ => Told::Unknown,
+    })
 }
 
 async fn ask(

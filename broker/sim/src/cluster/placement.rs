@@ -4,24 +4,36 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use tokio::time::{Duration, sleep};
+use tokio::time::{Duration, Instant, sleep};
 use weir_client::Client;
 use weir_protocol::frame::BrokerView;
 
 const ASK_AGAIN: Duration = Duration::from_millis(200);
+/// The cluster decides once a second what is to move next: between two moves everything is in its
+/// place for a moment.
+const STANDS_FOR: Duration = Duration::from_secs(4);
 
 /// By partition: the machines that hold a replica.
 pub(super) type Placement = BTreeMap<u32, BTreeSet<u8>>;
 
-/// Waits until every partition has exactly so many replicas: nothing moves any more, and what was lost
-/// is replaced.
+/// Waits until every partition has exactly so many replicas, the same ones for a while: nothing moves
+/// any more, and what was lost is replaced.
 pub(super) async fn settled(client: &Client, topic: &str, replicas: u8) -> Placement {
+    let mut stands: Option<(Placement, Instant)> = None;
     loop {
-        match placement(client, topic, replicas).await {
-            Ok(Some(placement)) => return placement,
-            Ok(None) => {}
-            Err(error) => tracing::debug!(%error, "the placement is not known yet"),
-        }
+        let found = placement(client, topic, replicas).await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "the placement is not known yet");
+            None
+        });
+        stands = match (found, stands) {
+            (Some(found), Some((before, since))) if found == before => {
+                if since.elapsed() >= STANDS_FOR {
+                    return found;
+                }
+                Some((before, since))
+            }
+            (found, _) => found.map(|found| (found, Instant::now())),
+        };
         sleep(ASK_AGAIN).await;
     }
 }

@@ -3,7 +3,7 @@
 //! Owns: the orders, and how long one is insisted on.
 //! Never: judges an order: the cluster refuses what it cannot do.
 
-use super::super::order::order;
+use super::super::order::{Told, order};
 use super::super::rot;
 use super::Nemesis;
 use tokio::time::{Duration, Instant, sleep};
@@ -26,7 +26,7 @@ impl Nemesis {
                 "{{\"topic\":\"{topic}\",\"partition\":{partition},\"from\":\"broker-{from}\",\
                  \"to\":\"broker-{to}\"}}"
             );
-            if self.give("POST", "/v1/cluster/move", &body, random).await {
+            if self.give("POST", "/v1/cluster/move", &body, random).await == Told::Obeyed {
                 return;
             }
         }
@@ -49,16 +49,13 @@ impl Nemesis {
     async fn retire_alone(&self, one: u8, random: &mut fastrand::Rng) {
         self.state().renewed.remove(&one);
         let path = format!("/v1/cluster/brokers/broker-{one}");
-        if !self.give("POST", &format!("{path}/drain"), "{}", random).await {
-            return;
+        match self.give("POST", &format!("{path}/drain"), "{}", random).await {
+            // Unknown it may drain from now on, and is not left so.
+            Told::Obeyed | Told::Unknown => {}
+            Told::Refused | Told::Absent => return,
         }
-        let until = Instant::now() + EMPTY_WITHIN;
-        while !self.give("DELETE", &path, "", random).await {
-            if Instant::now() > until {
-                self.give("POST", &format!("{path}/add"), "{}", random).await;
-                return;
-            }
-            sleep(ASK_AGAIN).await;
+        if !self.remove(&path, random).await {
+            return;
         }
         while !self.take(one) {
             sleep(ASK_AGAIN).await;
@@ -74,14 +71,38 @@ impl Nemesis {
         self.start(one).await;
     }
 
-    /// Whether some broker obeys.
-    async fn give(&self, method: &str, path: &str, body: &str, random: &mut fastrand::Rng) -> bool {
+    /// Removes a broker that drains; returns whether it is gone. One that does not become empty in
+    /// time is made active again.
+    async fn remove(&self, path: &str, random: &mut fastrand::Rng) -> bool {
+        let until = Instant::now() + EMPTY_WITHIN;
+        // Once an answer is lost, a broker that is not there any more may be gone by that order.
+        let mut in_doubt = false;
+        loop {
+            let told = match Instant::now() < until {
+                true => self.give("DELETE", path, "", random).await,
+                false => match self.give("POST", &format!("{path}/add"), "{}", random).await {
+                    Told::Obeyed | Told::Refused => return false,
+                    told => told,
+                },
+            };
+            match told {
+                Told::Obeyed => return true,
+                Told::Absent if in_doubt => return true,
+                Told::Unknown => in_doubt = true,
+                Told::Absent | Told::Refused => {}
+            }
+            sleep(ASK_AGAIN).await;
+        }
+    }
+
+    /// Tells some broker.
+    async fn give(&self, method: &str, path: &str, body: &str, random: &mut fastrand::Rng) -> Told {
         let to = random.u8(1..=self.cluster.brokers());
         match order(&self.cluster, to, (method, path), body).await {
-            Ok(obeyed) => obeyed,
+            Ok(told) => told,
             Err(error) => {
                 tracing::info!(to, method, path, %error, "an order was not answered");
-                false
+                Told::Unknown
             }
         }
     }
