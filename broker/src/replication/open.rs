@@ -77,6 +77,11 @@ impl ReplicaOptions {
         let others = self.voters.iter().filter(|(replica, _)| *replica != self.replica);
         others.copied().collect()
     }
+
+    /// How many voters come before it when one is to call an election; none where it is no voter yet.
+    fn turn(&self) -> Option<usize> {
+        self.voters.iter().position(|(replica, _)| *replica == self.replica)
+    }
 }
 
 /// What a group says about a replica of it whose log is empty.
@@ -413,11 +418,12 @@ async fn start(
     (store, shell, ways): (LogStore, Shell, Ways),
     alone: bool,
 ) -> Result<Raft<Types, Shell>, OpenReplicaError> {
+    let patience = options.pace.patience_ms(options.turn());
     let config = Config {
         cluster_name: options.dir.display().to_string(),
         heartbeat_interval: options.pace.heartbeat_ms,
-        election_timeout_min: options.pace.election_ms,
-        election_timeout_max: options.pace.lease_ms(),
+        election_timeout_min: patience.start,
+        election_timeout_max: patience.end,
         // A restarted leader would otherwise resume its term, while everything volatile is gone.
         enable_leader_restore: Some(is_planted(Bug::TermResumed)),
         enable_pre_vote: Some(true),

@@ -4,7 +4,11 @@
 //! Invariant: every replica of a group has the same pace, because the metadata that all of them
 //! follow decides it: a leader of a slow one would lose its place to a follower of a quick one.
 
+use std::ops::Range;
 use tokio::time::Duration;
+
+/// Voters that wait for different lengths of time.
+const TURNS: u64 = 3;
 
 /// The pace of a group. Fixed while a replica is open: another one needs it opened anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,7 +16,7 @@ pub struct Pace {
     /// Milliseconds between the heartbeats of a leader.
     pub heartbeat_ms: u64,
     /// Milliseconds of silence after which a follower calls an election: from here to
-    /// [`Pace::lease_ms`], behind the lease of the leader that fell silent.
+    /// [`Pace::lease_ms`], as its turn is, and behind the lease of the leader that fell silent.
     pub election_ms: u64,
 }
 
@@ -37,14 +41,26 @@ impl Pace {
         }
     }
 
-    /// Milliseconds for which a follower that heard its leader grants nobody else a vote; also the
-    /// longest that a follower waits behind that before it calls an election.
+    /// The longest, in milliseconds, that a follower that heard its leader grants nobody else a vote,
+    /// and that it waits behind that before it calls an election.
     pub const fn lease_ms(self) -> u64 {
         self.election_ms * 5 / 3
     }
 
-    /// A leader that no majority has answered for this long gives up its lead. The others can have
-    /// elected another by then and not before, so that giving up sooner would help nobody.
+    /// Between how many milliseconds a follower waits, chosen anew each time; the end is also its
+    /// lease. `turn`: how many voters come before it; none where it was no voter when it was opened.
+    /// Of three, no two call an election at once: they would split the votes, and the next try is a
+    /// whole wait away. Where a broker died that led 250 groups, by chance alone one group in fifty
+    /// did that, and waited for 2 s more.
+    pub fn patience_ms(self, turn: Option<usize>) -> Range<u64> {
+        let step = (self.lease_ms() - self.election_ms) / TURNS;
+        let Some(turn) = turn else { return self.election_ms..self.lease_ms() };
+        let from = self.election_ms + step * (turn as u64).min(TURNS - 1);
+        from..from + step
+    }
+
+    /// A leader that no majority has answered for this long gives up its lead. The others have elected
+    /// another by then as a rule; sooner, most of those who give up would be elected again.
     pub const fn silence_max(self) -> Duration {
         Duration::from_millis(self.lease_ms() + self.election_ms)
     }
@@ -68,3 +84,20 @@ const _: () = assert!(
         && Pace::STEADY.silence_max().as_millis() < 2_000
         && Pace::METADATA.silence_max().as_millis() < 2_000
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn voters_wait_in_turns_and_nobody_less_or_longer_than_the_pace_says() {
+        for pace in [Pace::QUICK, Pace::STEADY, Pace::SLOW, Pace::METADATA] {
+            let [first, second, third] = [0, 1, 2].map(|turn| pace.patience_ms(Some(turn)));
+            assert!(first.end <= second.start && second.end <= third.start, "{pace:?}");
+            assert!(first.start == pace.election_ms && third.end <= pace.lease_ms(), "{pace:?}");
+            assert!([first, second, third.clone()].iter().all(|turn| turn.end - turn.start > 80));
+            assert_eq!(pace.patience_ms(Some(4)), third, "of five, three share a turn");
+            assert_eq!(pace.patience_ms(None), pace.election_ms..pace.lease_ms());
+        }
+    }
+}
