@@ -21,12 +21,12 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Where an election costs little, it comes soon: 1.0 to 1.3 s from the end of a leader to the
-    /// next one's first batch, measured in simulation.
+    /// Where an election costs little, it comes soon: 0.9 to 1.3 s behind the last beat, as the turn
+    /// is of whoever calls it.
     pub const QUICK: Self = Self { heartbeat_ms: 130, election_ms: 400 };
-    /// 1.5 to 2.0 s.
+    /// 1.3 to 2.0 s.
     pub const STEADY: Self = Self { heartbeat_ms: 200, election_ms: 600 };
-    /// 3.0 to 4.0 s. The engine wakes up thirteen times in four heartbeats, for every group, also an
+    /// 2.7 to 4.0 s. The engine wakes up thirteen times in four heartbeats, for every group, also an
     /// idle one.
     pub const SLOW: Self = Self { heartbeat_ms: 500, election_ms: 1_200 };
     /// Of the metadata: one group, which every change of the cluster waits for.
