@@ -125,9 +125,10 @@ fn is_doubtful(kind: &str, newest: usize) -> bool {
     let gone = ["both copies of the header", "the file", "all bytes"];
     let of_newest = gone.map(|what| format!("segment {newest} of {newest}: {what}"));
     // Behind the watermark an unreadable page may hide anything.
-    let last_page = format!("segment {newest} of {newest}: no page of batch");
+    let last_pages = ["no page of batch", "two pages"]
+        .map(|what| format!("segment {newest} of {newest}: {what}"));
     of_newest.iter().any(|known| known == kind)
-        || kind.starts_with(&last_page)
+        || last_pages.iter().any(|known| kind.starts_with(known))
         || kind == format!("segment {}: its tail and the next one", newest - 1)
 }
 
