@@ -202,17 +202,22 @@ async fn where_the_others_are_is_not_forgotten_for_what_the_metadata_said_long_a
     assert_eq!(kept(), 2);
 }
 
+/// A cluster of one broker that answers.
+async fn founded(net: &Arc<Net>) -> (Home, Arc<Cluster>) {
+    let home = Home::new(1, "127.0.0.1:1");
+    let (founder, belongs) = home.start(net);
+    done(belongs).await;
+    let mut state = State::default();
+    state.apply(&founder.identity().founding().unwrap()).unwrap();
+    state.apply(&Command::BrokerUp { broker: Some(FOUNDER), facts: founder.facts() }).unwrap();
+    *net.state.lock().unwrap() = Some(state);
+    (home, founder)
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_broker_joins_a_cluster_that_is_there_and_keeps_its_id_when_answers_are_lost() {
     let net = Arc::new(Net::default());
-    let mut state = State::default();
-    let lonely = Home::new(1, "127.0.0.1:1");
-    let (founder, belongs) = lonely.start(&net);
-    done(belongs).await;
-    let founding = founder.identity().founding().unwrap();
-    state.apply(&founding).unwrap();
-    state.apply(&Command::BrokerUp { broker: Some(FOUNDER), facts: founder.facts() }).unwrap();
-    *net.state.lock().unwrap() = Some(state);
+    let (_lonely, founder) = founded(&net).await;
 
     let home = Home::new(9, "127.0.0.1:1");
     let (cluster, belongs) = home.start(&net);
@@ -235,13 +240,7 @@ async fn a_broker_joins_a_cluster_that_is_there_and_keeps_its_id_when_answers_ar
 #[tokio::test(start_paused = true)]
 async fn a_broker_that_was_removed_learns_it_and_asks_for_no_place() {
     let net = Arc::new(Net::default());
-    let mut state = State::default();
-    let lonely = Home::new(1, "127.0.0.1:1");
-    let (founder, belongs) = lonely.start(&net);
-    done(belongs).await;
-    state.apply(&founder.identity().founding().unwrap()).unwrap();
-    state.apply(&Command::BrokerUp { broker: Some(FOUNDER), facts: founder.facts() }).unwrap();
-    *net.state.lock().unwrap() = Some(state);
+    let (lonely, _) = founded(&net).await;
     let home = Home::new(9, "127.0.0.1:1");
     let (cluster, belongs) = home.start(&net);
     done(belongs).await;
